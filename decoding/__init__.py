@@ -1,0 +1,1 @@
+"""The decode engine: tensors and token ids. It knows nothing of HTTP, asyncio or text."""

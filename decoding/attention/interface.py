@@ -1,0 +1,83 @@
+"""The seam between a packed batch and the attention backends.
+
+`packing.py` builds a Batch on the host; `AttentionBackend.plan` moves it to the device once per forward; the model calls
+`AttentionBackend.forward` once per layer. A backend promises that a query's result depends on its own row's keys alone:
+not on its neighbours, not on how the row was cut into chunks, not on whether it came as prefill or decode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One ragged forward on the host. T tokens of R rows, laid end to end; P is the longest page table.
+
+    Row r owns tokens query_starts[r] : query_starts[r + 1]; its keys are positions 0 : kv_lengths[r], in the pages
+    page_tables[r], this forward's own tokens included (they are written before any row attends). Rows of one batch may
+    share pages. probe_rows: rows whose last query's last-layer attention scores are wanted.
+    """
+
+    token_ids: np.ndarray  # int64 [T]
+    positions: np.ndarray  # int64 [T]
+    slots: np.ndarray  # int64 [T]   page * page_size + offset: where the token's key and value go
+    query_starts: np.ndarray  # int64 [R + 1]
+    kv_lengths: np.ndarray  # int64 [R]
+    page_tables: np.ndarray  # int64 [R, P]   padded with page 0
+    embeds: dict[int, torch.Tensor] = field(default_factory=dict)  # token index -> [hidden], replaces its embedding
+    probe_rows: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.kv_lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """What a layer's attention needs beyond q, k and v. None means the feature is off."""
+
+    layer: int
+    scaling: float
+    sliding_window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None  # [heads]
+
+
+class AttentionBackend(Protocol):
+    """Owns the KV tensors and the arithmetic over them. Page ids come from `cache.py`; page 0 is never handed out."""
+
+    page_size: int
+
+    def allocate(self, num_pages: int) -> None:
+        """Allocate keys and values for every layer: num_pages pages of page_size positions."""
+
+    def bytes_per_page(self) -> int:
+        """Bytes one page takes over all layers, keys and values."""
+
+    def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
+        """Copy whole pages, all layers: (source page, destination page). Called before the forward that needs them."""
+
+    def plan(self, batch: Batch) -> Any:
+        """Device-side metadata for one forward; opaque to everyone but `forward`."""
+
+    def forward(
+        self,
+        spec: LayerSpec,
+        query: torch.Tensor,  # [1, heads, T, head_dim]
+        key: torch.Tensor,  # [1, kv_heads, T, head_dim]
+        value: torch.Tensor,  # [1, kv_heads, T, v_head_dim]
+        plan: Any,
+    ) -> torch.Tensor:  # [1, T, heads, v_head_dim]
+        """Write key and value into their slots, then attend causally, each row over its own pages."""
+
+    def probed(self, plan: Any) -> dict[int, torch.Tensor]:
+        """After the forward: probed row -> last layer's scaled pre-softmax scores of its last query, [heads, keys] float32."""

@@ -1,0 +1,241 @@
+"""The wire between the server process and the decode worker: msgspec structs, length-prefixed, never pickle.
+
+Torch-free, so both sides import it. A frame is a 4-byte little-endian length and a msgpack body; the tag names the type.
+Server -> worker: Start once, then Submit, Cancel, Shutdown. Worker -> server: Progress while loading, Loaded once, then
+one Tick per engine tick (and one at least every second, as a heartbeat), Crashed as a last word.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from decoding.params import PARAMS, LogitsParams, LogprobsParams, Request, StoppingParams, StrategyParams
+
+MAX_FRAME_BYTES = 64 << 20
+HEADER = struct.Struct("<I")
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
+
+    token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    max_rows: int = 256
+    max_model_len: int = 0
+    kv_memory_bytes: int = 0
+    tick_tokens: int = 0
+    prefix_cache: bool = True
+    threads: int = 0
+    token_bytes: tuple[bytes, ...] = ()
+
+
+class Submit(msgspec.Struct, frozen=True, tag=True):
+    """A request under the server's id. `strategy` names the params class that `strategy_params` fills."""
+
+    request_id: int
+    prompt_ids: tuple[int, ...]
+    strategy: str
+    strategy_params: dict[str, Any]
+    logits: LogitsParams
+    stopping: StoppingParams
+    logprobs: LogprobsParams
+    seed: int
+    cache_salt: str = ""
+    priority: int = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Forget the request; no Output follows. Cancelling an unknown or finished id is no error."""
+
+    request_id: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    """Exit at once with status 0."""
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """Loading goes on: what is being done, and how far (0 to 1)."""
+
+    stage: str
+    fraction: float
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is ready, its self-test passed and one canary token was decoded.
+
+    vocab_size is the width of the logits: a valid token id is below it. num_pages x page_size tokens fit the KV cache.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    num_pages: int
+    page_size: int
+    max_rows: int
+    device: str
+    dtype: str
+    architecture: str
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """New tokens of one choice; with finish_reason set it is the choice's last.
+
+    logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop | length | error.
+    stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
+    score: cumulative raw log-prob of the choice, on its last chunk only, when it was computed.
+    """
+
+    choice: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    top: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    score: float | None = None
+
+
+class PromptScores(msgspec.Struct, frozen=True, array_like=True):
+    """Raw log-probs of the prompt: one entry per prompt token, the first None. top as in Chunk (empty for the first)."""
+
+    logprobs: tuple[float | None, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+
+
+class Finished(msgspec.Struct, frozen=True, array_like=True):
+    """The request is over. Seconds are measured in the worker; tokens are the work done for it.
+
+    computed_tokens: output positions run through the model, returned or not. cached_tokens: prompt tokens taken from the
+    prefix index. error: None, or a code (`never_fits`, `nan_logits`, `internal`) with a message safe to show.
+    """
+
+    cached_tokens: int
+    computed_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    preemptions: int
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+class Output(msgspec.Struct, frozen=True, array_like=True):
+    """Everything one tick says about one request. `finished` comes exactly once, with or after the last chunk."""
+
+    request_id: int
+    chunks: tuple[Chunk, ...] = ()
+    prompt: PromptScores | None = None
+    finished: Finished | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, array_like=True):
+    """Gauges after the tick and the tick's own figures; the *_total fields only grow while this worker lives."""
+
+    running: int
+    waiting: int
+    live_rows: dict[str, int]
+    used_pages: int
+    tick_seconds: float
+    tick_rows: int
+    tick_tokens: int
+    preemptions_total: int
+    prefix_queries_total: int
+    prefix_hits_total: int
+    computed_tokens_total: int
+    drafted_total: int = 0
+    accepted_total: int = 0
+
+
+class Tick(msgspec.Struct, frozen=True, tag=True):
+    """One message per engine tick. Idle heartbeats carry no outputs and tick_rows = 0."""
+
+    outputs: tuple[Output, ...]
+    stats: Stats
+
+
+class Crashed(msgspec.Struct, frozen=True, tag=True):
+    """The worker's last word: it exits with this. `during`: load | tick. The traceback goes to its stderr."""
+
+    during: str
+    message: str
+
+
+ToWorker = Start | Submit | Cancel | Shutdown
+FromWorker = Progress | Loaded | Tick | Crashed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode(frame: ToWorker | FromWorker) -> bytes:
+    """The frame with its length header, ready to be written."""
+    body = _encoder.encode(frame)
+    return HEADER.pack(len(body)) + body
+
+
+def decode_to_worker(body: bytes | memoryview) -> ToWorker:
+    return _to_worker.decode(body)
+
+
+def decode_from_worker(body: bytes | memoryview) -> FromWorker:
+    return _from_worker.decode(body)
+
+
+class FrameSplitter:
+    """Cuts a byte stream into frame bodies, whatever the reads' borders. Raises ValueError on an oversized length."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def push(self, data: bytes) -> Iterator[bytes]:
+        """The bodies completed by `data`, in order."""
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {length} bytes")
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            body = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            yield body
+
+
+def submit_frame(request_id: int, request: Request) -> Submit:
+    return Submit(
+        request_id=request_id,
+        prompt_ids=request.prompt_ids,
+        strategy=request.strategy.NAME,
+        strategy_params=msgspec.to_builtins(request.strategy),
+        logits=request.logits,
+        stopping=request.stopping,
+        logprobs=request.logprobs,
+        seed=request.seed,
+        cache_salt=request.cache_salt,
+        priority=request.priority,
+    )
+
+
+def request_of(frame: Submit) -> Request:
+    """The inverse of submit_frame. Raises msgspec.ValidationError, KeyError or InvalidParam on a bad frame."""
+    params: StrategyParams = msgspec.convert(frame.strategy_params, PARAMS[frame.strategy])
+    return Request(
+        prompt_ids=frame.prompt_ids,
+        strategy=params,
+        logits=frame.logits,
+        stopping=frame.stopping,
+        logprobs=frame.logprobs,
+        seed=frame.seed,
+        cache_salt=frame.cache_salt,
+        priority=frame.priority,
+    )

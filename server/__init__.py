@@ -1,0 +1,1 @@
+"""The HTTP front end: asyncio, wire types and text. It never imports torch."""
