@@ -327,7 +327,7 @@ def tiny_prompts(model: Any, spec: TinySpec) -> list[dict[str, Any]]:
 
 def tiny_entry(spec: TinySpec) -> dict[str, Any]:
     model = build(spec)
-    entry = {
+    entry: dict[str, Any] = {
         "model_type": spec.model_type,
         "config": spec.config,
         "seed": spec.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from tests.goldens.tiny import TinySpec, build, weights_sha256
 
 HERE = Path(__file__).parent
 MODELS = ("llama", "gpt2", "qwen2")
+
+
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Thread hand-offs cost more than these tiny matrices."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @cache
@@ -33,9 +43,9 @@ def tiny_model(model_type: str) -> Any:
     return build(TinySpec(model_type, entry["config"], entry["seed"], tuple(entry["eos_token_ids"])))
 
 
-def processed(logits: torch.Tensor, history: list[int], penalty: float, banned: list[int]) -> torch.Tensor:
-    """One row [V] after the sign-aware penalty over `history` and the ban of `banned`, spelled out id by id."""
-    row = logits.clone()
+def processed(logits: list[float], history: list[int], penalty: float, banned: list[int]) -> list[float]:
+    """One row of V logits after the sign-aware penalty over `history` and the ban of `banned`, spelled out id by id."""
+    row = list(logits)
     for token_id in set(history):
         row[token_id] = row[token_id] * penalty if row[token_id] < 0 else row[token_id] / penalty
     for token_id in banned:
@@ -47,11 +57,11 @@ def processed(logits: torch.Tensor, history: list[int], penalty: float, banned: 
 def assert_greedy(model: Any, prompt_ids: list[int], run: dict[str, Any], eos_ids: list[int]) -> None:
     """Each id of `run` is the argmax after the ids before it, by one forward over the whole text without a cache."""
     ids = run["token_ids"]
-    logits = model(torch.tensor([prompt_ids + ids]), use_cache=False).logits[0]  # [T, V]
+    logits = model(torch.tensor([prompt_ids + ids]), use_cache=False).logits[0].tolist()  # T rows of V
     for i, token_id in enumerate(ids):
         banned = eos_ids if i < run["min_new_tokens"] else []
         row = processed(logits[len(prompt_ids) + i - 1], prompt_ids + ids[:i], run["repetition_penalty"], banned)
-        assert int(row.argmax()) == token_id
+        assert row.index(max(row)) == token_id
 
 
 @pytest.mark.parametrize("model_type", MODELS)
