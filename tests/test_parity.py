@@ -15,12 +15,15 @@ import decoding.reading
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.params import Request
+from tests.decoding.conftest import single_thread
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import TableModel, table_engine
 
 VOCAB = 40
 EOS = (3,)
+
+__all__ = ["single_thread"]
 
 MakeEngine = Callable[[int], Engine]
 
@@ -29,21 +32,26 @@ def small_table_engine(num_pages: int) -> Engine:
     return table_engine(num_pages=num_pages, eos=EOS, max_rows=24, tick_tokens=48)
 
 
-def assert_parity(make: MakeEngine, requests: list[Request], num_pages: int, seed: int) -> Engine:
-    """Run the crowd over `num_pages`, each survivor alone over plenty, and compare all they said."""
+def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
+    """Each request by itself, with pages to spare."""
+    return [run(make(200), [request])[0] for request in requests]
+
+
+def assert_parity(make: MakeEngine, requests: list[Request], solo: list[Answer], num_pages: int, seed: int) -> Engine:
+    """Run the crowd over `num_pages` and compare all that the survivors said with what they said alone."""
     crowded = make(num_pages)
     answers = run_crowd(crowded, requests, random.Random(seed))
     assert len(answers) > len(requests) * 3 // 4
     for index, answer in answers.items():
-        (alone,) = run(make(200), [requests[index]])
         assert answer.failure is None
-        assert answer.said == alone.said, f"request {index} differs: {requests[index]}"
+        assert answer.said == solo[index].said, f"request {index} differs: {requests[index]}"
     return crowded
 
 
 def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
     requests = random_requests(random.Random(1), 200, VOCAB)
-    crowded = assert_parity(small_table_engine, requests, num_pages=60, seed=1)
+    solo = alone(small_table_engine, requests)
+    crowded = assert_parity(small_table_engine, requests, solo, num_pages=60, seed=1)
     counters = crowded.scheduler.counters
     assert counters.preemptions > 20
     assert counters.prefix_hits > 100
@@ -52,20 +60,22 @@ def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
 def test_a_fork_that_forgets_to_copy_its_page_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breakage 1: no copy-on-write. Choices of one prompt then write into each other's page."""
     requests = random_requests(random.Random(4), 40, VOCAB)
-    assert_parity(small_table_engine, requests, num_pages=60, seed=4)
+    solo = alone(small_table_engine, requests)
+    assert_parity(small_table_engine, requests, solo, num_pages=60, seed=4)
     monkeypatch.setattr(PageCache, "_must_copy", lambda self, table: False)
     with pytest.raises(AssertionError, match=r"differs|nobody wrote"):
-        assert_parity(small_table_engine, requests, num_pages=60, seed=4)
+        assert_parity(small_table_engine, requests, solo, num_pages=60, seed=4)
 
 
 def test_a_draw_that_depends_on_the_batch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breakage 2: random numbers keyed by the slot in the batch instead of by the request."""
     keyed = decoding.reading.uniforms
     requests = random_requests(random.Random(5), 40, VOCAB)
-    assert_parity(small_table_engine, requests, num_pages=60, seed=5)
+    solo = alone(small_table_engine, requests)
+    assert_parity(small_table_engine, requests, solo, num_pages=60, seed=5)
     monkeypatch.setattr(decoding.reading, "uniforms", lambda seeds, *key: keyed(range(len(seeds)), *key))
     with pytest.raises(AssertionError, match="differs"):
-        assert_parity(small_table_engine, requests, num_pages=60, seed=5)
+        assert_parity(small_table_engine, requests, solo, num_pages=60, seed=5)
 
 
 def test_a_request_that_can_never_fit_is_refused_and_harms_nobody() -> None:

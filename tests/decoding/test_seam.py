@@ -141,6 +141,7 @@ def test_want_reads_every_quantity_at_the_position_it_was_asked_for() -> None:
     assert last.logprobs == pytest.approx([float(logp.max())])
     assert last.gathered == pytest.approx([float(logp[0]), float(logp[5])])
     assert [i for i, _ in last.top] == logp.sort(descending=True, stable=True).indices[:3].tolist()
+    assert last.entropy is not None
     assert last.entropy == pytest.approx(float(-(logp.exp() * logp).sum()), rel=1e-5)
     assert last.varentropy == pytest.approx(float((logp.exp() * (logp + last.entropy) ** 2).sum()), rel=1e-4)
     torch.testing.assert_close(last.layers[2], model.head(last.hidden.double().unsqueeze(0) + 2)[0])
@@ -296,6 +297,7 @@ def test_the_pipeline_runs_at_a_hypothetical_history() -> None:
         root = seen.rows[0]
         window = (*plain[:5],)
         logits = root.last.full
+        assert logits is not None
         by_hand = tools.process(root.row, (), logits)
         assert int(by_hand.argmax()) == root.last.tokens[0]
         differs = tools.process(root.row, window, logits)
@@ -318,8 +320,8 @@ def test_injected_tokens_are_attended_to_but_not_penalised() -> None:
             want = Want(gather=(11, 12), scores=Scores.PROCESSED)
             seen = yield Move((Feed(seen.rows[0].row, (11, 12), want=want, is_injected=is_injected),))
             is_low.extend(score < -40 for score in seen.rows[0].last.gathered)
-            seen = yield Move((Feed(seen.rows[0].row, (13,), want=DRAW),))
-            yield emit(seen.rows[0].last.tokens)
+            seen = yield Move((Feed(seen.rows[0].row, (13,), want=Want(top_k=1)),))
+            yield emit([seen.rows[0].last.top[0][0]])
 
         assert play(body, ask(biased)).tokens() == greedy_continuation((*PROMPT, 11, 12, 13), 1)
         return is_low
