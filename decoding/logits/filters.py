@@ -43,9 +43,7 @@ class TopP:
         p = column([s.p for s in steps], scores)
         width = min(_FEW, scores.shape[-1])
         best = scores.topk(width, dim=-1).values  # [rows, width], descending
-        mass = torch.exp(best - scores.logsumexp(dim=-1, keepdim=True)).double().cumsum(dim=-1)
-        # Token i stays while the mass before it is below p; the first always does.
-        num_kept = 1 + (mass[:, :-1] < p).sum(dim=-1, keepdim=True)
+        num_kept = _num_kept(best, scores.logsumexp(dim=-1, keepdim=True), p)
         threshold = best.gather(1, num_kept - 1)
         is_cut_clean = (num_kept < width) & (best.gather(1, num_kept.clamp(max=width - 1)) < threshold)
         unclear = (~is_cut_clean).squeeze(1).nonzero().flatten().tolist()
@@ -56,12 +54,17 @@ class TopP:
         return scores
 
 
+def _num_kept(descending: torch.Tensor, normaliser: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """How many of the best scores [rows, n] stay, [rows, 1]: a token does while the mass before it is below p."""
+    mass = torch.exp(descending - normaliser).double().cumsum(dim=-1)
+    return 1 + (mass[:, :-1] < p).sum(dim=-1, keepdim=True)
+
+
 def _cut_by_full_sort(scores: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """Top-p over a stable ascending sort; among equals at the border the higher ids stay, as in Hugging Face's."""
-    ascending, order = scores.sort(dim=-1, stable=True)
-    mass = ascending.softmax(dim=-1).cumsum(dim=-1)
-    is_cut = mass <= 1 - p
-    is_cut[:, -1] = False
+    """Top-p over the whole vocabulary; among equals at the border the lower ids stay. (Hugging Face sorts unstably.)"""
+    descending, order = scores.sort(dim=-1, descending=True, stable=True)
+    num_kept = _num_kept(descending, scores.logsumexp(dim=-1, keepdim=True), p)
+    is_cut = torch.arange(scores.shape[-1], device=scores.device) >= num_kept
     return scores.masked_fill(is_cut.scatter(1, order, is_cut), EXCLUDED)
 
 
