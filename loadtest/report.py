@@ -19,7 +19,6 @@ from loadtest.scenario import SCENARIOS, Closed, Open
 from loadtest.statistics import Percentiles, Summary
 from loadtest.target import Target
 
-
 _WISH = {"higher": "higher is better", "lower": "lower is better", "equal": "equal, or the rates mislead"}
 
 
