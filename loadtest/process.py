@@ -28,10 +28,6 @@ class ServerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._log: Path | None = None
 
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None and self._process.returncode is None
-
     async def start(self) -> None:
         descriptor, name = tempfile.mkstemp(prefix="loadtest-server-", suffix=".log")
         self._log = Path(name)
