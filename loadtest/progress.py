@@ -16,7 +16,7 @@ from loadtest.scenario import Scenario
 
 
 class Display:
-    """One line a run, with the tokens and errors so far."""
+    """One bar, of the run at hand, with its tokens and errors so far; notes stay above it."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -40,7 +40,9 @@ class Display:
         self._progress.stop()
 
     def line(self, title: str, scenario: Scenario) -> Watcher:
-        """A new line; what it returns is told of each answer."""
+        """A new bar in place of the last; what it returns is told of each answer."""
+        for earlier in self._progress.task_ids:
+            self._progress.remove_task(earlier)
         total = scenario.warmup + scenario.requests
         task = self._progress.add_task(title, total=total, tokens=0, errors="")
         tokens = errors = 0
@@ -57,3 +59,6 @@ class Display:
             )
 
         return watch
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)

@@ -75,7 +75,9 @@ class _Playing:
         timeout = self.options.common.timeout
         target = await with_model(side.target, Client(side.target, timeout))
         watch = self.display.line(f"{label} {scenario.name}", scenario)
-        return (await Player(scenario, seed, Client(target, timeout), watch).play()).summary
+        summary = (await Player(scenario, seed, Client(target, timeout), watch).play()).summary
+        self.display.note(f"{label} {scenario.name}: {summary.output_tokens_per_second:.1f} tok/s")
+        return summary
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 from tests.loadtest.fake_server import Request, answer, plain, serving
 from tests.loadtest.test_contender import free_port
+from tests.loadtest.test_process import content, state
+from tests.loadtest.until import until
 
 
 async def loadtest(*arguments: str) -> tuple[int | None, str]:
@@ -84,3 +87,25 @@ async def test_compare_starts_both_servers_and_prints_ratios(between: str, tmp_p
 
 def fake_command(port: int) -> list[str]:
     return [sys.executable, "-m", "tests.loadtest.fake_server", str(port)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_comparison_cut_short_leaves_no_server_behind(number: signal.Signals, tmp_path: Path) -> None:
+    port, pid_file = free_port(), tmp_path / "pid"
+    never_ready = [sys.executable, "-c", f"import os, time; print(os.getpid(), file=open({str(pid_file)!r}, 'w')); "]
+    never_ready[-1] += "time.sleep(600)"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest", "compare", "single"),
+        *("--a-url", f"http://127.0.0.1:{port}", "--a-command", shlex.join(fake_command(port))),
+        *("--b-url", f"http://127.0.0.1:{free_port()}", "--b-command", shlex.join(never_ready)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await until(lambda: bool(content(pid_file)))
+    process.send_signal(number)
+    _, errors = await process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert state(int(content(pid_file))) in "XZ"
+    with pytest.raises(ConnectionRefusedError):  # the paused one too
+        await asyncio.open_connection("127.0.0.1", port)
