@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 MAX_INT = 2**31 - 1
 
@@ -76,10 +76,27 @@ class Decoding(Wire):
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
 
 
+def _prompt_form(prompt: object) -> str:
+    """The first entry decides: pydantic would try every form on every entry of what may be a million ids."""
+    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    if prompt is first:
+        return "text"
+    return "texts" if isinstance(first, str) else "id_lists" if isinstance(first, list) else "ids"
+
+
+Prompt = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[list[str], Tag("texts")]
+    | Annotated[list[TokenId], Tag("ids")]
+    | Annotated[list[list[TokenId]], Tag("id_lists")],
+    Discriminator(_prompt_form),
+]
+
+
 class CompletionRequest(Decoding):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] = Field(description=PROMPT)
+    prompt: Prompt = Field(description=PROMPT)
     suffix: str | None = None
     max_tokens: Count | None = None
     echo: bool | None = None
