@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -46,3 +49,13 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Placeholder until the HTTP branch is merged."""
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)
+        return JSONResponse(error.body, error.status, error.headers)
+
+    app.add_exception_handler(ApiError, answer)

@@ -1,0 +1,25 @@
+"""How much one request may ask for. Filled from the settings; checked in `translate.py` before anything is queued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Rows are the sequences of one prompt (n, best_of); max_request_rows counts them over all prompts of a request.
+
+    Characters are Unicode code points. send_seconds: how long a client may leave one piece of a stream unread.
+    """
+
+    max_rows: int = 64
+    max_request_rows: int = 256
+    max_messages: int = 2048
+    max_stop: int = 16
+    max_stop_chars: int = 256
+    max_stop_token_ids: int = 1024
+    max_logprobs: int = 20
+    max_logit_bias: int = 1024
+    max_allowed_token_ids: int = 8192
+    max_cache_salt_chars: int = 256
+    send_seconds: float = 30.0

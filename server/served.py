@@ -1,0 +1,20 @@
+"""What the loaded model is to the HTTP side: names, sizes, tokenizer. The batcher fills it once the worker is ready."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A valid token id is below vocab_size, the width of the logits. `created` is in Unix seconds; names[0] is the default."""
+
+    names: tuple[str, ...]
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    created: int
+    tokenizer: Tokenizer
+    architecture: str
