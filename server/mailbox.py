@@ -21,6 +21,7 @@ from server.worker_process import WorkerProcess
 WORKER_COMMAND = (sys.executable, "-m", "decoding.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # between looks at the watch, for the limit changes when the model is loaded
 HEALTHY_SECONDS = 30.0  # a worker loaded for that long before its loss starts a new row of losses
 
 WorkerStatus = Literal["loading", "ready", "stalled", "worker_down"]
@@ -151,7 +152,7 @@ class Mailbox:
 
     async def _watch(self, worker: WorkerProcess) -> str:
         """Waits for the worker's end, or kills it when it has been silent for too long."""
-        while not await worker.ended(self._limit - self._silence):
+        while not await worker.ended(min(self._limit - self._silence, LOOK_SECONDS)):
             if self._silence >= self._limit:
                 worker.kill()
                 return f"silent for {self._limit:g} seconds"

@@ -197,5 +197,5 @@ class Metrics:
             return
         for name in Totals.__dataclass_fields__:
             counter: Counter = getattr(self, name)
-            counter.inc(getattr(totals, name) - getattr(self._totals, name))
+            counter.inc(max(getattr(totals, name) - getattr(self._totals, name), 0))
         self._totals = totals

@@ -9,7 +9,8 @@ import pytest
 from decoding.frames import Finished, Output, Stats, Tick
 from server.batcher import QueueRules
 from server.errors import ApiError
-from tests.server.fake_worker import ANSWER, NAN, NEVER_FITS, SLOW, STALL, WAIT
+from server.ticket import Ticket
+from tests.server.fake_worker import ANSWER, BURST, NAN, NEVER_FITS, SLOW, STALL, WAIT
 from tests.server.world import Asked, World, ask, request, until, world
 
 SMALL = QueueRules(max_queue=4, queue_timeout=5.0, request_timeout=10.0)
@@ -202,17 +203,22 @@ async def test_at_the_end_of_the_drain_the_rest_gets_an_explicit_error() -> None
         await until(lambda: w.count("running_requests") + w.count("waiting_requests") == 0)
 
 
-async def test_a_reader_is_woken_once_per_tick_however_many_requests_the_tick_reaches() -> None:
+async def test_a_reader_wakes_once_for_all_outputs_of_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    wake_ups = 0
+    sleep = Ticket._next_tick
+
+    async def counted(ticket: Ticket) -> None:
+        nonlocal wake_ups
+        await sleep(ticket)
+        wake_ups += 1
+
+    monkeypatch.setattr(Ticket, "_next_tick", counted)
     async with world() as w:
-        asked = [w.ask(STALL) for _ in range(3)]
-        readers = [asyncio.create_task(one.tokens()) for one in asked]
-        await until(lambda: w.count("running_requests") == 3)
-        last = Output(1, finished=Finished(0, 0, 0, 0, 0, 0))
-        stats = Stats(0, 0, {}, 0, 0.001, 3, 3, 0, 0, 0, 0)
-        w.batcher.worker_ticked(Tick((Output(99), last, Output(2), Output(2)), stats))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert [reader.done() for reader in readers] == [True, False, False]
-        for one, reader in zip(asked, readers, strict=True):
-            one.cancel()
-            await reader
+        assert len(await w.ask(BURST, num_tokens=50).tokens()) == 50
+    assert wake_ups == 1
+
+
+async def test_outputs_for_requests_that_are_gone_are_dropped() -> None:
+    async with world() as w:
+        w.batcher.worker_ticked(Tick((Output(99, finished=Finished(0, 0, 0, 0, 0, 0)),), Stats(0, 0, {}, 0, 0, 0, 0, 0, 0, 0, 0)))
+        assert await w.ask(ANSWER).tokens() == [11, 12, 13]
