@@ -19,6 +19,7 @@ import msgspec
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+END_SECONDS = 3.0
 _MAX_SAFETENSORS_HEADER = 100 << 20
 
 Report = Callable[[str, float], None]  # (stage, fraction from 0 to 1)
@@ -46,9 +47,9 @@ def default_name(model: str) -> str:
 
 async def resolve(model: str, report: Report, *, may_download: bool) -> Path:
     """The model's directory, checked. Raises ModelError."""
-    return (
-        await _prepared(_preparation(model, may_download=may_download), report) if _is_remote(model) else _local(model)
-    )
+    if not _is_remote(model):
+        return _local(model)
+    return await prepare(_preparation(model, may_download=may_download), report)
 
 
 def check(model: str, *, may_download: bool) -> None:
@@ -126,7 +127,7 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"the model's {path.name} is damaged or incomplete")
 
 
-async def _prepared(command: Sequence[str], report: Report) -> Path:
+async def prepare(command: Sequence[str], report: Report) -> Path:
     """Runs the command and follows its lines. Raises ModelError with its last words."""
     process = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -140,8 +141,18 @@ async def _prepared(command: Sequence[str], report: Report) -> Path:
             raise ModelError(_last_line(await errors) or "the model could not be prepared")
         return _local(directory)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Lets it clean up its scratch files, but not for long."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), END_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
 
 
 async def _follow(lines: asyncio.StreamReader, report: Report) -> str | None:

@@ -1,4 +1,4 @@
-"""An ApiError as an HTTP answer for the layers around the app: ASGI messages, or raw bytes where there is no ASGI yet."""
+"""An ApiError as an HTTP answer for the layers around the app: ASGI messages, or raw bytes where there is no ASGI."""
 
 from __future__ import annotations
 

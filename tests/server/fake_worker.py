@@ -1,7 +1,7 @@
 """A scripted decode worker without torch: `python -m tests.server.fake_worker FD` speaks the frames of the real one.
 
-What it does is said by the plan (plan.json in the model's directory, or Start.model itself as JSON) for its life, and by
-the first prompt id for a request.
+What it does is said by the plan (plan.json in the model's directory, or Start.model itself as JSON) for its life, and
+by the first prompt id for a request.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class FakeWorker:
         for number in itertools.count():
             if not plan.stop_reading:
                 self._read(0.002 if self._running else 0.05)
-            elif time.sleep(0.02) is None and number > 50:
+            else:
+                time.sleep(0.02)
+            if plan.stop_reading and number > 50:
                 sys.exit(0)  # it would not see its parent go
             self._admit(plan.max_running)
             self._tick(number)
@@ -133,7 +135,9 @@ class FakeWorker:
         outputs = tuple(output for live in list(self._running.values()) for output in self._outputs(live))
         rows = {"sampling": len(self._running)} if self._running else {}
         waiting = len(self._waiting)
-        stats = Stats(len(self._running), waiting, rows, len(self._running), 0.001, len(outputs), 5, 0, 8, 4, self._computed)
+        stats = Stats(
+            len(self._running), waiting, rows, len(self._running), 0.001, len(outputs), 5, 0, 8, 4, self._computed
+        )
         if outputs or number % 10 == 0:
             self._send(Tick(outputs, stats))
 

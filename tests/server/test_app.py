@@ -31,7 +31,9 @@ async def client(surface: Surface, w: World) -> AsyncIterator[httpx.AsyncClient]
 
 
 @asynccontextmanager
-async def api(plan: str = "{}", *, is_awaited: bool = True, surface: Surface | None = None) -> AsyncIterator[httpx.AsyncClient]:
+async def api(
+    plan: str = "{}", *, is_awaited: bool = True, surface: Surface | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     async with world(plan, is_awaited=is_awaited) as w, client(surface or Surface(WIRE), w) as http:
         yield http
 
@@ -61,7 +63,17 @@ async def test_metrics_can_be_locked_too() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [b"", b"Bearer", b"Bearer ", b"right", b"Basic right", b"Bearer wrong", b"Bearer right2", b"Bearer \xff\xfe", b"Bearer r\xc3\xafght"],
+    [
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"right",
+        b"Basic right",
+        b"Bearer wrong",
+        b"Bearer right2",
+        b"Bearer \xff\xfe",
+        b"Bearer r\xc3\xafght",
+    ],
 )
 async def test_odd_keys_are_a_401(value: bytes) -> None:
     async with api(surface=Surface(WIRE, api_keys=(b"right",))) as http:

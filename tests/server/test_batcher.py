@@ -111,7 +111,7 @@ async def test_the_requests_own_deadline_is_a_504_that_comes_after_the_tokens_so
     async with world() as w:
         asked = ask(w.batcher, SLOW, num_tokens=1000, timeout=0.3)
         seen: list[Output] = []
-        with pytest.raises(ApiError) as failure:
+        with pytest.raises(ApiError) as failure:  # noqa: PT012
             async for output in asked.outputs:
                 seen.append(output)  # noqa: PERF401 - they must survive the error
         assert failure.value.status == 504
@@ -220,5 +220,7 @@ async def test_a_reader_wakes_once_for_all_outputs_of_a_tick(monkeypatch: pytest
 
 async def test_outputs_for_requests_that_are_gone_are_dropped() -> None:
     async with world() as w:
-        w.batcher.worker_ticked(Tick((Output(99, finished=Finished(0, 0, 0, 0, 0, 0)),), Stats(0, 0, {}, 0, 0, 0, 0, 0, 0, 0, 0)))
+        w.batcher.worker_ticked(
+            Tick((Output(99, finished=Finished(0, 0, 0, 0, 0, 0)),), Stats(0, 0, {}, 0, 0, 0, 0, 0, 0, 0, 0))
+        )
         assert await w.ask(ANSWER).tokens() == [11, 12, 13]

@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from server.errors import ApiError
@@ -88,7 +88,7 @@ async def test_a_worker_that_dies_while_loading_is_tried_again(tmp_path: Path) -
 
 async def test_after_too_many_losses_in_a_row_the_run_gives_up(tmp_path: Path) -> None:
     async with world(f'{{"lives": "{tmp_path}/lives", "doomed_lives": 9}}', is_awaited=False) as w:
-        with pytest.raises(WorkerGaveUp, match="3 times in a row, last: .*exit status 7"):
+        with pytest.raises(WorkerGaveUp, match=r"3 times in a row, last: .*exit status 7"):
             await w.supervision
 
 

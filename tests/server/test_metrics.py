@@ -94,7 +94,8 @@ def test_an_alias_histogram_sums_its_strategies() -> None:
     metrics.strategy("best_of").end_to_end.observe(3.0)
     value = metrics.registry.get_sample_value
     buckets = [
-        value("vllm:e2e_request_latency_seconds_bucket", {"model_name": "m", "le": le}) for le in ("0.1", "0.3", "5.0", "+Inf")
+        value("vllm:e2e_request_latency_seconds_bucket", {"model_name": "m", "le": le})
+        for le in ("0.1", "0.3", "5.0", "+Inf")
     ]
     assert buckets == [0, 1, 2, 2]
     assert value("vllm:e2e_request_latency_seconds_sum", {"model_name": "m"}) == pytest.approx(3.2)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from tests.server.fake_worker import ANSWER, HANG, SLOW, STALL
@@ -90,7 +90,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(model: Path) -> Iterator[Served]:
     """One server for the tests that leave it as it was."""
-    limits = ("--max-header-bytes", "4096", "--header-timeout", "0.5", "--body-timeout", "0.5", "--max-connections", "20")
+    limits = (
+        "--max-header-bytes",
+        "4096",
+        "--header-timeout",
+        "0.5",
+        "--body-timeout",
+        "0.5",
+        "--max-connections",
+        "20",
+    )
     with served(model, *limits) as server:
         yield server
 
@@ -162,7 +171,9 @@ def shared_is_healthy(server: Served) -> bool:
 
 def test_a_client_that_goes_away_from_a_stream_stops_its_work(shared: Served) -> None:
     with shared.http() as http:
-        with http.stream("POST", "/v1/completions", json={"prompt": [SLOW], "max_tokens": 9999, "stream": True}) as stream:
+        with http.stream(
+            "POST", "/v1/completions", json={"prompt": [SLOW], "max_tokens": 9999, "stream": True}
+        ) as stream:
             next(stream.iter_lines())
             assert "vllm:num_requests_running{" in http.get("/metrics").text
         idle = 'vllm:num_requests_running{model_name="tiny"} 0.0'
@@ -301,5 +312,6 @@ def test_the_logs_hold_no_prompt_no_key_and_one_json_object_a_line(model: Path) 
 
 
 def test_the_server_process_never_imports_torch() -> None:
-    code = "import sys, server.service, server.__main__; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    heavy = ("torch", "transformers", "numpy")
+    code = f"import sys, server.service, server.__main__; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -36,7 +36,9 @@ def test_the_file_can_be_named_by_the_environment(tmp_path: Path) -> None:
     assert load([], {"POLYDECODE_CONFIG": str(file)}).settings.port == 77
 
 
-@pytest.mark.parametrize("text", ["prot = 1", "config = 'x'", "[model]\nname = 'x'", "= 1", "port = 'x'", "port = 70000"])
+@pytest.mark.parametrize(
+    "text", ["prot = 1", "config = 'x'", "[model]\nname = 'x'", "= 1", "port = 'x'", "port = 70000"]
+)
 def test_a_file_with_anything_unknown_or_wrong_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsError):
         configured(tmp_path, text)
@@ -88,7 +90,7 @@ def test_keys_show_in_no_error_and_no_listing() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load([], {}).settings.port = 1  # type: ignore[misc]
+        load([], {}).settings.port = 1
 
 
 def test_every_setting_has_a_section_and_a_description() -> None:

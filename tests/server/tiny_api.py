@@ -1,5 +1,6 @@
-"""A stand-in for the HTTP routes: token ids in, token ids out, plain or streamed. `python -m tests.server.tiny_api FLAGS`
-serves it through the whole service, with the fake worker behind.
+"""A stand-in for the HTTP routes: token ids in, token ids out, plain or streamed.
+
+`python -m tests.server.tiny_api FLAGS` serves it through the whole service, with the fake worker behind.
 """
 
 from __future__ import annotations

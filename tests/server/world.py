@@ -59,7 +59,9 @@ def ask(batcher: Batcher, *prompt: int, num_tokens: int = 3, n: int = 1, timeout
 
 def describe(loaded: Loaded) -> Served:
     tokenizer = cast(Tokenizer, None)  # nothing here reads text
-    return Served(("m",), loaded.vocab_size, loaded.max_model_len, loaded.eos_token_ids, 0, tokenizer, loaded.architecture)
+    return Served(
+        ("m",), loaded.vocab_size, loaded.max_model_len, loaded.eos_token_ids, 0, tokenizer, loaded.architecture
+    )
 
 
 @asynccontextmanager
@@ -83,7 +85,7 @@ async def world(
 
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - most conditions are another process's
             await asyncio.sleep(0.005)
 
 
