@@ -1,0 +1,57 @@
+"""The `polydecode` command: reads the settings, takes the port, then builds the service and runs it."""
+
+from __future__ import annotations
+
+import sys
+
+from server import logs
+from server.http_server import BindError, bind
+from server.model_files import ModelError, check
+from server.progress import for_terminal
+from server.settings import Settings, SettingsError, load
+from server.settings_text import default_toml, effective_toml
+
+COMMANDS = ("serve", "config", "default-config")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 after a drain, 1 for a failure, 2 for settings that cannot be."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, flags = (
+        (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in COMMANDS else ("serve", arguments)
+    )
+    try:
+        loaded = load(flags)
+    except SettingsError as error:
+        return _fail(str(error), status=2)
+    if command == "config":
+        print(effective_toml(loaded), end="")
+        return 0
+    if command == "default-config":
+        print(default_toml(), end="")
+        return 0
+    return serve(loaded.settings)
+
+
+def serve(settings: Settings) -> int:
+    from server.service import Service  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
+
+    logs.configure(settings.log_format, settings.log_level)
+    try:
+        check(settings.model, may_download=settings.allow_download)
+        listener = bind(settings.host, settings.port)
+    except (BindError, ModelError) as error:
+        return _fail(str(error))
+    with listener:
+        failure = Service(settings, for_terminal()).run(listener)
+    return 0 if failure is None else _fail(failure)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    for line in message.splitlines():
+        print(f"polydecode: {line}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""create_app: puts routes, error handlers and the surrounding layers together. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from fastapi import APIRouter, FastAPI
+
+from server.access import Access
+from server.auth import OPEN_PATHS, Auth
+from server.batcher import Batcher
+from server.body_limit import BodyLimit, WireLimits
+from server.errors import install_handlers
+from server.limits import Limits
+from server.metrics import Metrics
+from server.request_id import RequestId
+from server.routes import chat, completions, models, ops, tokenize
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """How the HTTP surface is shown to the outside."""
+
+    wire: WireLimits
+    api_keys: tuple[bytes, ...] = ()
+    has_docs: bool = False
+    is_metrics_open: bool = True
+    is_access_logged: bool = True
+
+
+def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
+    return [module.router(batcher, limits) for module in (completions, chat, models, tokenize)]
+
+
+def create_app(
+    surface: Surface, batcher: Batcher, metrics: Metrics, routers: Sequence[APIRouter], lifespan: Lifespan | None = None
+) -> FastAPI:
+    app = FastAPI(
+        title="polydecode",
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if surface.has_docs else None,
+        docs_url="/docs" if surface.has_docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (*routers, ops.router(batcher, metrics)):
+        app.include_router(router)
+    install_handlers(app)
+    open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS
+    app.add_middleware(BodyLimit, limits=surface.wire)  # the last one added is the outermost
+    app.add_middleware(Auth, keys=surface.api_keys, open_paths=open_paths)
+    app.add_middleware(Access, metrics=metrics, is_logged=surface.is_access_logged)
+    app.add_middleware(RequestId)
+    return app

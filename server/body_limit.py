@@ -1,0 +1,98 @@
+"""Takes in a request's body before the app runs: bounded in size and time, JSON only, never encoded.
+
+The app then finds it whole, and its further reads see only the client's disconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import ApiError
+from server.refusal import send_error
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    max_body_bytes: int
+    max_header_bytes: int
+    body_timeout: float
+
+
+class _ClientGone(Exception):
+    pass
+
+
+class BodyLimit:
+    def __init__(self, app: ASGIApp, limits: WireLimits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_size(scope)
+            receive = await self._taken_in(Headers(scope=scope), receive)
+        except ApiError as error:
+            await send_error(send, error)
+        except TimeoutError:
+            late = ApiError(400, "the body did not arrive in time", code="body_timeout")
+            await send_error(send, late, connection="close")
+        except _ClientGone:
+            return
+        else:
+            await self._app(scope, receive, send)
+
+    def _check_size(self, scope: Scope) -> None:
+        num_bytes = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        num_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if num_bytes > self._limits.max_header_bytes:
+            raise ApiError(431, "the request line and headers are too large", code="headers_too_large")
+
+    async def _taken_in(self, headers: Headers, receive: Receive) -> Receive:
+        length = int(headers.get("content-length") or 0)
+        if length == 0 and "transfer-encoding" not in headers:
+            return receive
+        if length > self._limits.max_body_bytes:
+            raise self._too_large()
+        _check_type(headers)
+        async with asyncio.timeout(self._limits.body_timeout):
+            return _replay(await self._read(receive), receive)
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            body += message.get("body", b"")
+            if len(body) > self._limits.max_body_bytes:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._limits.max_body_bytes} bytes", code="body_too_large")
+
+
+def _check_type(headers: Headers) -> None:
+    media_type = headers.get("content-type", "application/json").partition(";")[0]
+    if media_type.strip().lower() != "application/json" or len(headers.getlist("content-type")) > 1:
+        raise ApiError(415, "the content type must be application/json", code="unsupported_media_type")
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ApiError(415, "content encodings are not supported", code="unsupported_content_encoding")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body as one message, then whatever the connection says."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return receive_again

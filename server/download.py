@@ -1,0 +1,26 @@
+"""`python -m server.download ID`: fetches a model from the Hugging Face hub, safetensors only, and prints JSON lines.
+
+A process of its own, so that the server imports no hub client and can end it at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from huggingface_hub import snapshot_download
+
+PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+
+
+def main(model: str) -> None:
+    print(json.dumps({"stage": f"downloading {model}", "fraction": 0.0}), flush=True)
+    try:
+        directory = snapshot_download(model, allow_patterns=PATTERNS)
+    except Exception as error:
+        sys.exit(f"polydecode: {model} could not be downloaded: {type(error).__name__}")
+    print(json.dumps({"directory": directory}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

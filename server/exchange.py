@@ -1,0 +1,19 @@
+"""One HTTP request as the access log and the counters see it, shared by the middleware and the batcher.
+
+A request that reaches the batcher is counted there, when its tickets end; any other is counted by the middleware from
+its status. The context variable is how the one learns of the other: both run in the request's own task.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Exchange:
+    request_id: str
+    is_submitted: bool = False
+
+
+CURRENT: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

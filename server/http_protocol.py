@@ -1,0 +1,96 @@
+"""uvicorn's HTTP/1.1 protocol with the limits it lacks: header bytes, slow senders, connections; refusals are JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from server.errors import ApiError
+from server.refusal import raw_answer
+
+LINGER_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    max_connections: int
+    max_header_bytes: int
+    header_timeout: float
+    body_timeout: float
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """Made concrete by `limited`. One timer per connection: until the headers are here, then until the body is."""
+
+    limits: ClassVar[ConnectionLimits]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._is_refused = False
+        self._is_in_headers = True
+        self._num_header_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.limits.max_connections:
+            self._refuse(ApiError(503, "too many connections", code="too_many_connections", retry_after=1))
+            return
+        self._arm(self.limits.header_timeout)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        self._num_header_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_headers and self._num_header_bytes > self.limits.max_header_bytes and not self._is_refused:
+            self._refuse(ApiError(431, "the request line and headers are too large", code="headers_too_large"))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_headers = True
+        self._num_header_bytes = 0
+        self._arm(self.limits.header_timeout)
+
+    def on_headers_complete(self) -> None:
+        self._is_in_headers = False
+        self._arm(self.limits.body_timeout + LINGER_SECONDS)  # the app itself answers a slow body before that
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._disarm()
+        self._num_header_bytes = 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+        self._refuse(ApiError(400, "the request is not valid HTTP", code="invalid_http"))
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answers and closes, but reads on a little: closing on unread data would reset the answer away."""
+        self._is_refused = True
+        self._disarm()
+        self.transport.write(raw_answer(error))
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _arm(self, seconds: float) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, self._cut_off)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cut_off(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.close()
+
+
+def limited(limits: ConnectionLimits) -> type[LimitedProtocol]:
+    """The protocol class for uvicorn, which makes its own instances."""
+    return type("ConcreteLimitedProtocol", (LimitedProtocol,), {"limits": limits})

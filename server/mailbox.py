@@ -1,0 +1,201 @@
+"""The only bridge to the decode worker: starts it, passes requests in and ticks out, watches it, restarts it.
+
+What ticks mean is the listener's business (`server/batcher.py`); the frames are `decoding/frames.py`. A worker that
+dies or goes silent is replaced with exponential back-off; after too many losses in a row, or when the first load
+fails, `run` raises WorkerGaveUp and the server exits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import structlog
+
+from decoding.frames import Cancel, Crashed, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from server.worker_process import WorkerProcess
+
+WORKER_COMMAND = (sys.executable, "-m", "decoding.worker")
+MAX_RESTART_DELAY = 30.0
+SHUTDOWN_SECONDS = 5.0
+LOOK_SECONDS = 1.0  # between looks at the watch, for the limit changes when the model is loaded
+HEALTHY_SECONDS = 30.0  # a worker loaded for that long before its loss starts a new row of losses
+
+WorkerStatus = Literal["loading", "ready", "stalled", "worker_down"]
+
+
+class WorkerGaveUp(Exception):
+    """The worker cannot be kept alive; the message is for the operator."""
+
+
+class Listener(Protocol):
+    """Who hears of the worker; every call comes from the event loop, in the order of the frames."""
+
+    def worker_progressed(self, progress: Progress) -> None: ...
+
+    def worker_loaded(self, loaded: Loaded) -> None: ...
+
+    def worker_ticked(self, tick: Tick) -> None: ...
+
+    def worker_lost(self, reason: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long silence is borne (seconds), and how often a lost worker is replaced."""
+
+    stall_seconds: float = 10.0
+    stall_kill_seconds: float = 30.0
+    load_timeout: float = 900.0
+    worker_restarts: int = 5
+    restart_delay: float = 0.5
+
+    def delay(self, losses: int) -> float:
+        """Seconds to wait after that many losses in a row."""
+        return min(self.restart_delay * 2.0 ** (losses - 1), MAX_RESTART_DELAY)
+
+
+class Mailbox:
+    def __init__(self, listener: Listener, patience: Patience, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self._listener = listener
+        self._patience = patience
+        self._command = tuple(command)
+        self._log = structlog.get_logger("mailbox")
+        self._worker: WorkerProcess | None = None
+        self._last_frame = 0.0
+        self._loaded_at: float | None = None
+        self._was_ever_loaded = False
+        self._is_down = False
+        self._crash: Crashed | None = None
+        self._losses = 0
+        self._is_stopping = False
+        self._stop = asyncio.Event()
+
+    @property
+    def status(self) -> WorkerStatus:
+        if self._is_down:
+            return "worker_down"
+        if self._loaded_at is None:
+            return "loading"
+        return "stalled" if self._silence > self._patience.stall_seconds else "ready"
+
+    @property
+    def is_congested(self) -> bool:
+        """So much is unsent that nothing should be added."""
+        return self._worker is not None and self._worker.is_congested
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._worker.pid if self._worker is not None else None
+
+    def send_encoded(self, data: bytes) -> None:
+        """Encoded Submit frames, all or none. The worker must be ready."""
+        if self._worker is not None:
+            self._worker.send_encoded(data)
+
+    def cancel(self, request_id: int) -> None:
+        if self._worker is not None:
+            self._worker.send(Cancel(request_id))
+
+    async def run(self, start: Start) -> None:
+        """Keeps a worker alive until `stop`. Raises WorkerGaveUp."""
+        while not self._is_stopping:
+            reason = await self._live(start)
+            if self._is_stopping:
+                return
+            self._judge(reason)
+            await self._pause(self._patience.delay(self._losses))
+
+    async def stop(self) -> None:
+        """Tells the worker to exit; `run` returns when it has, at the latest when it had to be killed."""
+        self._is_stopping = True
+        self._stop.set()
+        if self._worker is not None:
+            self._worker.send(Shutdown())
+            patience = SHUTDOWN_SECONDS if self._loaded_at is not None else 0.0
+            asyncio.get_running_loop().call_later(patience, self._worker.kill)
+
+    def kill(self) -> None:
+        """Ends the worker without a word, for a server that exits at once."""
+        if self._worker is not None:
+            self._worker.kill()
+
+    async def _live(self, start: Start) -> str:
+        """One worker from start to end; says how it ended."""
+        self._loaded_at, self._crash, self._last_frame = None, None, _now()
+        try:
+            worker = await WorkerProcess.spawn(self._command, self._on_frame)
+        except OSError as error:
+            return self._lose(f"it could not be started: {error.strerror}")
+        self._worker, self._is_down = worker, False
+        try:
+            worker.send(start)
+            reason = self._lose(await self._watch(worker))
+        except BaseException:  # cancelled: leave no process behind
+            worker.kill()
+            raise
+        finally:
+            self._worker = None
+            ending = await worker.reap()
+        return f"{reason} ({ending})"
+
+    def _lose(self, reason: str) -> str:
+        """Tells the listener at once, before the process is reaped."""
+        if self._loaded_at is not None and _now() - self._loaded_at > HEALTHY_SECONDS:
+            self._losses = 0
+        self._worker, self._loaded_at, self._is_down = None, None, True
+        self._listener.worker_lost(reason)
+        return reason
+
+    async def _watch(self, worker: WorkerProcess) -> str:
+        """Waits for the worker's end, or kills it when it has been silent for too long."""
+        while not await worker.ended(min(self._limit - self._silence, LOOK_SECONDS)):
+            if self._silence >= self._limit:
+                worker.kill()
+                return f"silent for {self._limit:g} seconds"
+        if self._crash is not None:
+            return f"crashed during {self._crash.during}: {self._crash.message}"
+        return "the worker ended"
+
+    @property
+    def _limit(self) -> float:
+        return self._patience.load_timeout if self._loaded_at is None else self._patience.stall_kill_seconds
+
+    @property
+    def _silence(self) -> float:
+        return _now() - self._last_frame
+
+    def _judge(self, reason: str) -> None:
+        """Counts the loss. Raises WorkerGaveUp if there is to be no other try."""
+        self._losses += 1
+        self._log.error("worker lost", reason=reason, losses=self._losses)
+        if self._crash is not None and not self._was_ever_loaded:
+            raise WorkerGaveUp(f"the model could not be loaded: {self._crash.message}")
+        if self._losses > self._patience.worker_restarts:
+            raise WorkerGaveUp(f"the decode worker was lost {self._losses} times in a row, last: {reason}")
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def _on_frame(self, frame: FromWorker) -> None:
+        self._last_frame = _now()
+        match frame:
+            case Tick():
+                self._listener.worker_ticked(frame)
+            case Progress():
+                self._listener.worker_progressed(frame)
+            case Loaded():
+                self._loaded_at, self._was_ever_loaded = self._last_frame, True
+                self._listener.worker_loaded(frame)
+            case Crashed():
+                self._crash = frame
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,171 @@
+"""What --model means: a local directory as it is, the embedded model, or a hub id that may be downloaded.
+
+Whatever takes time runs in a subprocess that prints JSON lines (`{"stage", "fraction"}`, at the end `{"directory"}`),
+so the server never imports torch and answers /health meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import struct
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+END_SECONDS = 3.0
+_MAX_SAFETENSORS_HEADER = 100 << 20
+
+Report = Callable[[str, float], None]  # (stage, fraction from 0 to 1)
+
+
+class ModelError(Exception):
+    """The model cannot be served; the message is for the operator."""
+
+
+class PreparationStep(msgspec.Struct, frozen=True):
+    """One line of a preparing subprocess."""
+
+    stage: str = ""
+    fraction: float = 0.0
+    directory: str | None = None
+
+
+def default_name(model: str) -> str:
+    """What the API calls a model that was given no name."""
+    if not model:
+        return EMBEDDED_NAME
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
+
+
+async def resolve(model: str, report: Report, *, may_download: bool) -> Path:
+    """The model's directory, checked. Raises ModelError."""
+    if not _is_remote(model):
+        return _local(model)
+    return await prepare(_preparation(model, may_download=may_download), report)
+
+
+def check(model: str, *, may_download: bool) -> None:
+    """What can be said at once about --model, before anything is started. Raises ModelError."""
+    if _is_remote(model):
+        _preparation(model, may_download=may_download)
+    else:
+        _local(model)
+
+
+def _is_remote(model: str) -> bool:
+    return not model or (not Path(model).exists() and _HUB_ID.fullmatch(model) is not None)
+
+
+def _preparation(model: str, *, may_download: bool) -> Sequence[str]:
+    """The command that makes the directory."""
+    if not model:
+        return (sys.executable, "-m", "decoding.embedded")
+    if not may_download:
+        raise ModelError(f"{model} is not a directory here; to fetch it from the Hugging Face hub add --allow-download")
+    return (sys.executable, "-m", "server.download", model)
+
+
+def _local(model: str) -> Path:
+    directory = Path(model)
+    if not directory.is_dir():
+        raise ModelError(f"{model} is not a directory")
+    for name in ("config.json", "tokenizer.json"):
+        _check_json(directory / name)
+    shards = _shards(directory)
+    for shard in shards:
+        _check_safetensors(shard)
+    return directory
+
+
+def _check_json(path: Path) -> None:
+    try:
+        text = path.read_bytes()
+        is_object = isinstance(msgspec.json.decode(text), dict)
+    except FileNotFoundError:
+        raise ModelError(f"the model lacks {path.name}") from None
+    except (OSError, msgspec.DecodeError):
+        is_object = False
+    if not is_object:
+        raise ModelError(f"the model's {path.name} cannot be read")
+
+
+def _shards(directory: Path) -> list[Path]:
+    """The weight files: those of the index if there is one, else all."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        _check_json(index)
+        names = sorted(set(json.loads(index.read_bytes()).get("weight_map", {}).values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise ModelError(f"the model lacks {', '.join(missing)}")
+        return [directory / name for name in names]
+    shards = sorted(directory.glob("*.safetensors"))
+    if not shards:
+        raise ModelError("the model has no *.safetensors file; other formats are not loaded")
+    return shards
+
+
+def _check_safetensors(path: Path) -> None:
+    """Whether the file is as long as its header says: a download that broke off is found here, not in the worker."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length <= _MAX_SAFETENSORS_HEADER else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        is_whole = bool(ends) and path.stat().st_size == 8 + length + max(ends)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
+        is_whole = False
+    if not is_whole:
+        raise ModelError(f"the model's {path.name} is damaged or incomplete")
+
+
+async def prepare(command: Sequence[str], report: Report) -> Path:
+    """Runs the command and follows its lines. Raises ModelError with its last words."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        errors = asyncio.create_task(process.stderr.read())
+        directory = await _follow(process.stdout, report)
+        if await process.wait() != 0 or directory is None:
+            raise ModelError(_last_line(await errors) or "the model could not be prepared")
+        return _local(directory)
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Lets it clean up its scratch files, but not for long."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), END_SECONDS)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+async def _follow(lines: asyncio.StreamReader, report: Report) -> str | None:
+    directory = None
+    async for line in lines:
+        with contextlib.suppress(msgspec.DecodeError):  # a library's print is not a step
+            step = msgspec.json.decode(line, type=PreparationStep)
+            directory = step.directory or directory
+            if step.stage:
+                report(step.stage, step.fraction)
+    return directory
+
+
+def _last_line(errors: bytes) -> str:
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("polydecode: ") if lines else ""

@@ -1,0 +1,40 @@
+"""Gives every HTTP request an id: the client's X-Request-Id if it is plain, else a new one; answered and logged."""
+
+from __future__ import annotations
+
+import re
+from uuid import uuid4
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.exchange import CURRENT, Exchange
+
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestId:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _accepted(Headers(scope=scope).getlist("x-request-id")) or uuid4().hex
+        CURRENT.set(Exchange(request_id))
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+def _accepted(values: list[str]) -> str | None:
+    """The client's id, if there is exactly one and it is safe in a log and a header."""
+    return values[0] if len(values) == 1 and _PLAIN.fullmatch(values[0]) else None

@@ -1,0 +1,142 @@
+"""Builds everything from the settings and runs it in one event loop: app, batcher, mailbox, start-up, HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+
+import structlog
+import uvicorn
+from fastapi import APIRouter, FastAPI
+
+from server.app import Surface, api_routers, create_app
+from server.batcher import Batcher, QueueRules
+from server.body_limit import WireLimits
+from server.http_protocol import ConnectionLimits, limited
+from server.http_server import HttpServer
+from server.limits import Limits
+from server.mailbox import WORKER_COMMAND, Mailbox, Patience, WorkerGaveUp
+from server.metrics import Metrics
+from server.model_files import ModelError
+from server.progress import ProgressDisplay
+from server.settings import Settings
+from server.startup import LoadTokenizer, Startup, served_names
+from server.text import Tokenizer
+from server.vllm_aliases import VllmAliases
+
+CLOSE_SECONDS = 5  # for the last bytes of answered requests after the drain
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a test replaces: the worker's command, the tokenizer's loader, the API's routes."""
+
+    worker_command: Sequence[str] = WORKER_COMMAND
+    load_tokenizer: LoadTokenizer = Tokenizer.from_directory
+    routers: Callable[[Batcher, Limits], Sequence[APIRouter]] = field(default=api_routers)
+
+
+class Service:
+    def __init__(self, settings: Settings, display: ProgressDisplay, parts: Parts | None = None) -> None:
+        parts = parts or Parts()
+        self._settings = settings
+        self._log = structlog.get_logger("service")
+        self._failure: str | None = None
+        self._metrics = _metrics(settings)
+        rules = QueueRules(settings.max_queue, settings.queue_timeout, settings.request_timeout)
+        self._batcher = Batcher(rules, self._metrics)
+        self._startup = Startup(settings, self._batcher, display, parts.load_tokenizer)
+        self._mailbox = Mailbox(self._startup, _patience(settings), parts.worker_command)
+        routers = parts.routers(self._batcher, settings.limits)
+        app = create_app(_surface(settings), self._batcher, self._metrics, routers, self._lifespan)
+        self._server = HttpServer(_uvicorn_config(settings, app), self._drain, self._mailbox.kill)
+
+    def run(self, listener: socket.socket) -> str | None:
+        """Serves until a signal or a failure; says what failed, if anything did."""
+        host, port = listener.getsockname()[:2]
+        self._log.info("listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        self._server.run(sockets=[listener])
+        return self._failure
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        working = asyncio.create_task(self._work())
+        yield
+        await self._mailbox.stop()
+        if self._mailbox.worker_pid is None:  # still preparing, or waiting for the next try
+            working.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
+
+    async def _work(self) -> None:
+        """The worker's supervision. Its end is the server's end."""
+        try:
+            await self._startup.run(self._mailbox)
+        except (ModelError, WorkerGaveUp) as error:
+            self._failure = str(error)
+        except Exception as error:
+            self._failure = f"internal error: {type(error).__name__}"
+            self._log.exception("start-up failed")
+        if self._failure is not None:
+            self._server.stop()
+
+    async def _drain(self) -> None:
+        self._log.info("draining", seconds=self._settings.drain_seconds)
+        await self._batcher.drain(self._settings.drain_seconds)
+
+
+def _metrics(settings: Settings) -> Metrics:
+    metrics = Metrics(_version())
+    if settings.vllm_metrics:
+        name = served_names(settings)[0]
+        metrics.registry.register(VllmAliases(metrics, name, has_prefix_cache=settings.prefix_cache))
+    return metrics
+
+
+def _version() -> str:
+    try:
+        return metadata.version("polydecode")
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(
+        stall_seconds=settings.stall_seconds,
+        stall_kill_seconds=settings.stall_kill_seconds,
+        load_timeout=settings.load_timeout,
+        worker_restarts=settings.worker_restarts,
+        restart_delay=settings.restart_delay,
+    )
+
+
+def _surface(settings: Settings) -> Surface:
+    return Surface(
+        wire=WireLimits(settings.max_body_bytes, settings.max_header_bytes, settings.body_timeout),
+        api_keys=settings.api_keys,
+        has_docs=settings.docs,
+        is_metrics_open=not settings.metrics_auth,
+        is_access_logged=settings.access_log,
+    )
+
+
+def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+    limits = ConnectionLimits(
+        settings.max_connections, settings.max_header_bytes, settings.header_timeout, settings.body_timeout
+    )
+    return uvicorn.Config(
+        app,
+        http=limited(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=round(settings.keep_alive),
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+    )

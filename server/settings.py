@@ -1,0 +1,318 @@
+"""Every setting, once: its name, type, bounds, default and description. Defaults < TOML < environment < flags.
+
+`load` reads the sources and says where each value came from; an unknown key in any of them is an error. The same name
+serves everywhere: `max_queue` in TOML, POLYDECODE_MAX_QUEUE, --max-queue. What a setting does is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from server.limits import Limits
+
+ENV_PREFIX = "POLYDECODE_"
+GIB = 1 << 30
+
+Origin = Literal["default", "file", "environment", "flag"]
+
+
+def _split(value: object) -> object:
+    """Flags and the environment give one string: names divided by commas."""
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[Annotated[SecretStr, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ModelSettings(BaseModel):
+    """Model"""
+
+    model: str = Field(
+        "",
+        description="Directory of a Hugging Face model (safetensors) or hub id; empty: the embedded SmolLM2.",
+    )
+    served_model_name: Names = Field(
+        (), description="Names the API knows the model by (repeatable); empty: taken from the model."
+    )
+    draft_model: str = Field("", description="Draft model for speculative decoding; not supported yet, must be empty.")
+    allow_download: bool = Field(False, description="Let a hub id be downloaded at start; nothing else ever is.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model runs; auto takes CUDA if there is any."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of weights and KV cache; auto chooses by model and device."
+    )
+    max_model_len: int = Field(0, ge=0, description="Longest context in tokens; 0: what the model was trained for.")
+    batch_invariant: bool = Field(
+        False, description="Answers independent of the batch's other rows; always so on CPU, not supported on CUDA yet."
+    )
+
+
+class EngineSettings(BaseModel):
+    """Engine"""
+
+    max_rows: int = Field(256, ge=1, le=65536, description="Most rows (sequences) decoded in one batch.")
+    kv_memory: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="KV cache size in GiB; 0: a share of the free memory."
+    )
+    tick_tokens: int = Field(
+        0, ge=0, description="Most tokens fed in one tick, prefill chunks included; 0: chosen by device."
+    )
+    prefix_cache: bool = Field(True, description="Reuse the KV pages of prompts that begin alike.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core.")
+
+
+class NetworkSettings(BaseModel):
+    """Network and access"""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for all IPv4 addresses.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one, named in the log.")
+    api_key: Secrets = Field(
+        (),
+        description="Keys of which a request must bear one (repeatable); empty: none. `ps` shows flags, not variables.",
+    )
+    metrics_auth: bool = Field(False, description="Ask for the key on /metrics too; /health and /ready never do.")
+    docs: bool = Field(False, description="Serve /docs and /openapi.json.")
+    max_connections: int = Field(4096, ge=1, description="Most open connections; one more is answered 503 and closed.")
+    max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30, description="Largest request body; above: 413.")
+    max_header_bytes: int = Field(
+        32 << 10, ge=1024, le=1 << 20, description="Largest request line plus headers; above: 431."
+    )
+    header_timeout: Seconds = Field(15.0, description="Seconds a client has to send its headers; then it is cut off.")
+    body_timeout: Seconds = Field(60.0, description="Seconds a client has to send its body; then it is cut off.")
+    keep_alive: Seconds = Field(30.0, description="Seconds an idle connection is kept open.")
+
+
+class QueueSettings(BaseModel):
+    """Queue and deadlines"""
+
+    max_queue: int = Field(512, ge=1, description="Most rows that wait for the engine; above: 429 with Retry-After.")
+    queue_timeout: Seconds = Field(
+        600.0, description="Seconds a request may wait before it starts; then 503 (queue_timeout)."
+    )
+    request_timeout: Seconds = Field(
+        3600.0, description="Seconds a request may take in all, its own `timeout` included; then 504."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, allow_inf_nan=False, description="Seconds after SIGTERM in which accepted requests may finish."
+    )
+
+
+class LimitSettings(BaseModel):
+    """Limits of one request; a request beyond them is a 400"""
+
+    max_rows_per_prompt: int = Field(64, ge=1, description="Largest n, best_of and the like: rows of one prompt.")
+    max_rows_per_request: int = Field(256, ge=1, description="Rows of all prompts of a request together.")
+    max_messages: int = Field(2048, ge=1, description="Messages of a chat.")
+    max_stop: int = Field(16, ge=0, description="Stop strings.")
+    max_stop_chars: int = Field(256, ge=1, description="Characters of one stop string.")
+    max_stop_token_ids: int = Field(1024, ge=0, description="Entries of stop_token_ids.")
+    max_logprobs: int = Field(20, ge=0, description="Largest logprobs and top_logprobs.")
+    max_logit_bias: int = Field(1024, ge=0, description="Entries of logit_bias.")
+    max_allowed_token_ids: int = Field(8192, ge=0, description="Entries of allowed_token_ids.")
+    max_cache_salt_chars: int = Field(256, ge=0, description="Characters of cache_salt.")
+    send_timeout: Seconds = Field(
+        30.0, description="Seconds a client may leave a piece of a stream unread; then it is cut off."
+    )
+
+
+class WorkerSettings(BaseModel):
+    """Supervision of the decode worker"""
+
+    stall_seconds: Seconds = Field(10.0, description="Seconds without a sign of life after which /ready says stalled.")
+    stall_kill_seconds: Seconds = Field(
+        30.0, description="Seconds without a sign of life after which the worker is replaced."
+    )
+    load_timeout: Seconds = Field(900.0, description="Seconds without a sign of life while the model loads.")
+    worker_restarts: int = Field(5, ge=0, description="Restarts in a row after which the server gives up and exits.")
+    restart_delay: Seconds = Field(0.5, description="Seconds before the first restart; doubled each time, 30 at most.")
+
+
+class LogSettings(BaseModel):
+    """Logs and metrics"""
+
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: console on a terminal, else JSON lines."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    access_log: bool = Field(True, description="Log a line for each answered request.")
+    vllm_metrics: bool = Field(True, description="Also expose the metrics under vLLM's names (vllm:...).")
+
+
+SECTIONS: tuple[type[BaseModel], ...] = (
+    ModelSettings,
+    EngineSettings,
+    NetworkSettings,
+    QueueSettings,
+    LimitSettings,
+    WorkerSettings,
+    LogSettings,
+)
+
+
+class Settings(
+    LogSettings,
+    WorkerSettings,
+    LimitSettings,
+    QueueSettings,
+    NetworkSettings,
+    EngineSettings,
+    ModelSettings,
+    BaseSettings,
+):
+    """OpenAI-compatible inference server in which every decoding strategy runs inside one continuous batch."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - pydantic's signature
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """`load` merges the sources itself, to know where each value came from."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _is_supported(self) -> Settings:
+        if self.draft_model:
+            raise ValueError("draft_model is not supported yet")
+        if self.batch_invariant and self.device == "cuda":
+            raise ValueError("batch_invariant is not supported with device = cuda yet")
+        if self.stall_kill_seconds < self.stall_seconds:
+            raise ValueError("stall_kill_seconds must not be less than stall_seconds")
+        return self
+
+    @property
+    def kv_memory_bytes(self) -> int:
+        return int(self.kv_memory * GIB)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            max_rows=self.max_rows_per_prompt,
+            max_request_rows=self.max_rows_per_request,
+            max_messages=self.max_messages,
+            max_stop=self.max_stop,
+            max_stop_chars=self.max_stop_chars,
+            max_stop_token_ids=self.max_stop_token_ids,
+            max_logprobs=self.max_logprobs,
+            max_logit_bias=self.max_logit_bias,
+            max_allowed_token_ids=self.max_allowed_token_ids,
+            max_cache_salt_chars=self.max_cache_salt_chars,
+            send_seconds=self.send_timeout,
+        )
+
+    @property
+    def api_keys(self) -> tuple[bytes, ...]:
+        return tuple(key.get_secret_value().encode() for key in self.api_key)
+
+
+class CommandLine(Settings):
+    __doc__ = Settings.__doc__
+
+    config: str = Field("", description="TOML file with any of these settings.")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be: one line each, without the values (a key may be among them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    settings: Settings
+    origins: Mapping[str, Origin]  # setting -> the source that won
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> LoadedSettings:
+    """The effective settings. Raises SettingsError; unknown flags and --help exit as argparse does."""
+    flags = _flags(arguments)
+    variables = _variables(environment)
+    path = flags.pop("config", "") or variables.pop("config", "")
+    layers: list[tuple[Origin, Mapping[str, Any]]] = [
+        ("file", _file(Path(path)) if path else {}),
+        ("environment", variables),
+        ("flag", flags),
+    ]
+    origins: dict[str, Origin] = dict.fromkeys(Settings.model_fields, "default")
+    values: dict[str, Any] = {}
+    for origin, layer in layers:
+        values.update(layer)
+        origins.update(dict.fromkeys(layer, origin))
+    return LoadedSettings(_validated(values, origins), origins)
+
+
+def _flags(arguments: Sequence[str]) -> dict[str, Any]:
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        CommandLine,
+        cli_prog_name="polydecode [serve | config | default-config]",
+        cli_parse_args=list(arguments),
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+    )
+    return source()
+
+
+def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Values of POLYDECODE_*; read by name, so that a misspelt variable is not silently without effect."""
+    mine = {name: value for name, value in environment.items() if name.upper().startswith(ENV_PREFIX)}
+    known = {ENV_PREFIX + field.upper() for field in CommandLine.model_fields}
+    unknown = sorted(name for name in mine if name.upper() not in known)
+    if unknown:
+        raise SettingsError(f"unknown environment variable: {', '.join(unknown)}")
+    source = EnvSettingsSource(CommandLine)
+    source.env_vars = {name.lower(): value for name, value in mine.items() if value}
+    return source()
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from None
+    unknown = sorted(values.keys() - Settings.model_fields.keys())
+    if unknown:
+        raise SettingsError(f"unknown key in {path}: {', '.join(unknown)}")
+    return values
+
+
+def _validated(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings:
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_line(item, origins) for item in error.errors(include_input=False))) from None
+
+
+def _line(item: Any, origins: Mapping[str, Origin]) -> str:
+    """One problem in words: `port (flag): Input should be a valid integer`."""
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if not item["loc"]:
+        return message
+    name = str(item["loc"][0])
+    return f"{name} ({origins[name]}): {message}"

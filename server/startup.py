@@ -1,0 +1,109 @@
+"""From settings to a ready worker: finds the model's files, reads its tokenizer, starts the worker, keeps it running.
+
+It runs beside the HTTP server, which is up from the first moment; what goes wrong for good is raised from `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from decoding.frames import Loaded, Progress, Start, Tick
+from server.batcher import Batcher
+from server.mailbox import Mailbox
+from server.model_files import ModelError, default_name, resolve
+from server.progress import ProgressDisplay
+from server.served import Served
+from server.settings import Settings
+from server.text import Tokenizer
+
+LoadTokenizer = Callable[[Path], Tokenizer]
+
+
+class Startup:
+    """Also the mailbox's listener while loading: it shows progress and passes everything on to the batcher."""
+
+    def __init__(self, settings: Settings, batcher: Batcher, display: ProgressDisplay, load: LoadTokenizer) -> None:
+        self._settings = settings
+        self._batcher = batcher
+        self._display = display
+        self._load_tokenizer = load
+        self._created = int(time.time())
+        self._log = structlog.get_logger("startup")
+
+    async def run(self, mailbox: Mailbox) -> None:
+        """Prepares the model, supervises its worker until the mailbox is stopped. Raises ModelError, WorkerGaveUp."""
+        settings = self._settings
+        try:
+            directory = await resolve(settings.model, self._display.show, may_download=settings.allow_download)
+            tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+            self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer))
+            await mailbox.run(start_frame(settings, directory, token_bytes))
+        finally:
+            self._display.close()
+
+    def worker_progressed(self, progress: Progress) -> None:
+        self._display.show(progress.stage, progress.fraction)
+
+    def worker_loaded(self, loaded: Loaded) -> None:
+        self._display.close()
+        if self._settings.batch_invariant and loaded.device != "cpu":
+            raise ModelError("batch_invariant is not supported on this device yet")
+        self._batcher.worker_loaded(loaded)
+        self._log.info(
+            "ready",
+            model=served_names(self._settings)[0],
+            architecture=loaded.architecture,
+            device=loaded.device,
+            dtype=loaded.dtype,
+            max_model_len=loaded.max_model_len,
+            max_rows=loaded.max_rows,
+            kv_tokens=loaded.num_pages * loaded.page_size,
+        )
+
+    def worker_ticked(self, tick: Tick) -> None:
+        self._batcher.worker_ticked(tick)
+
+    def worker_lost(self, reason: str) -> None:
+        self._batcher.worker_lost(reason)
+
+    def _read_tokenizer(self, directory: Path) -> tuple[Tokenizer, tuple[bytes, ...]]:
+        try:
+            tokenizer = self._load_tokenizer(directory)
+            return tokenizer, tokenizer.token_bytes()
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
+
+    def _describe(self, loaded: Loaded, tokenizer: Tokenizer) -> Served:
+        return Served(
+            names=served_names(self._settings),
+            vocab_size=loaded.vocab_size,
+            max_model_len=loaded.max_model_len,
+            eos_token_ids=loaded.eos_token_ids,
+            created=self._created,
+            tokenizer=tokenizer,
+            architecture=loaded.architecture,
+        )
+
+
+def served_names(settings: Settings) -> tuple[str, ...]:
+    return settings.served_model_name or (default_name(settings.model),)
+
+
+def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, ...]) -> Start:
+    return Start(
+        model=str(directory),
+        device=settings.device,
+        dtype=settings.dtype,
+        max_rows=settings.max_rows,
+        max_model_len=settings.max_model_len,
+        kv_memory_bytes=settings.kv_memory_bytes,
+        tick_tokens=settings.tick_tokens,
+        prefix_cache=settings.prefix_cache,
+        threads=settings.threads,
+        token_bytes=token_bytes,
+    )

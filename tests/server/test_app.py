@@ -1,0 +1,215 @@
+"""The layers around the routes, in process: keys, bodies, ids, errors, counting."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from server.app import Surface, create_app
+from server.body_limit import WireLimits
+from server.limits import Limits
+from tests.server.fake_worker import ANSWER, NAN
+from tests.server.tiny_api import router
+from tests.server.world import World, until, world
+
+WIRE = WireLimits(max_body_bytes=2000, max_header_bytes=4000, body_timeout=0.2)
+BEARER = {"authorization": "Bearer right"}
+PATH = "/v1/completions"
+
+
+@asynccontextmanager
+async def client(surface: Surface, w: World) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(surface, w.batcher, w.metrics, [router(w.batcher, Limits())])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        yield http
+
+
+@asynccontextmanager
+async def api(
+    plan: str = "{}", *, is_awaited: bool = True, surface: Surface | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    async with world(plan, is_awaited=is_awaited) as w, client(surface or Surface(WIRE), w) as http:
+        yield http
+
+
+def assert_error(answer: httpx.Response, status: int, code: str | None) -> None:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code)
+    assert sorted(error) == ["code", "message", "param", "type"]
+
+
+async def test_every_route_but_the_probes_and_metrics_needs_a_key() -> None:
+    async with api(surface=Surface(WIRE, api_keys=(b"other", b"right"))) as http:
+        for path in ("/v1/completions", "/v1/models", "/nowhere", "/docs", "/health/x", "//health"):
+            answer = await http.get(path)
+            assert_error(answer, 401, "invalid_api_key")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/health", "/ready", "/metrics"):
+            assert (await http.get(path)).status_code == 200
+        assert (await http.post(PATH, headers=BEARER, json={"prompt": [ANSWER]})).status_code == 200
+
+
+async def test_metrics_can_be_locked_too() -> None:
+    async with api(surface=Surface(WIRE, api_keys=(b"right",), is_metrics_open=False)) as http:
+        assert (await http.get("/metrics")).status_code == 401
+        assert (await http.get("/metrics", headers=BEARER)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"Bearer",
+        b"Bearer ",
+        b"right",
+        b"Basic right",
+        b"Bearer wrong",
+        b"Bearer right2",
+        b"Bearer \xff\xfe",
+        b"Bearer r\xc3\xafght",
+    ],
+)
+async def test_odd_keys_are_a_401(value: bytes) -> None:
+    async with api(surface=Surface(WIRE, api_keys=(b"right",))) as http:
+        assert_error(await http.get("/v1/models", headers=[(b"authorization", value)]), 401, "invalid_api_key")
+
+
+async def test_a_key_may_hold_any_bytes_and_two_headers_are_refused() -> None:
+    async with api(surface=Surface(WIRE, api_keys=("ключ".encode(),))) as http:
+        value = b"bearer " + "ключ".encode()
+        assert (await http.get("/nowhere", headers=[(b"authorization", value)])).status_code == 404
+        assert (await http.get("/nowhere", headers=[(b"authorization", value)] * 2)).status_code == 401
+
+
+async def test_a_body_too_large_is_a_413_with_and_without_a_length() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(30):
+            yield b" " * 100
+
+    async with api() as http:
+        headers = {"content-type": "application/json"}
+        assert_error(await http.post(PATH, content=b" " * 2001, headers=headers), 413, "body_too_large")
+        assert_error(await http.post(PATH, content=chunks(), headers=headers), 413, "body_too_large")
+        fits = json.dumps({"prompt": [ANSWER]}).encode().ljust(2000)
+        assert (await http.post(PATH, content=fits, headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"content-type": "text/plain"}, "unsupported_media_type"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "unsupported_media_type"),
+        ({"content-type": "application/jsonp"}, "unsupported_media_type"),
+        ({"content-type": "application/json", "content-encoding": "gzip"}, "unsupported_content_encoding"),
+    ],
+)
+async def test_anything_but_plain_json_is_a_415(headers: dict[str, str], code: str) -> None:
+    async with api() as http:
+        assert_error(await http.post(PATH, content=b'{"prompt": [1]}', headers=headers), 415, code)
+
+
+async def test_json_may_name_its_charset() -> None:
+    async with api() as http:
+        headers = {"content-type": "Application/JSON; charset=utf-8"}
+        assert (await http.post(PATH, content=b'{"prompt": [1]}', headers=headers)).status_code == 200
+
+
+async def test_headers_too_large_are_a_431() -> None:
+    async with api() as http:
+        assert_error(await http.get("/health", headers={"x-long": "x" * 4000}), 431, "headers_too_large")
+        assert_error(await http.get("/health", params={"q": "x" * 4000}), 431, "headers_too_large")
+
+
+async def test_a_plain_request_id_comes_back_and_any_other_is_replaced() -> None:
+    async with api() as http:
+        for sent in ("abc-1.2_3", "x" * 128):
+            assert (await http.get("/health", headers={"x-request-id": sent})).headers["x-request-id"] == sent
+        for sent in ("", "a b", "x" * 129, "<script>", "ä".encode().decode("latin-1")):
+            answer = await http.get("/health", headers=[(b"x-request-id", sent.encode("latin-1"))])
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+        assert len((await http.get("/nowhere")).headers["x-request-id"]) == 32
+
+
+async def test_our_bugs_are_a_500_without_detail_and_named_in_the_log() -> None:
+    async with api() as http:
+        with capture_logs() as lines:
+            answer = await http.post(PATH, json={"prompt": [1], "fail": True})
+        assert_error(answer, 500, None)
+        assert "secret" not in answer.text
+        assert [line["error"] for line in lines if "error" in line] == ["RuntimeError"]
+        assert (await http.post(PATH, json={"prompt": [1]})).status_code == 200
+
+
+async def test_refused_generation_requests_are_counted_once_each() -> None:
+    async with world() as w, client(Surface(WIRE, api_keys=(b"right",)), w) as http:
+
+        def count(strategy: str, outcome: str) -> float:
+            return w.count("requests_total", endpoint="completions", strategy=strategy, outcome=outcome)
+
+        await http.post(PATH, json={"prompt": [ANSWER]})  # 401
+        await http.post(PATH, content=b"x", headers=BEARER | {"content-type": "text/plain"})  # 415
+        await http.post(PATH, json={"prompt": [ANSWER]}, headers=BEARER)
+        await http.post(PATH, json={"prompt": [NAN]}, headers=BEARER)
+        await http.get(PATH, headers=BEARER)  # 405, no generation request
+        await http.post(PATH, json={"prompt": [1], "fail": True}, headers=BEARER)
+        assert (count("none", "rejected"), count("none", "error")) == (2, 1)
+        assert (count("sampling", "length"), count("sampling", "error")) == (1, 1)
+
+
+async def test_the_probes_tell_loading_from_ready() -> None:
+    async with api('{"load_seconds": 0.3}', is_awaited=False) as http:
+        answer = await http.get("/ready")
+        assert (answer.status_code, answer.json()) == (503, {"status": "loading"})
+        assert int(answer.headers["retry-after"]) >= 1
+        assert (await http.get("/health")).status_code == 200
+        refused = await http.post(PATH, json={"prompt": [ANSWER]})
+        assert_error(refused, 503, "loading")
+        assert int(refused.headers["retry-after"]) >= 1
+    async with api() as http:
+        answer = await http.get("/ready")
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+
+
+async def test_docs_are_served_only_when_asked_for() -> None:
+    async with api() as http:
+        assert [(await http.get(path)).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404] * 3
+    async with api(surface=Surface(WIRE, has_docs=True)) as http:
+        assert [(await http.get(path)).status_code for path in ("/docs", "/openapi.json")] == [200, 200]
+
+
+async def test_the_access_log_names_request_status_and_time_but_no_content() -> None:
+    async with api() as http:
+        with capture_logs() as lines:
+            await http.post(f"{PATH}?secret=1", json={"prompt": [ANSWER, 77]}, headers={"x-request-id": "r1"})
+        (line,) = [line for line in lines if line["event"] == "request"]
+        assert (line["method"], line["path"], line["status"]) == ("POST", PATH, 200)
+        assert "secret" not in str(lines)
+        assert "77" not in str({name: value for name, value in line.items() if name != "seconds"})
+
+
+async def test_no_origin_is_allowed() -> None:
+    async with api() as http:
+        answer = await http.options(PATH, headers={"origin": "http://x", "access-control-request-method": "POST"})
+        assert answer.status_code == 405
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_metrics_are_in_prometheus_text() -> None:
+    async with api() as http:
+        answer = await http.get("/metrics")
+        assert answer.headers["content-type"].startswith("text/plain")
+        assert "polydecode_running_requests 0.0" in answer.text
+
+
+async def test_a_failed_worker_makes_ready_say_so() -> None:
+    async with world('{"crash_message": "x"}', is_awaited=False) as w, client(Surface(WIRE), w) as http:
+        await until(w.supervision.done)
+        assert w.supervision.exception() is not None
+        assert (await http.get("/ready")).json() == {"status": "worker_down"}
+        assert (await http.get("/health")).status_code == 200

@@ -1,0 +1,132 @@
+"""The bridge to the worker, over real processes: death, silence, garbage, restarts, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from server.errors import ApiError
+from server.mailbox import Patience, WorkerGaveUp
+from tests.server.fake_worker import ANSWER, DIE, GARBAGE, HANG, STALL, WAIT
+from tests.server.world import QUICK, request, until, world
+
+PATIENT = Patience(stall_seconds=5, stall_kill_seconds=10, worker_restarts=2, restart_delay=0.02)
+
+
+async def test_outputs_of_a_request_arrive_in_order_and_end_with_finished() -> None:
+    async with world() as w:
+        outputs = [output async for output in w.ask(ANSWER, num_tokens=4).outputs]
+    assert [chunk.token_ids for output in outputs for chunk in output.chunks] == [(11,), (12,), (13,), (14,)]
+    assert [output.finished is not None for output in outputs] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("death", [DIE, GARBAGE])
+async def test_a_worker_that_dies_fails_every_request_at_once_and_is_replaced(death: int) -> None:
+    async with world(patience=PATIENT) as w:
+        bystanders = [w.ask(STALL), w.ask(WAIT)]
+        culprit = w.ask(death)
+        for asked in (*bystanders, culprit):
+            async with asyncio.timeout(1.0):
+                with pytest.raises(ApiError) as failure:
+                    await asked.tokens()
+            assert (failure.value.status, failure.value.code) == (503, "worker_lost")
+        assert w.batcher.status != "ready"
+        await until(lambda: w.batcher.status == "ready")
+        assert await w.ask(ANSWER).tokens() == [11, 12, 13]
+        assert w.count("worker_restarts_total") == 1
+
+
+async def test_a_worker_killed_from_outside_is_replaced_and_leaves_no_zombie() -> None:
+    async with world(patience=PATIENT) as w:
+        asked, first = w.ask(STALL), w.mailbox.worker_pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(1.0):
+            with pytest.raises(ApiError):
+                await asked.tokens()
+        await until(lambda: w.batcher.status == "ready")
+        assert w.mailbox.worker_pid != first
+        assert not psutil.pid_exists(first)
+
+
+async def test_a_silent_worker_is_stalled_first_and_then_replaced() -> None:
+    async with world(patience=QUICK) as w:
+        asked = w.ask(HANG)
+        await until(lambda: w.batcher.status == "stalled")
+        with pytest.raises(ApiError) as refusal:
+            w.batcher.reserve("completions", 1)
+        assert (refusal.value.status, refusal.value.code) == (503, "stalled")
+        with pytest.raises(ApiError):
+            await asked.tokens()
+        await until(lambda: w.batcher.status == "ready")
+
+
+async def test_heartbeats_keep_an_idle_worker_ready() -> None:
+    async with world(patience=QUICK) as w:
+        pid = w.mailbox.worker_pid
+        await asyncio.sleep(QUICK.stall_kill_seconds * 1.5)
+        assert w.batcher.status == "ready"
+        assert w.mailbox.worker_pid == pid
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason_and_no_second_try() -> None:
+    async with world('{"crash_message": "unknown architecture"}', is_awaited=False) as w:
+        with pytest.raises(WorkerGaveUp, match="could not be loaded: unknown architecture"):
+            await w.supervision
+        assert w.count("worker_restarts_total") == 1
+
+
+async def test_a_worker_that_dies_while_loading_is_tried_again(tmp_path: Path) -> None:
+    async with world(f'{{"lives": "{tmp_path}/lives", "doomed_lives": 2}}') as w:
+        assert w.count("worker_restarts_total") == 2
+
+
+async def test_after_too_many_losses_in_a_row_the_run_gives_up(tmp_path: Path) -> None:
+    async with world(f'{{"lives": "{tmp_path}/lives", "doomed_lives": 9}}', is_awaited=False) as w:
+        with pytest.raises(WorkerGaveUp, match=r"3 times in a row, last: .*exit status 7"):
+            await w.supervision
+
+
+async def test_a_worker_that_never_loads_is_killed_after_the_load_timeout() -> None:
+    patience = Patience(load_timeout=0.6, worker_restarts=0, restart_delay=0.01)
+    async with world('{"load_seconds": 60}', patience=patience, is_awaited=False) as w:
+        with pytest.raises(WorkerGaveUp, match="silent for"):
+            await w.supervision
+
+
+def test_the_delay_between_restarts_doubles_up_to_a_limit() -> None:
+    assert [Patience(restart_delay=0.5).delay(losses) for losses in (1, 2, 3, 4, 20)] == [0.5, 1, 2, 4, 30]
+
+
+async def test_a_worker_that_does_not_read_never_blocks_the_loop_and_closes_the_queue() -> None:
+    async with world('{"stop_reading": true}', patience=PATIENT) as w:
+        long_prompt = request(ANSWER, *([9] * 400_000))
+        for _ in range(12):
+            with w.batcher.reserve("completions", 1) as place:
+                place.submit([long_prompt], strategy="sampling", timeout=None)
+            await asyncio.sleep(0)
+            if w.mailbox.is_congested:
+                break
+        with pytest.raises(ApiError) as refusal:
+            w.batcher.reserve("completions", 1)
+        assert refusal.value.status == 429
+
+
+async def test_stopping_ends_a_loading_worker_at_once() -> None:
+    async with world('{"load_seconds": 60}', is_awaited=False) as w:
+        await until(lambda: w.mailbox.worker_pid is not None)
+        async with asyncio.timeout(2.0):
+            await w.mailbox.stop()
+            await asyncio.wait({w.supervision})
+        assert w.supervision.exception() is None
+
+
+async def test_the_worker_stands_in_a_session_of_its_own() -> None:
+    async with world() as w:
+        assert w.mailbox.worker_pid is not None
+        assert os.getsid(w.mailbox.worker_pid) != os.getsid(0)

@@ -1,0 +1,133 @@
+"""Where settings come from, that nothing unknown passes, and that the generated file is current."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from server.__main__ import main
+from server.limits import Limits
+from server.settings import SECTIONS, LoadedSettings, Settings, SettingsError, load
+from server.settings_text import default_toml, effective_toml
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def configured(path: Path, text: str, *flags: str, **environment: str) -> LoadedSettings:
+    file = path / "c.toml"
+    file.write_text(text)
+    return load(["--config", str(file), *flags], environment)
+
+
+def test_flags_win_over_the_environment_over_the_file_over_defaults(tmp_path: Path) -> None:
+    text = "port = 1\nmax_queue = 1\nmax_rows = 1\n"
+    loaded = configured(tmp_path, text, "--port", "3", POLYDECODE_PORT="2", POLYDECODE_MAX_QUEUE="2")
+    settings, origins = loaded.settings, loaded.origins
+    assert (settings.port, settings.max_queue, settings.max_rows, settings.threads) == (3, 2, 1, 0)
+    names = ("port", "max_queue", "max_rows", "threads")
+    assert [origins[name] for name in names] == ["flag", "environment", "file", "default"]
+
+
+def test_the_file_can_be_named_by_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("port = 77\n")
+    assert load([], {"POLYDECODE_CONFIG": str(file)}).settings.port == 77
+
+
+@pytest.mark.parametrize(
+    "text", ["prot = 1", "config = 'x'", "[model]\nname = 'x'", "= 1", "port = 'x'", "port = 70000"]
+)
+def test_a_file_with_anything_unknown_or_wrong_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError):
+        configured(tmp_path, text)
+
+
+def test_an_unknown_variable_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match="POLYDECODE_PROT"):
+        load([], {"POLYDECODE_PROT": "1"})
+
+
+def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        load(["--prot", "1"], {})
+    assert ending.value.code == 2
+    assert "--prot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--draft-model", "x"], "draft_model is not supported yet"),
+        (["--batch-invariant", "--device", "cuda"], "batch_invariant is not supported"),
+        (["--kv-memory", "nan"], "kv_memory"),
+        (["--stall-seconds", "50"], "stall_kill_seconds"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_in_words(flags: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(flags, {})
+
+
+def test_batch_invariance_is_accepted_on_the_cpu() -> None:
+    assert load(["--batch-invariant", "--device", "cpu"], {}).settings.batch_invariant
+
+
+def test_repeated_flags_make_a_list() -> None:
+    loaded = load(["--served-model-name", "a", "--served-model-name", "b", "--api-key", "k1", "--api-key", "ké"], {})
+    assert loaded.settings.served_model_name == ("a", "b")
+    assert loaded.settings.api_keys == (b"k1", "ké".encode())
+
+
+def test_keys_show_in_no_error_and_no_listing() -> None:
+    loaded = load(["--api-key", "hunter2"], {})
+    assert "hunter2" not in effective_toml(loaded) + repr(loaded)
+    with pytest.raises(SettingsError) as refusal:
+        load(["--port", "x"], {"POLYDECODE_API_KEY": "hunter2"})
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load([], {}).settings.port = 1
+
+
+def test_every_setting_has_a_section_and_a_description() -> None:
+    listed = [name for section in SECTIONS for name in section.model_fields]
+    assert sorted(listed) == sorted(Settings.model_fields)
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_every_limit_of_a_request_is_a_setting() -> None:
+    assert load([], {}).settings.limits == Limits()
+    settings = load([f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields], {}).settings
+    assert [field.name for field in fields(Limits) if getattr(settings.limits, field.name) != 7] == []
+
+
+def test_the_default_file_is_current_and_says_nothing_but_defaults() -> None:
+    text = (CONFIGS / "default.toml").read_text()
+    assert text == default_toml(), "run: python -m server default-config > configs/default.toml"
+    assert load(["--config", str(CONFIGS / "default.toml")], {}).settings == load([], {}).settings
+
+
+@pytest.mark.parametrize("name", ["cpu.toml", "h100.toml"])
+def test_the_shipped_files_are_valid(name: str) -> None:
+    load(["--config", str(CONFIGS / name)], {})
+
+
+def test_the_config_command_prints_values_and_origins(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLYDECODE_PORT", "81")
+    assert main(["config", "--max-queue", "64"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith(("port ", "max_queue "))] == [
+        ["port", "=", "81", "#", "environment"],
+        ["max_queue", "=", "64", "#", "flag"],
+    ]
+
+
+def test_bad_settings_end_the_command_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "x"]) == 2
+    assert "port (flag)" in capsys.readouterr().err

@@ -1,0 +1,87 @@
+"""A stand-in for the HTTP routes: token ids in, token ids out, plain or streamed.
+
+`python -m tests.server.tiny_api FLAGS` serves it through the whole service, with the fake worker behind.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from sse_starlette import EventSourceResponse
+from starlette.responses import Response
+
+from server import logs
+from server.batcher import Batcher
+from server.errors import ApiError
+from server.http_server import bind
+from server.limits import Limits
+from server.progress import LineDisplay
+from server.service import Parts, Service
+from server.settings import load
+from server.text import Tokenizer
+from server.ticket import Ticket
+from tests.server.world import FAKE_WORKER, request
+
+
+class ByteTokenizer:
+    def token_bytes(self) -> tuple[bytes, ...]:
+        return tuple(bytes([i]) for i in range(100))
+
+
+def load_tokenizer(_: Path) -> Tokenizer:
+    return cast(Tokenizer, ByteTokenizer())
+
+
+def router(batcher: Batcher, _: Limits) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions")
+    async def complete(http: Request) -> Response:
+        body: dict[str, Any] = json.loads(await http.body())
+        with batcher.reserve("completions", 1) as place:
+            if body.get("fail"):
+                raise RuntimeError("secret words")
+            asked = request(*body["prompt"], num_tokens=body.get("max_tokens", 3))
+            (ticket,) = place.submit([asked], strategy="sampling", timeout=body.get("timeout"))
+        if body.get("stream"):
+            return EventSourceResponse(events(ticket), send_timeout=5)
+        return JSONResponse({"tokens": [token async for token in tokens(ticket)]})
+
+    return routes
+
+
+async def tokens(ticket: Ticket) -> AsyncIterator[int]:
+    async for output in ticket:
+        for token in (token for chunk in output.chunks for token in chunk.token_ids):
+            yield token
+
+
+async def events(ticket: Ticket) -> AsyncIterator[bytes]:
+    try:
+        async for token in tokens(ticket):
+            yield f"data: {token}\n\n".encode()
+        yield b"data: [DONE]\n\n"
+    except ApiError as error:
+        yield b"data: " + json.dumps(error.body).encode() + b"\n\n"
+    finally:
+        ticket.cancel()
+
+
+def main() -> int:
+    settings = load(sys.argv[1:]).settings
+    logs.configure(settings.log_format, settings.log_level)
+    parts = Parts(FAKE_WORKER, load_tokenizer, lambda batcher, limits: [router(batcher, limits)])
+    with bind(settings.host, settings.port) as listener:
+        failure = Service(settings, LineDisplay(sys.stderr), parts).run(listener)
+    print(failure or "", file=sys.stderr)
+    return 1 if failure else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""What the server's tests build their worlds from: a batcher on a fake worker, a model directory, a tiny API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from decoding.frames import Loaded, Output, Start
+from decoding.params import Request, Sampling, StoppingParams
+from server.batcher import Batcher, QueueRules
+from server.mailbox import Mailbox, Patience
+from server.metrics import Metrics
+from server.served import Served
+from server.text import Tokenizer
+
+FAKE_WORKER = (sys.executable, "-m", "tests.server.fake_worker")
+QUICK = Patience(stall_seconds=0.4, stall_kill_seconds=0.8, load_timeout=5.0, worker_restarts=2, restart_delay=0.02)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    batcher: Batcher
+    mailbox: Mailbox
+    metrics: Metrics
+    supervision: asyncio.Task[None]
+
+    def ask(self, *prompt: int, num_tokens: int = 3, n: int = 1) -> Asked:
+        return ask(self.batcher, *prompt, num_tokens=num_tokens, n=n)
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"polydecode_{name}", labels) or 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    outputs: AsyncIterator[Output]
+    cancel: Callable[[], None]
+
+    async def tokens(self) -> list[int]:
+        return [token async for output in self.outputs for chunk in output.chunks for token in chunk.token_ids]
+
+
+def request(*prompt: int, num_tokens: int = 3, n: int = 1) -> Request:
+    return Request(prompt, strategy=Sampling(n=n), stopping=StoppingParams(max_tokens=num_tokens))
+
+
+def ask(batcher: Batcher, *prompt: int, num_tokens: int = 3, n: int = 1, timeout: float | None = None) -> Asked:
+    with batcher.reserve("completions", n) as place:
+        (ticket,) = place.submit([request(*prompt, num_tokens=num_tokens, n=n)], strategy="sampling", timeout=timeout)
+    return Asked(aiter(ticket), ticket.cancel)
+
+
+def describe(loaded: Loaded) -> Served:
+    tokenizer = cast(Tokenizer, None)  # nothing here reads text
+    return Served(
+        ("m",), loaded.vocab_size, loaded.max_model_len, loaded.eos_token_ids, 0, tokenizer, loaded.architecture
+    )
+
+
+@asynccontextmanager
+async def world(
+    plan: str = "{}", *, patience: Patience = QUICK, rules: QueueRules | None = None, is_awaited: bool = True
+) -> AsyncIterator[World]:
+    """A batcher and a mailbox on a fake worker, loaded unless told otherwise; all processes are gone afterwards."""
+    metrics = Metrics("test")
+    batcher = Batcher(rules or QueueRules(100, 5.0, 10.0), metrics)
+    mailbox = Mailbox(batcher, patience, FAKE_WORKER)
+    batcher.connect(mailbox, describe)
+    supervision = asyncio.create_task(mailbox.run(Start(model=plan)))
+    try:
+        if is_awaited:
+            await until(lambda: batcher.status == "ready")
+        yield World(batcher, mailbox, metrics, supervision)
+    finally:
+        await mailbox.stop()
+        await asyncio.wait({supervision})
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - most conditions are another process's
+            await asyncio.sleep(0.005)
+
+
+def model_directory(path: Path, plan: str = "{}") -> Path:
+    """A directory that passes for a model, with the fake worker's plan in it."""
+    path.mkdir(exist_ok=True)
+    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("plan.json", plan)):
+        (path / name).write_text(text)
+    (path / "model.safetensors").write_bytes(safetensors_bytes())
+    return path
+
+
+def safetensors_bytes() -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    return struct.pack("<Q", len(header)) + header + b"\0\0\0\0"
