@@ -175,8 +175,8 @@ ToWorker = Start | Submit | Cancel | Shutdown
 FromWorker = Progress | Loaded | Tick | Crashed
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
 def encode(frame: ToWorker | FromWorker) -> bytes:
