@@ -33,7 +33,12 @@ class Surface:
 
 
 def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
-    return [module.router(batcher, limits) for module in (completions, chat, models, tokenize)]
+    return [
+        completions.router(batcher, limits),
+        chat.router(batcher, limits),
+        models.router(batcher),
+        tokenize.router(batcher, limits),
+    ]
 
 
 def create_app(
