@@ -12,7 +12,7 @@ from server.access import Access
 from server.auth import OPEN_PATHS, Auth
 from server.batcher import Batcher
 from server.body_limit import BodyLimit, WireLimits
-from server.errors import install_handlers
+from server.errors import add_error_handlers
 from server.limits import Limits
 from server.metrics import Metrics
 from server.request_id import RequestId
@@ -33,7 +33,12 @@ class Surface:
 
 
 def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
-    return [module.router(batcher, limits) for module in (completions, chat, models, tokenize)]
+    return [
+        completions.router(batcher, limits),
+        chat.router(batcher, limits),
+        models.router(batcher),
+        tokenize.router(batcher, limits),
+    ]
 
 
 def create_app(
@@ -49,7 +54,7 @@ def create_app(
     )
     for router in (*routers, ops.router(batcher, metrics)):
         app.include_router(router)
-    install_handlers(app)
+    add_error_handlers(app)
     open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS
     app.add_middleware(BodyLimit, limits=surface.wire)  # the last one added is the outermost
     app.add_middleware(Auth, keys=surface.api_keys, open_paths=open_paths)

@@ -51,7 +51,7 @@ class ApiError(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
-def install_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Placeholder until the HTTP branch is merged."""
 
     async def answer(_: Request, error: Exception) -> JSONResponse:

@@ -9,7 +9,7 @@ from server.text import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A valid token id is below vocab_size, the width of the logits. `created` is in Unix seconds; names[0] is the default."""
+    """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default."""
 
     names: tuple[str, ...]
     vocab_size: int

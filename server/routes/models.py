@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.batcher import Batcher
-from server.limits import Limits
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:  # noqa: ARG001
+def router(batcher: Batcher) -> APIRouter:  # noqa: ARG001
     return APIRouter()
