@@ -1,8 +1,8 @@
 """The wire between the server process and the decode worker: msgspec structs, length-prefixed, never pickle.
 
-Torch-free, so both sides import it. A frame is a 4-byte little-endian length and a msgpack body; the tag names the type.
-Server -> worker: Start once, then Submit, Cancel, Shutdown. Worker -> server: Progress while loading, Loaded once, then
-one Tick per engine tick (and one at least every second, as a heartbeat), Crashed as a last word.
+Torch-free, so both sides import it. A frame is a 4-byte little-endian length and a msgpack body; the tag names the
+type. Server -> worker: Start once, then Submit, Cancel, Shutdown. Worker -> server: Progress while loading, Loaded
+once, then one Tick per engine tick (and one at least every second, as a heartbeat), Crashed as a last word.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one choice; with finish_reason set it is the choice's last.
 
-    logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop | length | error.
-    stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
+    logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop | length |
+    error. stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
     score: cumulative raw log-prob of the choice, on its last chunk only, when it was computed.
     """
 
@@ -104,7 +104,10 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PromptScores(msgspec.Struct, frozen=True, array_like=True):
-    """Raw log-probs of the prompt: one entry per prompt token, the first None. top as in Chunk (empty for the first)."""
+    """Raw log-probs of the prompt.
+
+    One entry per prompt token, the first None. top as in Chunk (empty for the first).
+    """
 
     logprobs: tuple[float | None, ...]
     top: tuple[tuple[tuple[int, float], ...], ...]
@@ -113,8 +116,8 @@ class PromptScores(msgspec.Struct, frozen=True, array_like=True):
 class Finished(msgspec.Struct, frozen=True, array_like=True):
     """The request is over. Seconds are measured in the worker; tokens are the work done for it.
 
-    computed_tokens: output positions run through the model, returned or not. cached_tokens: prompt tokens taken from the
-    prefix index. error: None, or a code (`never_fits`, `nan_logits`, `internal`) with a message safe to show.
+    computed_tokens: output positions run through the model, returned or not. cached_tokens: prompt tokens taken from
+    the prefix index. error: None, or a code (`never_fits`, `nan_logits`, `internal`) with a message safe to show.
     """
 
     cached_tokens: int
@@ -172,8 +175,8 @@ ToWorker = Start | Submit | Cancel | Shutdown
 FromWorker = Progress | Loaded | Tick | Crashed
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_from_worker = msgspec.msgpack.Decoder(FromWorker)
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
 def encode(frame: ToWorker | FromWorker) -> bytes:

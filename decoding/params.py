@@ -53,7 +53,9 @@ class LogitsParams:
     sampler_order: SamplerOrder = "hf"
 
     def __post_init__(self) -> None:
-        _check(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be finite and not negative")
+        _check(
+            math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "must be finite and not negative"
+        )
         _check(self.top_k >= 0, "top_k", "must not be negative")
         _check(0 <= self.top_p <= 1, "top_p", "must lie in [0, 1]")
         _check(0 <= self.min_p <= 1, "min_p", "must lie in [0, 1]")
@@ -64,9 +66,17 @@ class LogitsParams:
         )
         _check(math.isfinite(self.frequency_penalty), "frequency_penalty", "must be finite")
         _check(math.isfinite(self.presence_penalty), "presence_penalty", "must be finite")
-        _check(all(i >= 0 and math.isfinite(b) for i, b in self.logit_bias), "logit_bias", "needs ids >= 0 and finite values")
+        _check(
+            all(i >= 0 and math.isfinite(b) for i, b in self.logit_bias),
+            "logit_bias",
+            "needs ids >= 0 and finite values",
+        )
         allowed = self.allowed_token_ids
-        _check(allowed is None or (len(allowed) > 0 and min(allowed) >= 0), "allowed_token_ids", "needs at least one id >= 0")
+        _check(
+            allowed is None or (len(allowed) > 0 and min(allowed) >= 0),
+            "allowed_token_ids",
+            "needs at least one id >= 0",
+        )
 
     @property
     def is_greedy(self) -> bool:

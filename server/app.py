@@ -33,12 +33,7 @@ class Surface:
 
 
 def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
-    return [
-        completions.router(batcher, limits),
-        chat.router(batcher, limits),
-        models.router(batcher),
-        tokenize.router(batcher, limits),
-    ]
+    return [module.router(batcher, limits) for module in (completions, chat, models, tokenize)]
 
 
 def create_app(

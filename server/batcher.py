@@ -168,7 +168,7 @@ class Batcher:
         for ticket in reached:
             ticket.wake()
 
-    def worker_lost(self, reason: str) -> None:  # noqa: ARG002 - the mailbox logs it
+    def worker_lost(self, reason: str) -> None:
         self._metrics.worker_lost()
         self._num_worker_waiting = self._num_unseen = 0
         message = "the decode worker was lost while it ran this request; try again"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
 
 _TYPES = {
     400: "invalid_request_error",
@@ -19,9 +22,18 @@ _TYPES = {
     504: "timeout_error",
 }
 
+_MESSAGES = {
+    401: "this needs an API key: Authorization: Bearer KEY",
+    404: "no such route",
+    405: "this route does not take that method",
+    413: "the request is too large",
+    415: "the content type must be application/json",
+    500: "internal error",
+}
+
 
 class ApiError(Exception):
-    """An answer that is an error. `param` is a wire field's name, `code` a stable string, `retry_after` whole seconds."""
+    """An error as answer. `param` is a wire field's name, `code` a stable string, `retry_after` whole seconds."""
 
     def __init__(
         self,
@@ -42,20 +54,55 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, dict[str, str | None]]:
         """OpenAI's error object."""
-        return {
-            "error": {"message": self.message, "type": _TYPES[self.status], "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": _TYPES[self.status], "param": self.param, "code": self.code}}
 
     @property
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+def too_long(limit: int, needed: str, field: str) -> ApiError:
+    """A prompt that can never be served, in the words by which clients know it."""
+    message = f"This model's maximum context length is {limit} tokens. However, {needed}."
+    return ApiError(400, message, param=field, code="context_length_exceeded")
+
+
 def add_error_handlers(app: FastAPI) -> None:
-    """Placeholder until the HTTP branch is merged."""
+    """Make every error of the application answer with OpenAI's body."""
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _bug)
 
-    async def answer(_: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
-        return JSONResponse(error.body, error.status, error.headers)
 
-    app.add_exception_handler(ApiError, answer)
+def error_response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, error.status, error.headers)
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    return error_response(error if isinstance(error, ApiError) else ApiError(500, _MESSAGES[500]))
+
+
+async def _invalid_request(_: Request, __: Exception) -> Response:
+    """FastAPI's own validation, of paths and queries: its messages would echo the input."""
+    return error_response(ApiError(400, "the request is not valid"))
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return await _bug(_, error)
+    status = error.status_code if error.status_code in _TYPES else 400 if error.status_code < 500 else 500
+    response = error_response(ApiError(status, _MESSAGES.get(status, "the request is not valid")))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    """Nobody reads this; the status is the one that proxies log for it."""
+    return Response(status_code=499)
+
+
+async def _bug(_: Request, __: Exception) -> Response:
+    """The server logs the traceback; the client learns nothing of it."""
+    return error_response(ApiError(500, "internal error", code="internal_error"))

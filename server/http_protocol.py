@@ -66,7 +66,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0
         super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
+    def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "the request is not valid HTTP", code="invalid_http"))
 
     def _refuse(self, error: ApiError) -> None:

@@ -46,7 +46,7 @@ class _Channel(asyncio.Protocol):
             self._end("sent an unreadable frame")
             return []
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+    def connection_lost(self, exc: Exception | None) -> None:
         self._end("closed its end")
 
     def pause_writing(self) -> None:

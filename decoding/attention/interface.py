@@ -1,8 +1,8 @@
 """The seam between a packed batch and the attention backends.
 
-`packing.py` builds a Batch on the host; `AttentionBackend.plan` moves it to the device once per forward; the model calls
-`AttentionBackend.forward` once per layer. A backend promises that a query's result depends on its own row's keys alone:
-not on its neighbours, not on how the row was cut into chunks, not on whether it came as prefill or decode.
+`packing.py` builds a Batch on the host; `AttentionBackend.plan` moves it to the device once per forward; the model
+calls `AttentionBackend.forward` once per layer. A backend promises that a query's result depends on its own row's keys
+alone: not on its neighbours, not on how the row was cut into chunks, not on whether it came as prefill or decode.
 """
 
 from __future__ import annotations
@@ -80,4 +80,7 @@ class AttentionBackend(Protocol):
         """Write key and value into their slots, then attend causally, each row over its own pages."""
 
     def probed(self, plan: Any) -> dict[int, torch.Tensor]:
-        """After the forward: probed row -> last layer's scaled pre-softmax scores of its last query, [heads, keys] float32."""
+        """After the forward.
+
+        Probed row -> last layer's scaled pre-softmax scores of its last query, [heads, keys] float32.
+        """

@@ -1,12 +1,36 @@
-"""Placeholder until the HTTP routes are merged."""
+"""POST /v1/chat/completions: parse, reserve, translate, submit, answer."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
-from server.batcher import Batcher
+from server.admission import Batcher
+from server.answer import Answer
+from server.body import parse, read_object
+from server.bounds import check_limits, num_rows
+from server.chat_format import ChatFormat
+from server.fields import LATER, LATER_IN_CHAT, sort_fields
 from server.limits import Limits
+from server.openapi import described
+from server.protocol import ChatRequest
+from server.respond import respond
+from server.translate import chat_plan
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:  # noqa: ARG001
-    return APIRouter()
+def router(batcher: Batcher, limits: Limits) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    async def create_chat_completion(request: Request) -> Response:
+        fields = sort_fields(await read_object(request), ChatRequest.model_fields, {**LATER, **LATER_IN_CHAT})
+        wire = parse(ChatRequest, fields.known)
+        check_limits(wire, limits)
+        with batcher.reserve("chat", num_rows(wire)) as reservation:
+            served = batcher.served
+            plan = await chat_plan(wire, served)
+            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        form = ChatFormat(plan, served.tokenizer.vocabulary)
+        answer = Answer(plan, served, is_chat=True)
+        return await respond(request, tickets, answer, form, ignored=fields.ignored, limits=limits)
+
+    return routes

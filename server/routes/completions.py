@@ -1,12 +1,35 @@
-"""Placeholder until the HTTP routes are merged."""
+"""POST /v1/completions: parse, reserve, translate, submit, answer."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
-from server.batcher import Batcher
+from server.admission import Batcher
+from server.answer import Answer
+from server.body import parse, read_object
+from server.bounds import check_limits, num_rows
+from server.completion_format import CompletionFormat
+from server.fields import LATER, sort_fields
 from server.limits import Limits
+from server.openapi import described
+from server.protocol import CompletionRequest
+from server.respond import respond
+from server.translate import completion_plan
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:  # noqa: ARG001
-    return APIRouter()
+def router(batcher: Batcher, limits: Limits) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    async def create_completion(request: Request) -> Response:
+        fields = sort_fields(await read_object(request), CompletionRequest.model_fields, LATER)
+        wire = parse(CompletionRequest, fields.known)
+        check_limits(wire, limits)
+        with batcher.reserve("completions", num_rows(wire)) as reservation:
+            served = batcher.served
+            plan = await completion_plan(wire, served)
+            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        form = CompletionFormat(plan, served.tokenizer.vocabulary)
+        return await respond(request, tickets, Answer(plan, served), form, ignored=fields.ignored, limits=limits)
+
+    return routes

@@ -1,0 +1,414 @@
+"""The engine: add, cancel, tick. It knows rows, pages and Moves, and no strategy by name.
+
+A tick packs the rows that are due, runs one ragged forward per model, reads what the strategies asked for, and advances
+the strategies whose rows have all run. What a row reads depends on its own log alone; that is the exactness contract.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from decoding.attention.interface import Batch
+from decoding.cache import PageCache
+from decoding.live import LiveRequest, Work
+from decoding.logits import pipeline
+from decoding.logits.history import History
+from decoding.packing import Span, pack
+from decoding.params import Request
+from decoding.reading import HiddenStates, HostCopy, Read, ReadSlice, Unreadable, enqueue
+from decoding.rows import Row
+from decoding.sampling import uniforms
+from decoding.scheduler import Scheduled, Scheduler
+from decoding.seam import Draw, Emit, Feed, Move, Observation, Open, PromptEmit, Reading, RowId, Strategy, Tools
+from decoding.stopping import Stopping
+
+MAIN = "main"
+
+Build = Callable[[Request, Stopping, Tools], Strategy]
+
+
+class Pages(Protocol):
+    """What the engine needs of an attention backend."""
+
+    @property
+    def page_size(self) -> int: ...
+
+    def copy_pages(self, pairs: list[tuple[int, int]]) -> None: ...
+
+
+class Model(Protocol):
+    """What the engine needs of a model; `model.py` and the tests' table-driven model both are one."""
+
+    @property
+    def attention(self) -> Pages: ...
+
+    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> HiddenStates: ...
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The work done for a request. Seconds; computed tokens are positions run through a model."""
+
+    cached_tokens: int
+    computed_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request ended without an answer. code: never_fits | nan_logits | internal. `cause` is for the log only."""
+
+    code: str
+    message: str
+    cause: BaseException | None = None
+
+
+@dataclass(slots=True)
+class Output:
+    """Everything a tick says about one request; `usage` is set exactly once, on the last one."""
+
+    request_id: int
+    emits: list[Emit] = field(default_factory=list)
+    prompt: PromptEmit | None = None
+    usage: Usage | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """One model's share of a tick: its spans and what the forward left behind."""
+
+    model: Model
+    scheduled: list[Scheduled]
+    batch: Batch
+    hidden: HiddenStates
+
+
+class Engine:
+    """Runs requests to their end, all in one continuous batch. Single-threaded; raises nothing for a bad request."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        caches: Mapping[str, PageCache],
+        *,
+        eos_token_ids: Sequence[int],
+        token_bytes: Sequence[bytes] = (),
+        max_rows: int = 256,
+        tick_tokens: int = 512,
+        max_model_len: int = 1 << 30,
+        shares_prefixes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models = models
+        self._caches = caches
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._token_bytes = token_bytes
+        self._max_rows = max_rows
+        self._max_model_len = max_model_len
+        self._shares_prefixes = shares_prefixes
+        self._clock = clock
+        self._live: dict[int, LiveRequest] = {}
+        self._outputs: dict[int, Output] = {}
+        self._num_arrived = 0
+        self._num_rows = 0
+        self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
+        self.tick_rows = 0
+        self.tick_tokens = 0
+        self.computed_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._live or self._outputs)
+
+    @property
+    def used_pages(self) -> int:
+        """KV pages that live rows own, over all models."""
+        return sum(cache.num_used for cache in self._caches.values())
+
+    def add(self, request_id: int, request: Request, build: Build) -> None:
+        """Queue a request; its strategy is built now and begins now, its rows run when the scheduler admits them."""
+        live = self._new_live(request_id, request)
+        self._live[request_id] = live
+        self.scheduler.enqueue(live)
+        if not self._fits(request):
+            self._fail(live, Failure("never_fits", "the request needs more KV cache or rows than the server has"))
+            return
+        try:
+            stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes)
+            live.strategy = build(request, stopping, RowTools(live))
+            self._apply(live, live.strategy.begin(request.prompt_ids))
+        except Exception as error:
+            self._fail(live, Failure("internal", "the strategy failed", error))
+
+    def cancel(self, request_id: int) -> None:
+        """Forget the request at once: pages and rows are back when this returns. Unknown ids are ignored."""
+        live = self._live.pop(request_id, None)
+        self._outputs.pop(request_id, None)
+        if live is not None:
+            self.scheduler.remove(live)
+
+    def tick(self) -> list[Output]:
+        """One step of everybody. Returns what there is to say, one Output per request concerned."""
+        scheduled = self._pack()
+        forwarded = self._forward(scheduled)
+        self._read(forwarded)
+        self._advance()
+        outputs = list(self._outputs.values())
+        self._outputs = {}
+        return outputs
+
+    def check_integrity(self) -> None:
+        """Raise cache.IntegrityError unless every page is accounted for by a live row, the index or the free list."""
+        for name, cache in self._caches.items():
+            rows = [row for live in self._live.values() for row in live.rows.values() if row.model == name]
+            cache.check_integrity(row.table for row in rows)
+
+    # pack
+
+    def _pack(self) -> list[Scheduled]:
+        self.scheduler.admit(self._clock())
+        scheduled = self.scheduler.schedule()
+        self.tick_rows = len(scheduled)
+        self.tick_tokens = sum(s.span.count for s in scheduled)
+        return scheduled
+
+    # forward
+
+    def _forward(self, scheduled: list[Scheduled]) -> list[Forwarded]:
+        forwarded = []
+        for name, model in self._models.items():
+            own = [s for s in scheduled if s.span.row.model == name]
+            if own:
+                copies = [pair for s in own for pair in s.copies]
+                if copies:
+                    model.attention.copy_pages(copies)
+                batch = pack([s.span for s in own], model.attention.page_size)
+                wanted = {layer for s in own for layer in (*s.work.feed.want.layers, *s.work.feed.inner.layers)}
+                hidden = model.forward(batch, tuple(sorted(wanted)))
+                forwarded.append(Forwarded(model, own, batch, hidden))
+        return forwarded
+
+    # read
+
+    def _read(self, forwarded: list[Forwarded]) -> None:
+        copy = HostCopy()
+        due: list[tuple[list[Scheduled], list[ReadSlice]]] = []
+        for part in forwarded:
+            owners, reads = [], []
+            for batch_row, scheduled in enumerate(part.scheduled):
+                for read in self._reads(scheduled, batch_row, int(part.batch.query_starts[batch_row])):
+                    owners.append(scheduled)
+                    reads.append(read)
+            due.append((owners, enqueue(part.model, part.hidden, reads, copy)))
+        copy.fetch()
+        for part in forwarded:
+            for scheduled in part.scheduled:
+                self._commit(scheduled.live, scheduled.span)
+        for owners, slices in due:
+            readings = [reading for part in slices for reading in part.collect()]
+            for scheduled, reading in zip(owners, readings, strict=True):
+                self._note(scheduled, reading)
+
+    def _reads(self, scheduled: Scheduled, batch_row: int, offset: int) -> list[Read]:
+        """The positions of the span that are wanted and not read yet."""
+        live, work, span = scheduled.live, scheduled.work, scheduled.span
+        row = span.row
+        wanted = range(max(work.next_read, span.start), span.end)
+        if work.feed.inner.is_empty:
+            wanted = range(work.last, span.end) if span.end > work.last and not work.readings else range(0)
+        reads = []
+        for position in wanted:
+            want = work.want_at(position)
+            if not want.is_empty:
+                following = int(row.log.ids[position + 1]) if position < work.last else None
+                index = offset + position - span.start
+                reads.append(
+                    Read(
+                        index,
+                        batch_row,
+                        position,
+                        want,
+                        live.pipeline,
+                        live.request.seed,
+                        row.log,
+                        row.num_prompt,
+                        following,
+                    )
+                )
+        return reads
+
+    def _commit(self, live: LiveRequest, span: Span) -> None:
+        """The span's keys and values are in the cache now."""
+        row = span.row
+        row.table.length += span.count
+        live.num_computed += span.count
+        self.computed_tokens += span.count
+        self._caches[row.model].publish(row.table, row.log.ids, live.salt, row.indexable_length)
+
+    def _note(self, scheduled: Scheduled, reading: Reading | Unreadable) -> None:
+        live = scheduled.live
+        if live.id not in self._live:  # failed by an earlier reading of this tick
+            return
+        if isinstance(reading, Unreadable):
+            self._fail(live, Failure("nan_logits", "the model's scores were not finite or all excluded"))
+        else:
+            scheduled.work.readings.append(reading)
+
+    # advance
+
+    def _advance(self) -> None:
+        for live in list(self.scheduler.running):
+            if live.id in self._live and live.is_move_done:
+                if live.first_token_at is None:
+                    live.first_token_at = self._clock()
+                try:
+                    seen = Observation(tuple(w.view for w in live.works))
+                    self._apply(live, live.strategy.step(seen))
+                except Exception as error:
+                    self._fail(live, Failure("internal", "the strategy failed", error))
+
+    def _apply(self, live: LiveRequest, move: Move) -> None:
+        """Commit what the move emits and turn its feeds into works; rows neither fed nor held are freed."""
+        if move.emit or move.prompt:
+            output = self._output(live)
+            output.emits.extend(move.emit)
+            output.prompt = move.prompt or output.prompt
+        if not move.feeds:
+            self._end(live)
+            return
+        last_use = {feed.parent: at for at, feed in enumerate(move.feeds) if not isinstance(feed.parent, Open)}
+        kept = set(move.hold)
+        rows: dict[RowId, Row] = {row_id: live.rows[row_id] for row_id in move.hold}
+        works = []
+        for at, feed in enumerate(move.feeds):
+            is_reused = not isinstance(feed.parent, Open) and last_use[feed.parent] == at and feed.parent not in kept
+            row = self._row_for(live, feed, is_reused=is_reused)
+            works.append(self._feed(row, feed))
+            rows[row.id] = row
+        for row_id, row in live.rows.items():
+            if row_id not in rows:
+                self._caches[row.model].free(row.table)
+        live.rows, live.works = rows, works
+
+    def _row_for(self, live: LiveRequest, feed: Feed, *, is_reused: bool) -> Row:
+        """The row a feed continues: a new one, the parent itself at its last use, or a fork of it."""
+        if isinstance(feed.parent, Open):
+            if feed.parent.model not in self._models:
+                raise ValueError(f"no model {feed.parent.model!r}")
+            return Row(self._new_row_id(), feed.parent.model, num_prompt=len(feed.tokens))
+        parent = live.rows[feed.parent]
+        if is_reused:
+            return parent
+        table = self._caches[parent.model].fork(parent.table)
+        return Row(
+            self._new_row_id(), parent.model, parent.log.fork(), table, parent.num_prompt, embeds=dict(parent.embeds)
+        )
+
+    def _feed(self, row: Row, feed: Feed) -> Work:
+        """Write the feed into the row's log and forget what it drops."""
+        cache = self._caches[row.model]
+        if feed.drop:
+            row.truncate_log(row.log.length - feed.drop)
+            cache.truncate(row.table, row.log.length)
+        first = row.log.length
+        if feed.embeds is not None:
+            row.append_embeds(feed.embeds)
+        row.append_tokens(feed.tokens, is_injected=feed.is_injected)
+        if row.log.length == 0:
+            raise ValueError("a feed left its row empty")
+        if row.log.length == first:  # nothing new: run the last position again to read it
+            first -= 1
+            cache.truncate(row.table, first)
+        return Work(row, feed, first)
+
+    def _end(self, live: LiveRequest, failure: Failure | None = None) -> None:
+        now = self._clock()
+        admitted = live.admitted_at if live.admitted_at is not None else now
+        first = live.first_token_at if live.first_token_at is not None else now
+        output = self._output(live)
+        output.failure = failure
+        output.usage = Usage(
+            cached_tokens=live.num_cached,
+            computed_tokens=live.num_computed,
+            queue_seconds=admitted - live.submitted_at,
+            prefill_seconds=first - admitted,
+            decode_seconds=now - first,
+            preemptions=live.num_preemptions,
+        )
+        del self._live[live.id]
+        self.scheduler.remove(live)
+
+    def _fail(self, live: LiveRequest, failure: Failure) -> None:
+        self._end(live, failure)
+
+    def _output(self, live: LiveRequest) -> Output:
+        return self._outputs.setdefault(live.id, Output(live.id))
+
+    def _new_live(self, request_id: int, request: Request) -> LiveRequest:
+        self._num_arrived += 1
+        salt = request.cache_salt if self._shares_prefixes else f"{request_id}/{request.cache_salt}"
+        return LiveRequest(
+            id=request_id,
+            request=request,
+            strategy=NotBegun(),
+            pipeline=pipeline.build(request.logits, request.stopping, self._eos_token_ids),
+            salt=salt.encode(),
+            arrival=self._num_arrived,
+            submitted_at=self._clock(),
+        )
+
+    def _new_row_id(self) -> RowId:
+        self._num_rows += 1
+        return RowId(self._num_rows)
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the request could run alone: every row at full length, full pages of the prompt shared."""
+        cache = self._caches[MAIN]
+        shared = len(request.prompt_ids) // cache.page_size
+        own = cache.pages_for(request.max_length) - shared
+        return (
+            request.max_rows <= self._max_rows
+            and request.max_length <= self._max_model_len
+            and shared + request.max_rows * own <= cache.num_usable
+        )
+
+
+class NotBegun:
+    """Stands where a request's strategy will be; never asked for anything."""
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        raise NotImplementedError
+
+    def step(self, seen: Observation) -> Move:
+        raise NotImplementedError
+
+
+class RowTools:
+    """seam.Tools for one live request."""
+
+    def __init__(self, live: LiveRequest) -> None:
+        self._live = live
+
+    def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
+        seed = self._live.request.seed
+        return [float(uniforms([seed], [draw.choice], [position], [draw.purpose], lane)[0]) for lane in range(count)]
+
+    def process(self, row: RowId, hypothetical: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+        log = self._live.rows[row]
+        history = History(log.log.history(log.log.length), log.num_prompt).extended(list(hypothetical))
+        batch = scores.unsqueeze(0).clone()
+        chain = [self._live.pipeline]
+        return pipeline.warp(pipeline.process(batch, chain, [history]), chain, [history]).squeeze(0)

@@ -1,0 +1,70 @@
+"""A request under way: its strategy, its rows, and what of its current Move has run. Owned by the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from decoding.logits.pipeline import Pipeline
+from decoding.params import Request
+from decoding.rows import Row
+from decoding.seam import Feed, Reading, RowId, RowView, Strategy, Want
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One feed of the current Move: its row, where the feed begins in the row's log, what has been read so far."""
+
+    row: Row
+    feed: Feed
+    first: int
+    readings: list[Reading] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """The position that `feed.want` reads."""
+        return self.row.log.length - 1
+
+    @property
+    def next_read(self) -> int:
+        """The first position still to be read: it must go through the model even where its page is cached."""
+        return self.last if self.feed.inner.is_empty else self.first + len(self.readings)
+
+    @property
+    def is_done(self) -> bool:
+        return self.row.num_pending == 0
+
+    def want_at(self, position: int) -> Want:
+        return self.feed.want if position == self.last else self.feed.inner
+
+    @property
+    def view(self) -> RowView:
+        return RowView(self.row.id, self.row.log.length, tuple(self.readings))
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds."""
+
+    id: int
+    request: Request
+    strategy: Strategy
+    pipeline: Pipeline
+    salt: bytes
+    arrival: int
+    submitted_at: float
+    rows: dict[RowId, Row] = field(default_factory=dict)
+    works: list[Work] = field(default_factory=list)
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    num_cached: int = 0
+    num_computed: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who goes first: lower runs earlier and is preempted later."""
+        return (self.request.priority, self.arrival)
+
+    @property
+    def is_move_done(self) -> bool:
+        return all(w.is_done for w in self.works)

@@ -1,0 +1,30 @@
+"""What a logits step may know of a row: the ids before the position, and where the prompt ends among them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """ids.
+
+    Int64 [length], prompt first, injected ids left out; valid during one read only (a view of the row's log).
+    """
+
+    ids: np.ndarray
+    num_prompt: int
+
+    @property
+    def output_ids(self) -> np.ndarray:
+        return self.ids[self.num_prompt :]
+
+    @property
+    def num_output(self) -> int:
+        return max(len(self.ids) - self.num_prompt, 0)
+
+    def extended(self, ids: list[int]) -> History:
+        """The same row after hypothetical ids."""
+        return History(np.concatenate((self.ids, np.asarray(ids, dtype=np.int64))), self.num_prompt)

@@ -1,0 +1,66 @@
+"""Rows of all requests -> one ragged forward input.
+
+Knows page tables and positions; nothing of models or strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from decoding.attention.interface import Batch
+from decoding.rows import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The next `count` pending positions of a row, to be run in this tick."""
+
+    row: Row
+    count: int
+    is_probed: bool = False
+
+    @property
+    def start(self) -> int:
+        return self.row.table.length
+
+    @property
+    def end(self) -> int:
+        return self.row.table.length + self.count
+
+
+def pack(spans: Sequence[Span], page_size: int) -> Batch:
+    """Lay the spans end to end. Their page tables must already have room for them."""
+    counts = np.array([s.count for s in spans], dtype=np.int64)
+    starts = np.array([s.start for s in spans], dtype=np.int64)
+    query_starts = np.zeros(len(spans) + 1, dtype=np.int64)
+    np.cumsum(counts, out=query_starts[1:])
+    tables = _page_tables(spans, page_size)
+    row_of = np.repeat(np.arange(len(spans)), counts)
+    positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
+    return Batch(
+        token_ids=np.concatenate([s.row.log.ids[s.start : s.end] for s in spans]),
+        positions=positions,
+        slots=tables[row_of, positions // page_size] * page_size + positions % page_size,
+        query_starts=query_starts,
+        kv_lengths=starts + counts,
+        page_tables=tables,
+        embeds={
+            int(query_starts[r]) + position - span.start: vector
+            for r, span in enumerate(spans)
+            for position, vector in span.row.embeds.items()
+            if span.start <= position < span.end
+        },
+        probe_rows=tuple(r for r, s in enumerate(spans) if s.is_probed),
+    )
+
+
+def _page_tables(spans: Sequence[Span], page_size: int) -> np.ndarray:
+    """int64 [rows, longest]: only the pages that the row's keys reach, padded with page 0."""
+    needed = [-(-s.end // page_size) for s in spans]
+    tables = np.zeros((len(spans), max(needed)), dtype=np.int64)
+    for r, (span, count) in enumerate(zip(spans, needed, strict=True)):
+        tables[r, :count] = span.row.table.pages[:count]
+    return tables

@@ -1,0 +1,308 @@
+"""What the strategies asked to see of a forward, computed for all rows at once and copied to the host in one piece.
+
+`enqueue` only launches device work; `HostCopy.fetch` is the tick's one device-to-host copy; `collect` builds the
+Readings. A row whose scores are not finite yields an Unreadable and disturbs no other row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from decoding.logits.history import History
+from decoding.logits.pipeline import Pipeline, process, warp
+from decoding.rows import TokenLog
+from decoding.sampling import draw, greedy, uniforms
+from decoding.seam import Reading, Scores, Want
+
+SLICE_ROWS = 128
+"""Rows that go through the head at once: bounds the memory of scores to SLICE_ROWS x vocab floats."""
+
+
+class Head(Protocol):
+    """The part of the model that reading needs."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [n, hidden] -> [n, vocab] float32
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [n, hidden] -> [n, vocab] float32
+
+
+class HiddenStates(Protocol):
+    """What a forward leaves behind."""
+
+    @property
+    def last(self) -> torch.Tensor: ...  # [T, hidden] after the final norm
+
+    @property
+    def layers(self) -> dict[int, torch.Tensor]: ...  # index -> [T, hidden]
+
+    @property
+    def probed(self) -> dict[int, torch.Tensor]: ...  # batch row -> [heads, keys]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One wanted position: where it is in the batch, and all that its numbers may depend on."""
+
+    index: int  # of the token in the batch
+    batch_row: int
+    position: int
+    want: Want
+    pipeline: Pipeline
+    seed: int
+    log: TokenLog
+    num_prompt: int
+    next_id: int | None
+
+    @property
+    def history(self) -> History:
+        """Ids up to and including the position."""
+        return History(self.log.history(self.position + 1), self.num_prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The row's scores were NaN, infinite or all excluded."""
+
+
+class HostCopy:
+    """Gathers device tensors of a tick and moves them in one transfer. Ids travel as float64, exact below 2**53."""
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self._arrays: list[np.ndarray] = []
+
+    def add(self, tensor: torch.Tensor) -> int:
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def fetch(self) -> None:
+        """The transfer. Call once, after the last `add`."""
+        if not self._tensors:
+            return
+        flat = torch.cat([t.detach().double().flatten() for t in self._tensors]).cpu().numpy()
+        ends = np.cumsum([t.numel() for t in self._tensors])[:-1]
+        parts = np.split(flat, ends)
+        self._arrays = [p.reshape(tuple(t.shape)) for p, t in zip(parts, self._tensors, strict=True)]
+
+    def get(self, handle: int) -> np.ndarray:
+        return self._arrays[handle]
+
+
+def enqueue(model: Head, hidden: HiddenStates, reads: Sequence[Read], copy: HostCopy) -> list[ReadSlice]:
+    """Launch the work of all reads of one forward."""
+    slices = []
+    for start in range(0, len(reads), SLICE_ROWS):
+        part = ReadSlice(reads[start : start + SLICE_ROWS], copy)
+        part.enqueue(model, hidden)
+        slices.append(part)
+    return slices
+
+
+class ReadSlice:
+    """Up to SLICE_ROWS reads that go through the head together."""
+
+    def __init__(self, reads: Sequence[Read], copy: HostCopy) -> None:
+        self._reads = reads
+        self._copy = copy
+        self._handles: dict[tuple[str, int], tuple[int, int]] = {}  # (field, read) -> (handle, row in it)
+        self._layer_handles: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, read) -> (handle, row in it)
+
+    def enqueue(self, model: Head, hidden: HiddenStates) -> None:
+        self._enqueue_states(model, hidden)
+        headed = [i for i, r in enumerate(self._reads) if r.want.reads_head]
+        if not headed:
+            return
+        indices = torch.tensor([self._reads[i].index for i in headed], device=hidden.last.device)
+        logits = model.head(hidden.last[indices])  # [n, vocab]
+        self._enqueue_entropy(logits, headed)
+        ids = self._enqueue_draws(logits, headed)
+        for kind in Scores:
+            self._enqueue_scores(kind, logits, headed, ids)
+
+    def collect(self) -> list[Reading | Unreadable]:
+        """One per read, in order. Call after HostCopy.fetch."""
+        return [self._reading(i) for i in range(len(self._reads))]
+
+    def _add(self, field: str, rows: Sequence[int], tensor: torch.Tensor) -> None:
+        """Remember `tensor` [len(rows), ...] as that field of these reads."""
+        handle = self._copy.add(tensor)
+        for at, row in enumerate(rows):
+            self._handles[field, row] = (handle, at)
+
+    def _get(self, field: str, row: int) -> np.ndarray | None:
+        found = self._handles.get((field, row))
+        return None if found is None else self._copy.get(found[0])[found[1]]
+
+    def _enqueue_states(self, model: Head, hidden: HiddenStates) -> None:
+        """Hidden states, logits of early layers, attention scores: whatever does not pass the pipeline."""
+        for i, read in enumerate(self._reads):
+            at = slice(read.index, read.index + 1)
+            if read.want.hidden:
+                self._add("hidden", [i], hidden.last[at].float())
+            if read.want.attention:
+                self._add("attention", [i], hidden.probed[read.batch_row].float().unsqueeze(0))
+            for layer in read.want.layers:
+                logits = model.project(hidden.layers[layer][at])
+                self._layer_handles[layer, i] = (self._copy.add(logits), 0)
+
+    def _enqueue_entropy(self, logits: torch.Tensor, headed: Sequence[int]) -> None:
+        at = [k for k, i in enumerate(headed) if self._reads[i].want.entropy]
+        if not at:
+            return
+        logp = logits[at].log_softmax(dim=-1)
+        p = logp.exp()
+        entropy = -(p * logp).sum(dim=-1, keepdim=True)
+        varentropy = (p * (logp + entropy).square()).sum(dim=-1, keepdim=True)
+        self._add("entropy", [headed[k] for k in at], torch.cat((entropy, varentropy), dim=1))
+
+    def _processed(self, logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
+        """The whole pipeline of each read, on a copy where there is anything to do."""
+        pipelines = [r.pipeline for r in reads]
+        if not any(p.processors or p.warpers for p in pipelines):
+            return logits
+        histories = [r.history for r in reads]
+        return warp(process(logits.clone(), pipelines, histories), pipelines, histories)
+
+    def _enqueue_draws(self, logits: torch.Tensor, headed: Sequence[int]) -> torch.Tensor | None:
+        """Drawn ids [n, most draws of a row], or None when nobody draws. Row order is that of `headed`."""
+        at = [k for k, i in enumerate(headed) if self._reads[i].want.draws]
+        quiet = [k for k, i in enumerate(headed) if not self._reads[i].want.draws]
+        if quiet:
+            self._add("peak", [headed[k] for k in quiet], logits[quiet].amax(dim=-1))
+        if not at:
+            return None
+        reads = [self._reads[headed[k]] for k in at]
+        scores = self._processed(logits[at] if quiet else logits, reads)
+        self._add("peak", [headed[k] for k in at], scores.amax(dim=-1))
+        drawn = _draw_all(scores, reads)
+        self._add("tokens", [headed[k] for k in at], drawn)
+        ids = torch.zeros((len(headed), drawn.shape[1]), dtype=torch.int64, device=logits.device)
+        ids[at] = drawn
+        return ids
+
+    def _enqueue_scores(
+        self, kind: Scores, logits: torch.Tensor, headed: Sequence[int], ids: torch.Tensor | None
+    ) -> None:
+        """Everything read in one kind of score."""
+        at = [
+            k for k, i in enumerate(headed) if self._reads[i].want.scores is kind and _reads_scores(self._reads[i].want)
+        ]
+        if not at:
+            return
+        rows = [headed[k] for k in at]
+        reads = [self._reads[i] for i in rows]
+        scores = self._scores(kind, logits if len(at) == len(headed) else logits[at], reads)
+        if ids is not None:
+            self._add("drawn", rows, scores.gather(1, ids[at]))
+            if kind is not Scores.RAW:
+                self._add("raw", rows, logits[at].log_softmax(dim=-1).gather(1, ids[at]))
+        width = max(r.want.top_k for r in reads)
+        if width:
+            self._add("top", rows, torch.stack(top(scores, width), dim=1))
+        for k, (row, read) in enumerate(zip(rows, reads, strict=True)):
+            if read.want.gather:
+                self._add("gathered", [row], scores[k : k + 1, list(read.want.gather)])
+            if read.want.full:
+                self._add("full", [row], scores[k : k + 1])
+        following = [k for k, r in enumerate(reads) if r.want.gather_next and r.next_id is not None]
+        if following:
+            next_ids = torch.tensor([reads[k].next_id for k in following], device=scores.device)
+            self._add("next", [rows[k] for k in following], scores[following, next_ids])
+
+    def _scores(self, kind: Scores, logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
+        """logits [n, vocab] of these reads -> their scores [n, vocab]; logits are left alone."""
+        if kind is Scores.LOGITS:
+            return logits
+        if kind is Scores.RAW:
+            return logits.log_softmax(dim=-1)
+        if kind is Scores.PROCESSED:
+            return self._processed(logits, reads).log_softmax(dim=-1)
+        return process(logits.log_softmax(dim=-1), [r.pipeline for r in reads], [r.history for r in reads])
+
+    def _reading(self, i: int) -> Reading | Unreadable:
+        read, get = self._reads[i], self._get
+        peak = get("peak", i)
+        if peak is not None and not np.isfinite(peak):
+            return Unreadable()
+        num_draws = len(read.want.draws)
+        tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
+        following = get("next", i)
+        raw = get("raw", i) if ("raw", i) in self._handles else drawn
+        has_logprobs = read.want.logprobs and drawn is not None
+        return Reading(
+            position=read.position,
+            tokens=() if tokens is None else tuple(int(t) for t in tokens[:num_draws]),
+            logprobs=tuple(raw[:num_draws].tolist()) if has_logprobs and raw is not None else (),
+            drawn_scores=tuple(drawn[:num_draws].tolist()) if has_logprobs and drawn is not None else (),
+            top=self._top(i),
+            gathered=_floats(get("gathered", i)),
+            next_score=None if following is None else float(following),
+            full=_tensor(get("full", i)),
+            entropy=None if entropy is None else float(entropy[0]),
+            varentropy=None if entropy is None else float(entropy[1]),
+            hidden=_tensor(get("hidden", i)),
+            layers={layer: self._layer(layer, i) for layer in read.want.layers},
+            attention=_tensor(get("attention", i)),
+        )
+
+    def _top(self, i: int) -> tuple[tuple[int, float], ...]:
+        k = self._reads[i].want.top_k
+        both = self._get("top", i)
+        if both is None or not k:
+            return ()
+        return tuple((int(token), float(score)) for score, token in zip(both[0, :k], both[1, :k], strict=True))
+
+    def _layer(self, layer: int, i: int) -> torch.Tensor:
+        handle, at = self._layer_handles[layer, i]
+        return torch.from_numpy(self._copy.get(handle)[at].astype(np.float32))
+
+
+def top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best scores and their ids as float64, the lower id first among equals: [rows, vocab] -> two [rows, k].
+
+    torch.topk promises nothing about ties, so a row with equals among its best is sorted stably.
+    """
+    width = min(k + 1, scores.shape[-1])
+    values, ids = scores.topk(width, dim=-1)
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=-1).nonzero().flatten().tolist()
+    if tied:
+        order = scores[tied].sort(dim=-1, descending=True, stable=True)
+        values[tied], ids[tied] = order.values[:, :width], order.indices[:, :width]
+    return values[:, :k].double(), ids[:, :k].double()
+
+
+def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
+    """Every draw of every read from its processed scores [n, vocab] -> ids [n, most draws of a read], padded with 0."""
+    ids = torch.zeros((len(reads), max(len(r.want.draws) for r in reads)), dtype=torch.int64, device=scores.device)
+    fixed = [k for k, r in enumerate(reads) if r.pipeline.is_greedy]
+    if fixed:
+        ids[fixed] = greedy(scores if len(fixed) == len(reads) else scores[fixed]).unsqueeze(1)
+    keys = [(k, j, d) for k, r in enumerate(reads) if not r.pipeline.is_greedy for j, d in enumerate(r.want.draws)]
+    if keys:
+        rows = [k for k, _, _ in keys]
+        numbers = uniforms(
+            [reads[k].seed for k in rows],
+            [d.choice for _, _, d in keys],
+            [reads[k].position for k in rows],
+            [d.purpose for _, _, d in keys],
+        )
+        picked = scores if rows == list(range(len(reads))) else scores[rows]
+        ids[rows, [j for _, j, _ in keys]] = draw(picked, torch.from_numpy(numbers).to(scores.device))
+    return ids
+
+
+def _reads_scores(want: Want) -> bool:
+    return bool(want.logprobs or want.top_k or want.gather or want.gather_next or want.full)
+
+
+def _floats(array: np.ndarray | None) -> tuple[float, ...]:
+    return () if array is None else tuple(array.tolist())
+
+
+def _tensor(array: np.ndarray | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array.astype(np.float32))

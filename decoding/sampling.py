@@ -1,0 +1,75 @@
+"""Counter-based random numbers and the batched draw.
+
+A number depends on (seed, choice, position, purpose) and nothing else, so a draw is the same in any batch, after any
+preemption and after a restart. Generator: Philox4x32-10 (Salmon et al. 2011), vectorised over keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from decoding.seam import Purpose
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_WEYL = (np.uint32(0x9E3779B9), np.uint32(0xBB67AE85))
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+_ROUNDS = 10
+
+
+def philox(counters: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Philox4x32-10: counters uint32 [N, 4], keys uint32 [N, 2] -> uint32 [N, 4]."""
+    c0, c1, c2, c3 = (counters[:, i].astype(np.uint64) for i in range(4))
+    k0, k1 = keys[:, 0].copy(), keys[:, 1].copy()
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1 & _LOW, (p0 >> _32) ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]
+    return np.stack((c0, c1, c2, c3), axis=1).astype(np.uint32)
+
+
+def uniforms(
+    seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int], purposes: Sequence[Purpose], lane: int = 0
+) -> np.ndarray:
+    """One float64 in [0, 1) per key, [N]. `lane` separates several numbers drawn for one key."""
+    seed = np.asarray(seeds, dtype=np.uint64)
+    keys = np.stack(((seed & _LOW), seed >> _32), axis=1).astype(np.uint32)
+    counters = np.empty((len(seed), 4), dtype=np.uint32)
+    counters[:, 0] = positions
+    counters[:, 1] = choices
+    counters[:, 2] = purposes
+    counters[:, 3] = lane
+    bits = philox(counters, keys).astype(np.uint64)
+    return ((bits[:, 0] << np.uint64(21)) ^ (bits[:, 1] >> np.uint64(11))).astype(np.float64) * 2.0**-53
+
+
+_BLOCK = 256
+
+
+def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Invert the distribution function, ids in order: scores [rows, vocab] (-inf: excluded), uniform [rows] -> ids
+    [rows].
+
+    Two levels, blocks of ids and then ids of one block, because a running sum over a whole vocabulary costs more than
+    the rest of a draw. Sums over blocks and within the chosen block are float64.
+    """
+    num_rows, vocab = scores.shape
+    weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    blocks = torch.nn.functional.pad(weights, (0, -vocab % _BLOCK)).view(num_rows, -1, _BLOCK)
+    block_ends = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [rows, blocks]
+    target = uniform.unsqueeze(1) * block_ends[:, -1:]  # [rows, 1]
+    block = torch.searchsorted(block_ends, target, right=True).clamp_(max=blocks.shape[1] - 1)
+    before = torch.where(block > 0, block_ends.gather(1, (block - 1).clamp_(min=0)), 0.0)
+    inner = blocks[torch.arange(num_rows, device=scores.device), block.squeeze(1)].double().cumsum(dim=-1)
+    # The block's own sum rounds differently from the running sum: stay below it, so that no excluded id is ever hit.
+    below_end = torch.nextafter(inner[:, -1:], torch.zeros_like(target))
+    offset = torch.searchsorted(inner, torch.minimum((target - before).clamp_(min=0), below_end), right=True)
+    return (block * _BLOCK + offset).squeeze(1)
+
+
+def greedy(scores: torch.Tensor) -> torch.Tensor:
+    """The best id of each row, the lowest among equals (torch documents that): scores [rows, vocab] -> ids [rows]."""
+    return scores.argmax(dim=-1)

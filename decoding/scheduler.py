@@ -1,0 +1,150 @@
+"""Which rows run in the next tick. Owns the waiting and the running requests; knows pages and rows, not what they mean.
+
+Admission is by rows and pages, in order. Running rows get their pages oldest request first; when none is left the
+youngest request loses all of its pages and waits again, to be re-fed later. The oldest request therefore always goes
+on, and alone it fits (checked when it came), so nothing can block for ever.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from decoding.cache import PageCache
+from decoding.live import LiveRequest, Work
+from decoding.packing import Span
+
+SHORT_FEED = 32
+"""Feeds of up to this many tokens (decode steps, verification windows) run in every tick, ahead of longer ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A span of one work, and the page copies it needs before it runs."""
+
+    live: LiveRequest
+    work: Work
+    span: Span
+    copies: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since start. Prefix figures are in tokens."""
+
+    preemptions: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+
+
+class Scheduler:
+    """tick_tokens: how many tokens of long feeds (prefill) one tick may run. max_rows: rows that may live at once."""
+
+    def __init__(self, caches: Mapping[str, PageCache], *, max_rows: int, tick_tokens: int, chunk: int = 64) -> None:
+        self._caches = caches
+        self._max_rows = max_rows
+        self._tick_tokens = tick_tokens
+        self._chunk = chunk
+        self.waiting: list[LiveRequest] = []
+        self.running: list[LiveRequest] = []
+        self.counters = Counters()
+
+    def enqueue(self, live: LiveRequest) -> None:
+        bisect.insort(self.waiting, live, key=lambda w: w.order)
+
+    def remove(self, live: LiveRequest) -> None:
+        """Forget the request and give its pages back."""
+        (self.running if live in self.running else self.waiting).remove(live)
+        self._release(live)
+
+    def admit(self, now: float) -> None:
+        """Move waiting requests to running, in order, while rows and pages last."""
+        while self.waiting and self._has_room(self.waiting[0]):
+            live = self.waiting.pop(0)
+            bisect.insort(self.running, live, key=lambda r: r.order)
+            if live.admitted_at is None:
+                live.admitted_at = now
+
+    def schedule(self) -> list[Scheduled]:
+        """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last."""
+        chosen: dict[LiveRequest, list[Scheduled]] = {}
+        for live in list(self.running):
+            for work in self._ready_works(live):
+                if 0 < work.row.num_pending <= SHORT_FEED:
+                    self._place(live, work, work.row.num_pending, chosen)
+        budget = self._tick_tokens
+        for live in list(self.running):
+            for work in self._ready_works(live):
+                if work.row.num_pending > SHORT_FEED and budget > 0:
+                    count = self._chunk_length(work, budget)
+                    budget -= self._place(live, work, count, chosen)
+        return [scheduled for of_request in chosen.values() for scheduled in of_request]
+
+    def _has_room(self, live: LiveRequest) -> bool:
+        """Whether rows suffice, and pages for its next feeds beside one more page for each running row."""
+        num_rows = sum(r.request.max_rows for r in self.running)
+        if num_rows + live.request.max_rows > self._max_rows:
+            return False
+        if not self.running:
+            return True
+        needed = {name: sum(len(r.rows) for r in self.running) for name in self._caches}
+        for at, work in enumerate(live.works):
+            cache = self._caches[work.row.model]
+            needed[work.row.model] += 1 if at else cache.pages_for(work.row.num_pending)
+        return all(needed[name] <= cache.num_available for name, cache in self._caches.items())
+
+    def _ready_works(self, live: LiveRequest) -> list[Work]:
+        """Works that may run now. Rows that start from nothing go one after the other, so that each can adopt the pages
+        that the one before published: re-fed forks share their prompt again, as they did before."""
+        unfinished = [w for w in live.works if not w.is_done]
+        empty = [w for w in unfinished if w.row.table.length == 0]
+        if not empty or len(empty) < len(unfinished):
+            return [w for w in unfinished if w.row.table.length]
+        self._adopt(live, empty[0])
+        return empty[:1]
+
+    def _chunk_length(self, work: Work, budget: int) -> int:
+        """Tokens of a long feed for this tick; borders lie on multiples of the chunk, whatever the load."""
+        start, pending = work.row.table.length, work.row.num_pending
+        if pending <= budget:
+            return pending
+        end = (start + budget) // self._chunk * self._chunk
+        return end - start if end > start else min(pending, self._chunk - start % self._chunk)
+
+    def _place(self, live: LiveRequest, work: Work, count: int, chosen: dict[LiveRequest, list[Scheduled]]) -> int:
+        """Reserve pages for `count` tokens of the work, by preemption if need be. Returns the tokens placed."""
+        if live not in self.running:  # preempted earlier in this very tick
+            return 0
+        row, cache = work.row, self._caches[work.row.model]
+        while cache.pages_to_grow(row.table, count) > cache.num_available:
+            victim = self.running[-1]
+            self._preempt(victim)
+            chosen.pop(victim, None)
+            if victim is live:
+                return 0
+        copies = tuple(cache.grow(row.table, count))
+        is_probed = work.feed.want.attention and count == row.num_pending
+        chosen.setdefault(live, []).append(Scheduled(live, work, Span(row, count, is_probed), copies))
+        return count
+
+    def _adopt(self, live: LiveRequest, work: Work) -> None:
+        """Take what the prefix index has of an empty row."""
+        row = work.row
+        limit = min(work.next_read, row.indexable_length)
+        adopted = self._caches[row.model].adopt_prefix(row.table, row.log.ids, live.salt, limit)
+        if not live.num_computed and not live.num_preemptions:
+            live.num_cached += adopted
+            self.counters.prefix_queries += row.log.length
+            self.counters.prefix_hits += adopted
+
+    def _preempt(self, live: LiveRequest) -> None:
+        self.running.remove(live)
+        self._release(live)
+        live.num_preemptions += 1
+        self.counters.preemptions += 1
+        self.enqueue(live)
+
+    def _release(self, live: LiveRequest) -> None:
+        for row in live.rows.values():
+            self._caches[row.model].free(row.table)

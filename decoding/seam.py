@@ -1,0 +1,242 @@
+"""The seam between the engine and the strategies: what a strategy may ask for and what it gets to see.
+
+A strategy is a small state machine over rows. A row is one token sequence with its own page table and side state. Once
+per tick in which all rows of its last Move ran, the engine calls `step(Observation)` and gets the next Move. Between
+the two stand only the words of this file, so the engine never learns a strategy's name and a strategy never sees a
+page.
+
+The ten primitives (decoding-methods 4) and where they are: feed ids `Feed.tokens`; feed embeddings `Feed.embeds`; want
+`Want`; fork: two feeds of one parent; truncate `Feed.drop`; drop: a row neither fed nor held; open another model or
+context `Open`; emit and finish `Emit`; counter-based RNG `Draw`, `Tools.uniform`; the logits pipeline at a hypothetical
+history: `Feed.inner` (every position sees its own history) and `Tools.process`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import NewType, Protocol
+
+import torch
+
+RowId = NewType("RowId", int)
+
+
+class Purpose(IntEnum):
+    """What a draw is for: part of the RNG key, so that no two uses share a random number."""
+
+    SAMPLE = 0
+    SPECULATION_ACCEPT = 1
+    SPECULATION_RESIDUAL = 2
+    SPECULATION_DRAFT = 3
+    BEAM_GUMBEL = 4
+    ADAPTIVE = 5
+
+
+class Scores(Enum):
+    """Which scores `top_k`, `gather`, `gather_next` and `full` report, all float32 [vocab].
+
+    RAW: log_softmax(z). PROCESSED: log_softmax of the row's whole logits pipeline. BEAM: the pipeline's processors
+    applied to log_softmax(z) and not normalised again, as Hugging Face's beam search does. LOGITS: z itself.
+    """
+
+    RAW = "raw"
+    PROCESSED = "processed"
+    BEAM = "beam"
+    LOGITS = "logits"
+
+
+class FinishReason(Enum):
+    STOP = "stop"
+    LENGTH = "length"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One token drawn from the pipeline's distribution, keyed by (seed, choice, absolute position, purpose)."""
+
+    choice: int = 0
+    purpose: Purpose = Purpose.SAMPLE
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What to read at a position. The default reads nothing: the feed only fills the cache.
+
+    draws: tokens drawn (argmax where the row's temperature is 0). logprobs: report the drawn tokens' raw log-probs, and
+    their scores in the kind that `scores` names. top_k: the k best (id, score). gather: scores of these ids.
+    gather_next: score of the token that follows in the feed. entropy: entropy and varentropy in nats of softmax(z).
+    hidden: last hidden state after the final norm. layers: logits of these hidden layers through the head, without
+    final norm. attention: last layer's scores of the last query.
+    """
+
+    draws: tuple[Draw, ...] = ()
+    logprobs: bool = False
+    top_k: int = 0
+    gather: tuple[int, ...] = ()
+    gather_next: bool = False
+    full: bool = False
+    entropy: bool = False
+    hidden: bool = False
+    layers: tuple[int, ...] = ()
+    attention: bool = False
+    scores: Scores = Scores.RAW
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether the position has to go through the head at all."""
+        return bool(self.draws or self.top_k or self.gather or self.gather_next or self.full or self.entropy)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is read here."""
+        return not (self.reads_head or self.hidden or self.layers or self.attention)
+
+
+NOTHING = Want()
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths."""
+
+    model: str = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Continue `parent`: forget its last `drop` tokens, then read `tokens` (or `embeds`, [m, hidden]).
+
+    Two feeds of one parent fork it. Injected tokens enter the cache but not the history that penalties and counts see;
+    embeddings are always injected. `want` is read at the feed's last position, `inner` at each one before it. A feed
+    without tokens and embeds re-reads the last position that `drop` leaves.
+    """
+
+    parent: RowId | Open
+    tokens: tuple[int, ...] = ()
+    embeds: torch.Tensor | None = None
+    drop: int = 0
+    want: Want = NOTHING
+    inner: Want = NOTHING
+    is_injected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was read at one position; fields not wanted are empty. Tensors are on the host, float32.
+
+    tokens, logprobs (raw) and drawn_scores (in Want.scores) follow Want.draws; top is best first (ties: lower id
+    first); gathered follows Want.gather; next_score is None at the feed's last position. full: [vocab]. hidden:
+    [hidden]. layers: index -> [vocab]. attention: [heads, keys].
+    """
+
+    position: int
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    drawn_scores: tuple[float, ...] = ()
+    top: tuple[tuple[int, float], ...] = ()
+    gathered: tuple[float, ...] = ()
+    next_score: float | None = None
+    full: torch.Tensor | None = None
+    entropy: float | None = None
+    varentropy: float | None = None
+    hidden: torch.Tensor | None = None
+    layers: dict[int, torch.Tensor] = field(default_factory=dict)
+    attention: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """One fed row.
+
+    Its id (a parent for the next Move), its length in positions, one Reading per position with a non-empty Want.
+    """
+
+    row: RowId
+    length: int
+    readings: tuple[Reading, ...]
+
+    @property
+    def last(self) -> Reading:
+        return self.readings[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The rows of the last Move, in the order of its feeds."""
+
+    rows: tuple[RowView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A choice is over.
+
+    Stop_reason: the stop token's id or "stop:<index>"; score: its cumulative raw log-prob, if known.
+    """
+
+    reason: FinishReason
+    stop_reason: int | str | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Commit tokens to a choice; never retracted.
+
+    logprobs (in the request's mode) and top are parallel to token_ids, or None when not asked. raw_logprobs are there
+    for a strategy that ranks what another one emitted; the engine does not read them.
+    """
+
+    choice: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    top: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    raw_logprobs: tuple[float, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmit:
+    """The prompt's scores: one per prompt token, the first None."""
+
+    logprobs: tuple[float | None, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What a strategy does next. Rows neither fed nor held are dropped. No feeds: the request is over.
+
+    The engine may spread a Move's rows over several ticks (a row's numbers do not depend on when it ran); `step` is
+    called when all of them have run.
+    """
+
+    feeds: tuple[Feed, ...] = ()
+    hold: tuple[RowId, ...] = ()
+    emit: tuple[Emit, ...] = ()
+    prompt: PromptEmit | None = None
+
+
+class Tools(Protocol):
+    """The engine's services to one request's strategy, beside feeding and reading."""
+
+    def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
+        """`count` numbers in [0, 1) keyed by (request seed, draw.choice, position, draw.purpose)."""
+
+    def process(self, row: RowId, hypothetical: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+        """The request's logits pipeline on scores [vocab], as if `hypothetical` ids had been fed to `row` after its
+        last.
+        """
+
+
+class Strategy(Protocol):
+    """One request's state machine. It holds no tensor that depends on the cache: rows may be re-fed behind its back."""
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        """The first Move: usually one row fed the prompt."""
+
+    def step(self, seen: Observation) -> Move:
+        """The next Move, after all rows of the last one ran."""

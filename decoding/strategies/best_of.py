@@ -1,0 +1,64 @@
+"""Sample-and-rank (Adiwardana et al. 2020, arXiv 2001.09977; OpenAI's best_of).
+
+    sample N = best_of choices
+    return the n with the highest raw log-prob: total (Meena) or per token (OpenAI)
+
+Holds a SamplingStrategy and keeps what it emits until the last choice is over; nothing can be committed before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from decoding.params import BestOf, Request, Sampling
+from decoding.ranking import Candidate, best
+from decoding.seam import Emit, Finish, Move, Observation, Tools
+from decoding.stopping import Stopping
+from decoding.strategies.sampling import SamplingStrategy
+
+
+class BestOfStrategy:
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        assert isinstance(request.strategy, BestOf)
+        self._params = request.strategy
+        self._reports_logprobs = request.logprobs.output is not None
+        self._emitted: list[list[Emit]] = [[] for _ in range(self._params.best_of)]
+        scored = dataclasses.replace(request.logprobs, output=request.logprobs.output or 0)
+        sampling = dataclasses.replace(request, strategy=Sampling(self._params.best_of), logprobs=scored)
+        self._sampling = SamplingStrategy(sampling, stopping, tools)
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        return self._held_back(self._sampling.begin(prompt_ids))
+
+    def step(self, seen: Observation) -> Move:
+        return self._held_back(self._sampling.step(seen))
+
+    def _held_back(self, move: Move) -> Move:
+        for emit in move.emit:
+            self._emitted[emit.choice].append(emit)
+        if move.feeds:
+            return Move(move.feeds, prompt=move.prompt)
+        return Move(emit=self._ranked(), prompt=move.prompt)
+
+    def _ranked(self) -> tuple[Emit, ...]:
+        candidates = [Candidate(i, self._raw_logprobs(i)) for i in range(self._params.best_of)]
+        ranked = best(candidates, self._params.n, self._params.rank_by)
+        return tuple(self._joined(choice, c) for choice, c in enumerate(ranked))
+
+    def _raw_logprobs(self, index: int) -> tuple[float, ...]:
+        return tuple(r for e in self._emitted[index] for r in e.raw_logprobs)
+
+    def _joined(self, choice: int, candidate: Candidate) -> Emit:
+        """Everything one sampled choice emitted, as one emit of the returned choice."""
+        emits = self._emitted[candidate.index]
+        last = emits[-1].finish
+        assert last is not None
+        return Emit(
+            choice,
+            tuple(t for e in emits for t in e.token_ids),
+            tuple(p for e in emits for p in e.logprobs or ()) if self._reports_logprobs else None,
+            tuple(t for e in emits for t in e.top or ()) if self._reports_logprobs else None,
+            candidate.logprobs,
+            Finish(last.reason, last.stop_reason, candidate.score(self._params.rank_by)),
+        )

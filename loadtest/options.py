@@ -1,0 +1,204 @@
+"""The command line, read into frozen values: everything after this module is typed and checked."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from loadtest.scenario import SCENARIOS, Closed, Scenario
+from loadtest.scenario import find as find_scenario
+from loadtest.target import DIALECTS, PATHS, Target, base_url
+from loadtest.target import dialect as find_dialect
+
+Between = Literal["pause", "restart"]
+
+_DESCRIPTION = "Measures OpenAI-compatible servers. Tokens are counted from the servers' usage, never from chunks."
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A server to measure, and how to start it if it is ours to start."""
+
+    target: Target
+    ready_path: str
+    command: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    scenarios: tuple[Scenario, ...]
+    seed: int
+    timeout: float
+    json: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    common: Common
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class CompareOptions:
+    common: Common
+    a: Side
+    b: Side
+    pairs: int
+    between: Between
+    ready_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class ListOptions:
+    """`list` takes nothing."""
+
+
+Options = RunOptions | CompareOptions | ListOptions
+
+
+def parse(argv: list[str]) -> Options:
+    """Exits with usage on anything wrong, as argparse does."""
+    parser = _parser()
+    values = parser.parse_args(argv)
+    try:
+        match values.command:
+            case "run":
+                return RunOptions(_common(values, (values.scenario,)), _target(values, ""))
+            case "compare":
+                return _compare(values)
+            case _:
+                return ListOptions()
+    except (LookupError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m loadtest", description=_DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the scenarios")
+
+    run = commands.add_parser("run", help="measure one server")
+    run.add_argument("scenario", metavar="SCENARIO", help=", ".join(s.name for s in SCENARIOS))
+    _add_common(run)
+    _add_target(run, "")
+
+    compare = commands.add_parser("compare", help="measure two servers in turn, A B A B, and print the ratios")
+    compare.add_argument("scenarios", metavar="SCENARIO", nargs="+", help="one or more, one table each")
+    _add_common(compare)
+    compare.add_argument("--pairs", type=_positive, default=5, help="A B pairs a scenario (default 5)")
+    compare.add_argument(
+        "--between",
+        choices=("pause", "restart"),
+        default="pause",
+        help="what becomes of a server started by --a-command or --b-command when it is not its turn: "
+        "pause: SIGSTOP for its process group, it stays warm (default); restart: ended, and started for each turn",
+    )
+    compare.add_argument("--ready-timeout", type=float, default=300.0, help="seconds to become ready (default 300)")
+    for side in ("a", "b"):
+        _add_target(compare, f"{side}-")
+        compare.add_argument(f"--{side}-command", metavar="CMD", help="starts this server (no shell: use sh -c '…')")
+        compare.add_argument(f"--{side}-ready", metavar="PATH", help="answers 200 when ready (default: by dialect)")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--requests", type=_positive, help="measured requests (default: the scenario's)")
+    parser.add_argument("--warmup", type=_natural, help="unmeasured requests before (default: the scenario's)")
+    parser.add_argument(
+        "--seed", type=_natural, help="of prompts and arrivals (default: a new one, printed, so that no cache knows it)"
+    )
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request (default 600)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
+
+
+def _add_target(parser: argparse.ArgumentParser, prefix: str) -> None:
+    parser.add_argument(f"--{prefix}url", required=True, metavar="URL", help="e.g. http://127.0.0.1:8000")
+    parser.add_argument(f"--{prefix}model", metavar="NAME", help="default: the first of /v1/models, if it has any")
+    parser.add_argument(f"--{prefix}api-key", metavar="KEY")
+    parser.add_argument(f"--{prefix}endpoint", choices=tuple(PATHS), default="completions")
+    parser.add_argument(
+        f"--{prefix}dialect",
+        choices=tuple(d.name for d in DIALECTS),
+        default="polydecode",
+        help="how this server is told to ignore EOS (default polydecode; openai: no extra fields)",
+    )
+    parser.add_argument(
+        f"--{prefix}extra", type=_json_object, default={}, metavar="JSON", help="request fields; null takes one out"
+    )
+
+
+def _common(values: argparse.Namespace, names: tuple[str, ...]) -> Common:
+    scenarios = tuple(_scaled(find_scenario(name), values.requests, values.warmup) for name in names)
+    seed = secrets.randbits(32) if values.seed is None else values.seed
+    return Common(scenarios, seed, values.timeout, values.json)
+
+
+def _scaled(scenario: Scenario, requests: int | None, warmup: int | None) -> Scenario:
+    scaled = replace(
+        scenario,
+        requests=scenario.requests if requests is None else requests,
+        warmup=scenario.warmup if warmup is None else warmup,
+    )
+    if isinstance(scaled.load, Closed) and scaled.requests < scaled.load.streams:
+        raise ValueError(f"{scaled.name} needs at least {scaled.load.streams} requests to fill its streams")
+    return scaled
+
+
+def _compare(values: argparse.Namespace) -> CompareOptions:
+    return CompareOptions(
+        common=_common(values, tuple(values.scenarios)),
+        a=_side(values, "a_"),
+        b=_side(values, "b_"),
+        pairs=values.pairs,
+        between=values.between,
+        ready_timeout=values.ready_timeout,
+    )
+
+
+def _side(values: argparse.Namespace, prefix: str) -> Side:
+    target = _target(values, prefix)
+    read = vars(values)
+    return Side(target, read[f"{prefix}ready"] or target.dialect.ready_path, read[f"{prefix}command"])
+
+
+def _target(values: argparse.Namespace, prefix: str) -> Target:
+    read = vars(values)
+    url = base_url(read[f"{prefix}url"])
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
+    return Target(
+        url=url,
+        dialect=find_dialect(read[f"{prefix}dialect"]),
+        endpoint=read[f"{prefix}endpoint"],
+        model=read[f"{prefix}model"],
+        api_key=read[f"{prefix}api_key"],
+        extra=read[f"{prefix}extra"],
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return value
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object")
+    return value

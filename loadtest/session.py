@@ -1,0 +1,98 @@
+"""The commands `run` and `compare`: builds clients and contenders from options and plays the scenarios."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+
+import httptools
+import msgspec
+
+from loadtest.client import Client
+from loadtest.compare import Comparison, Label, compare
+from loadtest.contender import Contender, Paused, Ready, Restarted, Running
+from loadtest.options import Between, CompareOptions, RunOptions, Side
+from loadtest.process import ServerProcess
+from loadtest.progress import Display
+from loadtest.run import Player, Run
+from loadtest.scenario import Scenario
+from loadtest.statistics import Summary
+from loadtest.target import Target
+
+_SEED_STEP = 1_000_003
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+async def with_model(target: Target, client: Client) -> Target:
+    """The target with the server's first model; unchanged if it has one already or the server lists none."""
+    if target.model is not None:
+        return target
+    try:
+        status, body = await client.get("/v1/models")
+        models = msgspec.json.decode(body, type=_Models).data if status == 200 else []
+    except (OSError, httptools.HttpParserError, msgspec.DecodeError):
+        return target
+    return replace(target, model=models[0].id) if models else target
+
+
+async def run_once(options: RunOptions, display: Display) -> tuple[Run, Target]:
+    """The run, and the target as it was asked."""
+    common = options.common
+    (scenario,) = common.scenarios
+    target = await with_model(options.target, Client(options.target, common.timeout))
+    watch = display.line(scenario.name, scenario)
+    run = await Player(scenario, common.seed, Client(target, common.timeout), watch).play()
+    return run, target
+
+
+async def compare_all(options: CompareOptions, display: Display) -> list[Comparison]:
+    """One comparison a scenario, the servers kept over all of them."""
+    playing = _Playing(options, display)
+    # Each pair has prompts of its own: a server that keeps prefixes must not know them from the pair before.
+    seeds = tuple(options.common.seed + _SEED_STEP * number for number in range(options.pairs))
+    async with (
+        _opened(_contender(options.a, options.between, options.ready_timeout)) as a,
+        _opened(_contender(options.b, options.between, options.ready_timeout)) as b,
+    ):
+        return [await compare(scenario, a, b, playing.play, seeds) for scenario in options.common.scenarios]
+
+
+@dataclass(frozen=True, slots=True)
+class _Playing:
+    options: CompareOptions
+    display: Display
+
+    async def play(self, label: Label, scenario: Scenario, seed: int) -> Summary:
+        side = self.options.a if label == "A" else self.options.b
+        timeout = self.options.common.timeout
+        target = await with_model(side.target, Client(side.target, timeout))
+        watch = self.display.line(f"{label} {scenario.name}", scenario)
+        summary = (await Player(scenario, seed, Client(target, timeout), watch).play()).summary
+        self.display.note(f"{label} {scenario.name}: {summary.output_tokens_per_second:.1f} tok/s")
+        return summary
+
+
+@asynccontextmanager
+async def _opened(contender: Contender) -> AsyncIterator[Contender]:
+    try:
+        await contender.open()
+        yield contender
+    finally:
+        await contender.close()
+
+
+def _contender(side: Side, between: Between, ready_timeout: float) -> Contender:
+    # A short timeout a poll: a server that hangs while it loads must not eat the whole wait.
+    ready = Ready(Client(side.target, timeout=5.0), side.ready_path, ready_timeout)
+    if side.command is None:
+        return Running(ready)
+    process = ServerProcess(side.command)
+    return Paused(process, ready) if between == "pause" else Restarted(process, ready)

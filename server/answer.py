@@ -1,0 +1,97 @@
+"""All choices of one request: the tickets' outputs in, numbered pieces and the usage out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from decoding.frames import Chunk, Finished, Output, PromptScores
+from server.choice import Choice, Piece, echo, joined
+from server.errors import ApiError
+from server.plan import Plan, Prompt, Shown
+from server.replies import CompletionTokensDetails, Decoding, PromptTokensDetails, Usage
+from server.served import Served
+
+
+class Answer:
+    """Choice `prompt * n + choice` continues prompt `prompt`. An echo stands in the first piece of each choice."""
+
+    def __init__(self, plan: Plan, served: Served, *, is_chat: bool = False) -> None:
+        self._plan = plan
+        self._choices = [self._choice(served, prompt, is_chat) for prompt in plan.prompts for _ in self._numbers]
+        self._begun: set[int] = set()
+        self._num_completion_tokens = 0
+        self._cached_tokens = 0
+        self._computed_tokens = 0
+        self.prompt_scores: list[PromptScores | None] = [None] * len(plan.prompts)
+
+    @property
+    def shown(self) -> Shown:
+        return self._plan.shown
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
+    def decoding(self) -> Decoding:
+        """Before the end: what runs."""
+        return Decoding(self._plan.strategy, self._plan.effective)
+
+    @property
+    def final_decoding(self) -> Decoding:
+        """After the end: what ran, and how much work it was."""
+        return Decoding(self._plan.strategy, self._plan.effective, self._computed_tokens)
+
+    def push(self, prompt: int, output: Output) -> Iterator[tuple[int, Piece]]:
+        """The pieces this output adds. Raises ApiError 500 when the engine gave a choice up."""
+        if output.prompt is not None:
+            self.prompt_scores[prompt] = output.prompt
+        if output.finished is not None:
+            self._finish(output.finished)
+        for chunk in output.chunks:
+            yield self._piece(prompt, chunk)
+
+    def scores_of(self, choice: int) -> PromptScores | None:
+        """Log-probs of the prompt that a choice continues."""
+        return self.prompt_scores[choice // self._plan.shown.num_choices]
+
+    def usage(self) -> Usage:
+        num_prompt, num_completion = self._plan.num_prompt_tokens, self._num_completion_tokens
+        return Usage(
+            prompt_tokens=num_prompt,
+            completion_tokens=num_completion,
+            total_tokens=num_prompt + num_completion,
+            prompt_tokens_details=PromptTokensDetails(self._cached_tokens),
+            completion_tokens_details=CompletionTokensDetails(),
+        )
+
+    @property
+    def _numbers(self) -> range:
+        return range(self._plan.shown.num_choices)
+
+    def _choice(self, served: Served, prompt: Prompt, is_chat: bool) -> Choice:
+        shown = self._plan.shown
+        detokenizer = served.tokenizer.detokenizer(skip_special_tokens=not shown.special_tokens, at_start=is_chat)
+        return Choice(shown, served.eos_token_ids, detokenizer, offset=len(prompt.text))
+
+    def _piece(self, prompt: int, chunk: Chunk) -> tuple[int, Piece]:
+        if chunk.finish_reason == "error":
+            raise ApiError(500, "decoding failed", code="decoding_failed")
+        choice = prompt * self._plan.shown.num_choices + chunk.choice
+        piece = self._choices[choice].push(chunk)
+        self._num_completion_tokens += len(chunk.token_ids)
+        if self._plan.shown.echo and choice not in self._begun:
+            piece = joined([self._echo(prompt), piece])
+        self._begun.add(choice)
+        return choice, piece
+
+    def _echo(self, prompt: int) -> Piece:
+        num_top = self._plan.shown.logprobs
+        scores = self.prompt_scores[prompt] if num_top is not None else None
+        return echo(self._plan.prompts[prompt], scores, num_top or 0)
+
+    def _finish(self, finished: Finished) -> None:
+        if finished.error_code is not None:
+            raise ApiError(500, finished.error_message or "decoding failed", code=finished.error_code)
+        self._cached_tokens += finished.cached_tokens
+        self._computed_tokens += finished.computed_tokens

@@ -1,0 +1,97 @@
+"""Answers of /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType
+
+from server.answer import Answer
+from server.choice import Piece
+from server.format import Extras, Stamp, choice_decoding
+from server.logprobs import chat_logprobs, prompt_logprobs
+from server.plan import Plan
+from server.replies import (
+    ChatChoice,
+    ChatChunk,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    Delta,
+    Message,
+    PromptLogprobs,
+)
+from server.vocabulary import Vocabulary
+
+
+class ChatFormat:
+    """OpenAI's chat.completion and chat.completion.chunk objects. A stream's choice begins with its role."""
+
+    def __init__(self, plan: Plan, vocabulary: Vocabulary) -> None:
+        self._plan = plan
+        self._vocabulary = vocabulary
+        self._stamp = Stamp.new("chatcmpl", plan.model)
+
+    def whole(self, answer: Answer, choices: Sequence[Piece]) -> ChatCompletion:
+        return ChatCompletion(
+            self._stamp.id,
+            self._stamp.created,
+            self._stamp.model,
+            [self._choice(index, piece) for index, piece in enumerate(choices)],
+            usage=answer.usage(),
+            decoding=answer.final_decoding,
+            prompt_logprobs=self._prompt_logprobs(answer),
+        )
+
+    @property
+    def has_openings(self) -> bool:
+        return True
+
+    def begin(self, answer: Answer, choice: int, extras: Extras) -> ChatChunk:
+        role = ChatDelta(choice, Delta(role="assistant", content=""), None, None)
+        return self._chunk([role], extras, self._prompt_logprobs(answer) if choice == 0 else UNSET)
+
+    def delta(self, choice: int, piece: Piece, extras: Extras) -> ChatChunk:
+        delta = ChatDelta(
+            index=choice,
+            delta=Delta(content=piece.text) if piece.text or piece.finish_reason is None else Delta(),
+            logprobs=self._logprobs(piece),
+            finish_reason=piece.finish_reason,
+            token_ids=piece.token_ids if self._plan.shown.token_ids else UNSET,
+            decoding=choice_decoding(piece),
+        )
+        return self._chunk([delta], extras)
+
+    def end(self, extras: Extras) -> ChatChunk:
+        return self._chunk([], extras)
+
+    def _chunk(self, choices: list[ChatDelta], extras: Extras, scores: PromptLogprobs | UnsetType = UNSET) -> ChatChunk:
+        stamp = self._stamp
+        return ChatChunk(
+            stamp.id,
+            stamp.created,
+            stamp.model,
+            choices,
+            usage=extras.usage,
+            decoding=extras.decoding,
+            prompt_logprobs=scores,
+        )
+
+    def _choice(self, index: int, piece: Piece) -> ChatChoice:
+        return ChatChoice(
+            index=index,
+            message=Message(piece.text),
+            logprobs=self._logprobs(piece),
+            finish_reason=piece.finish_reason,
+            token_ids=piece.token_ids if self._plan.shown.token_ids else UNSET,
+            decoding=choice_decoding(piece),
+        )
+
+    def _logprobs(self, piece: Piece) -> ChatLogprobs | None:
+        return None if self._plan.shown.logprobs is None else chat_logprobs(piece.scored, self._vocabulary)
+
+    def _prompt_logprobs(self, answer: Answer) -> PromptLogprobs | UnsetType:
+        num_top, scores = self._plan.shown.prompt_logprobs, answer.scores_of(0)
+        if num_top is None or scores is None:
+            return UNSET
+        return prompt_logprobs(self._plan.prompts[0].ids, scores, num_top, self._vocabulary)

@@ -1,0 +1,118 @@
+"""Names a request body may hold beyond the wire types: fields accepted and ignored, and fields that come later.
+
+A later field is refused by name unless it has its neutral value, which asks for nothing. Any other name is unknown.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.errors import ApiError
+
+IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"})
+
+# field -> the values that ask for nothing; null always does
+LATER: Mapping[str, tuple[Any, ...]] = {
+    # filters, penalties and temperatures
+    "top_n_sigma": (-1,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "repetition_penalty_scope": ("prompt+output",),
+    "repetition_penalty_window": (0,),
+    "no_repeat_ngram_size": (0,),
+    "bad_words": ([],),
+    "eos_penalty": (0,),
+    "eos_penalty_until": (),
+    "exponential_decay_length_penalty": (),
+    "lz_penalty": (0,),
+    "lz_buffer": (),
+    "lz_window": (),
+    "edt": (),
+    "kl_guided": (),
+    "adapt": (),
+    "entropix": (),
+    "guidance_scale": (1,),
+    "negative_prompt": (),
+    # search
+    "num_beams": (1,),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "length_penalty_type": ("hf",),
+    "coverage_penalty": (0,),
+    "early_stopping": (False,),
+    "beam_prune": (),
+    "beam_mode": ("standard",),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "do_sample": (True,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "cot_decoding": (),
+    "sed": (),
+    # speculation
+    "prompt_lookup_num_tokens": (0,),
+    "max_matching_ngram_size": (),
+    "speculative": (False,),
+    "num_assistant_tokens": (0,),
+    "num_assistant_tokens_schedule": (),
+    "assistant_confidence_threshold": (),
+    # latent, structure, service
+    "pause_tokens": (),
+    "latent_thoughts": (),
+    "response_format": ({"type": "text"},),
+    "structured": (),
+    "trace": (False,),
+}
+
+LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A body sorted by field: what the wire type reads, and which fields were accepted without effect."""
+
+    known: dict[str, Any]
+    ignored: tuple[str, ...]
+
+
+def sort_fields(body: Mapping[str, Any], names: Iterable[str], later: Mapping[str, tuple[Any, ...]]) -> Fields:
+    """Divide a body's fields; `names` are the wire type's. Raises ApiError 400 on a later or an unknown field."""
+    wanted = frozenset(names)
+    known = {name: value for name, value in body.items() if name in wanted}
+    rest = [name for name in body if name not in wanted]
+    for name in rest:
+        if name in later:
+            _refuse_unless_neutral(name, body[name], later[name])
+        elif name not in IGNORED:
+            raise unknown_field(name, wanted | IGNORED | later.keys())
+    ignored = tuple(sorted(name for name in rest if name in IGNORED and body[name] is not None))
+    return Fields(known, ignored)
+
+
+def unknown_field(name: str, known: Iterable[str], parent: str = "") -> ApiError:
+    """The 400 that names the field and the known name nearest to it."""
+    shown = (parent + name)[:100]
+    near = difflib.get_close_matches(name[:100], sorted(known), n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return ApiError(400, f"unknown field '{shown}'{hint}", param=shown, code="unknown_field")
+
+
+def _refuse_unless_neutral(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
+    if value is None or any(_same(value, other) for other in neutral):
+        return
+    raise ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_field")
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equal, and not a number that merely equals a boolean."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

@@ -1,0 +1,51 @@
+"""A translated request: what the engine is asked, and what the answer shows of it. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from decoding.params import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt. text and starts (the character each token begins at) are there when the answer echoes the prompt."""
+
+    ids: tuple[int, ...]
+    text: str = ""
+    starts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What an answer shows. logprobs: None for none, else how many alternatives beside each token's own."""
+
+    num_choices: int = 1
+    stops: tuple[str, ...] = ()
+    echo: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    token_ids: bool = False
+    special_tokens: bool = False
+    stop_text: bool = False
+    stream: bool = False
+    usage_chunk: bool = False
+    usage_always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request per prompt. `effective` says what runs, in wire names."""
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    requests: tuple[Request, ...]
+    strategy: str
+    effective: dict[str, Any]
+    shown: Shown
+    timeout: float | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt.ids) for prompt in self.prompts)

@@ -1,0 +1,34 @@
+"""The plain answer: everything gathered, written once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+
+from server.admission import Ticket
+from server.answer import Answer
+from server.choice import Piece, joined
+from server.format import Format
+from server.outputs import outputs
+
+
+class JsonResponse(Response):
+    """A msgspec struct as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: msgspec.Struct) -> bytes:
+        return msgspec.json.encode(content)
+
+
+async def plain_reply(tickets: Sequence[Ticket], answer: Answer, form: Format) -> JsonResponse:
+    """Raises the ApiError that ended any of the tickets."""
+    pieces: list[list[Piece]] = [[] for _ in range(answer.num_choices)]
+    async with aclosing(outputs(tickets)) as numbered:
+        async for prompt, output in numbered:
+            for choice, piece in answer.push(prompt, output):
+                pieces[choice].append(piece)
+    return JsonResponse(form.whole(answer, [joined(each) for each in pieces]))

@@ -1,0 +1,35 @@
+"""Tickets -> the HTTP response, streamed or plain. A client that goes away takes its tickets with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import Request, Response
+
+from server.admission import Ticket
+from server.answer import Answer
+from server.format import Format
+from server.limits import Limits
+from server.presence import while_present
+from server.reply import plain_reply
+from server.stream import EventStream, stream_reply
+
+
+async def respond(
+    request: Request,
+    tickets: Sequence[Ticket],
+    answer: Answer,
+    form: Format,
+    *,
+    ignored: Sequence[str],
+    limits: Limits,
+) -> Response:
+    """Raises ApiError, or ClientDisconnect. X-Ignored-Params names the fields that were accepted without effect."""
+    if answer.shown.stream:
+        stream = EventStream(tickets, answer, form)
+        response: Response = await while_present(request.receive, stream_reply(stream, limits.send_seconds))
+    else:
+        response = await while_present(request.receive, plain_reply(tickets, answer, form))
+    if ignored:
+        response.headers["X-Ignored-Params"] = ", ".join(ignored)
+    return response

@@ -1,0 +1,56 @@
+"""Holds back text that may be the beginning of a stop string, and cuts the text where a stop begins.
+
+The worker decides that a row stopped, and at which token. Text outside the hold is settled: no stop can reach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopText:
+    """One choice's text on its way out. `include` keeps the stop string itself in the text."""
+
+    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+        self._stops = tuple(stops)
+        self._include = include
+        self._held = ""
+        self._last_start = 0
+
+    def push(self, text: str) -> None:
+        """Add one token's text."""
+        self._last_start = len(self._held)
+        self._held += text
+
+    def settled(self) -> str:
+        """Take the text that no stop can begin in."""
+        end = len(self._held) - self._longest_beginning()
+        text, self._held = self._held[:end], self._held[end:]
+        self._last_start = len(self._held)
+        return text
+
+    def rest(self) -> str:
+        """Take all that is left: the row ended without a stop string."""
+        text, self._held = self._held, ""
+        return text
+
+    def cut(self) -> str:
+        """Take what stands before the stop that the last token completed; of several, the one that begins first."""
+        matches = [(start, stop) for stop in self._stops if (start := self._find(stop)) >= 0]
+        if not matches:
+            return self.rest()
+        start, stop = min(matches)
+        return self._held[: start + len(stop) if self._include else start]
+
+    def _find(self, stop: str) -> int:
+        """Where `stop` begins if it ends inside the last token: an earlier one did not count (min_tokens)."""
+        return self._held.find(stop, max(0, self._last_start - len(stop) + 1))
+
+    def _longest_beginning(self) -> int:
+        """Length of the longest end of the held text that is a proper beginning of a stop."""
+        longest = max(map(len, self._stops), default=0)
+        for length in range(min(longest - 1, len(self._held)), 0, -1):
+            end = self._held[-length:]
+            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,146 @@
+"""The streamed answer: pieces -> server-sent events, as ready bytes.
+
+A stream ends with a finish_reason for every choice and one [DONE], or with one error event and no [DONE].
+sse-starlette sends it, pings while nothing comes, and ends it when the client goes. The drain at shutdown is the
+batcher's, which lets streams finish; sse-starlette's own, which would cut them off at SIGTERM, is switched off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from server.admission import Ticket
+from server.answer import Answer
+from server.choice import Piece
+from server.errors import ApiError
+from server.format import Extras, Format
+from server.outputs import outputs
+
+FIRST_EVENT_SECONDS = 10.0  # how long the status line waits for the first event: an error before it is a plain answer
+PING_SECONDS = 10
+DONE = b"data: [DONE]\n\n"
+
+logger = logging.getLogger(__name__)
+
+
+class EventStream:
+    """Writes one answer as events."""
+
+    def __init__(self, tickets: Sequence[Ticket], answer: Answer, form: Format) -> None:
+        self._tickets = tickets
+        self._answer = answer
+        self._form = form
+        self._shown = answer.shown
+        self._encoder = msgspec.json.Encoder()
+        self._begun: set[int] = set()
+        self._has_said_decoding = False
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """Each yield is what one output adds, then the end. Raises the ApiError that ended any of the tickets."""
+        async with aclosing(outputs(self._tickets)) as numbered:
+            async for prompt, output in numbered:
+                events = b"".join(self._piece(*piece) for piece in self._answer.push(prompt, output))
+                if events:
+                    yield events
+        yield self._usage_chunk() + DONE
+
+    def cancel(self) -> None:
+        for ticket in self._tickets:
+            ticket.cancel()
+
+    def _piece(self, choice: int, piece: Piece) -> bytes:
+        opening = b"" if choice in self._begun else self._opening(choice)
+        if not self._says_something(piece):
+            return opening
+        return opening + self._event(self._form.delta(choice, piece, self._extras()))
+
+    def _opening(self, choice: int) -> bytes:
+        self._begun.add(choice)
+        return self._event(self._form.begin(self._answer, choice, self._extras())) if self._form.has_openings else b""
+
+    def _says_something(self, piece: Piece) -> bool:
+        """Text held back is sent later; ids, log-probs and counts are not."""
+        shown = self._shown
+        wanted = shown.token_ids or shown.logprobs is not None or shown.usage_always
+        return bool(piece.text or piece.finish_reason or (wanted and piece.token_ids))
+
+    def _extras(self) -> Extras:
+        """usage: running if asked for, null where a usage chunk follows, else absent. decoding: in the first chunk."""
+        decoding = UNSET if self._has_said_decoding else self._answer.decoding
+        self._has_said_decoding = True
+        if self._shown.usage_always:
+            return Extras(self._answer.usage(), decoding)
+        return Extras(None if self._shown.usage_chunk else UNSET, decoding)
+
+    def _usage_chunk(self) -> bytes:
+        if not self._shown.usage_chunk:
+            return b""
+        return self._event(self._form.end(Extras(self._answer.usage(), self._answer.final_decoding)))
+
+    def _event(self, value: msgspec.Struct) -> bytes:
+        return b"data: " + self._encoder.encode(value) + b"\n\n"
+
+
+class StreamResponse(EventSourceResponse):
+    """Sends an EventStream. However it ends, the tickets are cancelled; a client that stops reading is cut off."""
+
+    def __init__(
+        self, stream: EventStream, first: asyncio.Task[bytes], rest: AsyncGenerator[bytes], send_seconds: float
+    ) -> None:
+        AppStatus.enable_automatic_graceful_drain = False
+        super().__init__(_guarded(first, rest), sep="\n", ping=PING_SECONDS, send_timeout=send_seconds)
+        self._stream = stream
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.info("a client stopped reading its stream and was cut off")
+        finally:
+            self._stream.cancel()
+            self._first.cancel()
+            await asyncio.wait({self._first})
+            await self._rest.aclose()
+
+
+async def stream_reply(stream: EventStream, send_seconds: float) -> StreamResponse:
+    """The response, once there is something to say. Raises the ApiError that comes before the first event."""
+    events = stream.events()
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await asyncio.wait({first}, timeout=FIRST_EVENT_SECONDS)
+        if first.done():
+            first.result()
+    except BaseException:
+        first.cancel()
+        stream.cancel()
+        raise
+    return StreamResponse(stream, first, events, send_seconds)
+
+
+async def _guarded(first: asyncio.Task[bytes], rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """All events; an error becomes the last of them."""
+    try:
+        yield await first
+        async for events in rest:
+            yield events
+    except ApiError as error:
+        yield _error_event(error.body)
+    except Exception:
+        logger.exception("a stream failed")
+        yield _error_event(ApiError(500, "internal error", code="internal_error").body)
+
+
+def _error_event(body: Mapping[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"

@@ -1,0 +1,203 @@
+"""What a tick does: who runs, who waits, who leaves, and what it costs. Exactness is shown in test_parity."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from decoding.engine import Engine, Output
+from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.strategies import build
+from tests.decoding.drive import Answer, run
+from tests.decoding.table_model import TableModel, table_engine
+
+GREEDY = LogitsParams(temperature=0)
+
+
+def ask(length: int = 6, max_tokens: int = 8, **changes: object) -> Request:
+    prompt = tuple(i % 31 for i in range(length))
+    request = Request(prompt, logits=GREEDY, stopping=StoppingParams(max_tokens))
+    return dataclasses.replace(request, **changes)  # type: ignore[arg-type]
+
+
+def add(engine: Engine, *requests: Request) -> None:
+    for index, request in enumerate(requests):
+        engine.add(index, request, build)
+
+
+def drain(engine: Engine) -> list[Output]:
+    outputs = []
+    while engine.has_work:
+        outputs += engine.tick()
+    return outputs
+
+
+def test_a_finished_row_leaves_the_batch_and_the_others_go_on() -> None:
+    engine = table_engine()
+    add(engine, ask(max_tokens=2), ask(max_tokens=5))
+    rows = []
+    while engine.has_work:
+        engine.tick()
+        rows.append(engine.tick_rows)
+    assert rows == [2, 2, 1, 1, 1]
+
+
+def test_a_request_joins_in_the_next_tick() -> None:
+    engine = table_engine()
+    add(engine, ask(max_tokens=9))
+    engine.tick()
+    engine.add(7, ask(max_tokens=9), build)
+    assert {o.request_id for o in engine.tick()} == {0, 7}
+
+
+def test_all_rows_share_one_forward() -> None:
+    model = TableModel()
+    engine = table_engine(models={"main": model})
+    add(engine, *(ask(max_tokens=3) for _ in range(5)))
+    drain(engine)
+    assert model.num_forwards == 3
+
+
+def test_a_tick_makes_one_device_to_host_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = 0
+    real = torch.Tensor.cpu
+
+    def counting(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal copies
+        copies += 1
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counting)
+    engine = table_engine()
+    sampled = ask(logits=LogitsParams(1.0, top_k=5), strategy=Sampling(2), logprobs=LogprobsParams(3, 2))
+    add(engine, sampled, ask(logprobs=LogprobsParams(1)))
+    engine.tick()
+    assert copies == 1
+    engine.tick()
+    assert copies == 2
+
+
+def test_a_long_prompt_is_cut_at_fixed_borders_while_short_feeds_run_in_every_tick() -> None:
+    model = TableModel(num_pages=400)
+    engine = table_engine(models={"main": model}, tick_tokens=100)
+    add(engine, ask(max_tokens=30), ask(length=300, max_tokens=1))
+    tokens = []
+    for _ in range(6):
+        engine.tick()
+        tokens.append(engine.tick_tokens)
+    assert tokens == [6 + 64, 1 + 64, 1 + 64, 1 + 64, 1 + 44, 1]
+
+
+def test_cancelling_frees_rows_and_pages_at_once() -> None:
+    engine = table_engine()
+    add(engine, ask(strategy=Sampling(3)), ask())
+    engine.tick()
+    engine.tick()
+    engine.cancel(0)
+    engine.check_integrity()
+    assert len(engine.scheduler.running) == 1
+    assert {o.request_id for o in drain(engine)} == {1}
+    assert engine.used_pages == 0
+
+
+def test_cancelling_what_waits_what_is_over_or_what_never_was_is_harmless() -> None:
+    engine = table_engine(max_rows=1)
+    add(engine, ask(max_tokens=2), ask())
+    engine.tick()
+    engine.cancel(1)
+    engine.cancel(99)
+    drain(engine)
+    engine.cancel(0)
+    engine.check_integrity()
+
+
+def test_rows_bound_admission() -> None:
+    engine = table_engine(max_rows=4)
+    add(engine, ask(strategy=Sampling(3)), ask(strategy=Sampling(2)), ask())
+    engine.tick()
+    assert [r.id for r in engine.scheduler.running] == [0]
+    assert [r.id for r in engine.scheduler.waiting] == [1, 2]
+
+
+def test_a_lower_priority_number_runs_first() -> None:
+    engine = table_engine(max_rows=1)
+    add(engine, ask(), ask(priority=5), ask(priority=-1))
+    finished = [o.request_id for o in drain(engine) if o.usage]
+    assert finished == [2, 0, 1]
+
+
+def test_preemption_takes_the_youngest_and_the_oldest_never_waits() -> None:
+    engine = table_engine(num_pages=12)
+    add(engine, *(ask(length=8, max_tokens=20) for _ in range(3)))
+    usages = {o.request_id: o.usage for o in drain(engine) if o.usage}
+    assert usages[0] is not None
+    assert usages[2] is not None
+    assert usages[0].preemptions == 0
+    assert usages[2].preemptions > 0
+
+
+def test_a_shared_prefix_is_computed_once_and_reported_as_cached() -> None:
+    model = TableModel()
+    engine = table_engine(models={"main": model})
+    run(engine, [ask(length=21, max_tokens=1)])
+    before = model.num_tokens
+    (answer,) = run(engine, [ask(length=21, max_tokens=1)])
+    assert answer.usage is not None
+    assert answer.usage.cached_tokens == 20
+    assert model.num_tokens - before == 1
+
+
+def test_salts_and_the_switch_keep_prefixes_apart() -> None:
+    for options, second in (({}, ask(cache_salt="b")), ({"shares_prefixes": False}, ask())):
+        engine = table_engine(**options)
+        run(engine, [ask()])
+        answer = Answer()
+        engine.add(1, second, build)
+        for output in drain(engine):
+            answer.take(output)
+        assert answer.usage is not None
+        assert answer.usage.cached_tokens == 0
+
+
+def test_multi_turn_prompts_hit_the_pages_of_the_earlier_answer() -> None:
+    engine = table_engine()
+    first = ask(length=10, max_tokens=12)
+    (answer,) = run(engine, [first])
+    second = Request((*first.prompt_ids, *answer.tokens(), 1, 2), logits=GREEDY, stopping=StoppingParams(3))
+    (again,) = run(engine, [second])
+    assert again.usage is not None
+    assert again.usage.cached_tokens == 20
+    assert again.said == run(table_engine(), [second])[0].said
+
+
+def test_usage_counts_the_positions_that_were_run() -> None:
+    (answer,) = run(table_engine(), [ask(length=6, max_tokens=8)])
+    assert answer.usage is not None
+    assert answer.usage.computed_tokens == 6 + 7
+    assert answer.usage.queue_seconds >= 0
+
+
+@pytest.mark.parametrize(
+    "request_", [ask(length=300), ask(strategy=Sampling(30)), ask(length=50, strategy=Sampling(20), max_tokens=40)]
+)
+def test_what_could_never_run_alone_is_refused_at_once(request_: Request) -> None:
+    engine = table_engine(max_rows=24)
+    add(engine, request_)
+    (output,) = drain(engine)
+    assert output.failure is not None
+    assert output.failure.code == "never_fits"
+    engine.check_integrity()
+
+
+def test_a_strategy_that_cannot_even_begin_fails_alone() -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    engine = table_engine()
+    engine.add(0, ask(), broken)  # type: ignore[arg-type]
+    engine.add(1, ask(), build)
+    outputs = drain(engine)
+    assert [o.failure.code for o in outputs if o.failure] == ["internal"]
+    assert sum(len(e.token_ids) for o in outputs if o.request_id == 1 for e in o.emits) == 8

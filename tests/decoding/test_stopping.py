@@ -1,0 +1,65 @@
+"""When a row ends, and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from decoding.params import InvalidParam, StoppingParams
+from decoding.seam import Finish, FinishReason
+from decoding.stopping import START, Stopping
+
+TOKEN_BYTES = (b"a", b"b", b"ab", b"\xc3", b"\xa9", b"STOP", b"S", b"TOP")
+
+
+def outcome(params: StoppingParams, tokens: list[int], eos: tuple[int, ...] = ()) -> tuple[int, Finish | None]:
+    """How many tokens were taken, and the finish."""
+    stopping, progress = Stopping(params, eos, TOKEN_BYTES), START
+    for count, token in enumerate(tokens, start=1):
+        progress, finish = stopping.push(progress, token)
+        if finish is not None:
+            return count, finish
+    return len(tokens), None
+
+
+def test_eos_stops_without_a_stop_reason() -> None:
+    assert outcome(StoppingParams(9), [0, 1, 0], eos=(1,)) == (2, Finish(FinishReason.STOP))
+
+
+def test_ignore_eos_goes_on() -> None:
+    assert outcome(StoppingParams(3, ignore_eos=True), [1, 1, 1], eos=(1,)) == (3, Finish(FinishReason.LENGTH))
+
+
+def test_a_stop_id_names_itself() -> None:
+    assert outcome(StoppingParams(9, stop_token_ids=(2,)), [0, 2]) == (2, Finish(FinishReason.STOP, 2))
+
+
+def test_length_counts_output_tokens() -> None:
+    assert outcome(StoppingParams(2), [0, 0, 0]) == (2, Finish(FinishReason.LENGTH))
+
+
+def test_a_stop_sequence_may_span_tokens_and_utf8_borders() -> None:
+    assert outcome(StoppingParams(9, stop=(b"STOP",)), [0, 6, 7]) == (3, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(StoppingParams(9, stop=("é".encode(),)), [3, 4]) == (2, Finish(FinishReason.STOP, "stop:0"))
+
+
+def test_the_sequence_that_ends_first_wins() -> None:
+    assert outcome(StoppingParams(9, stop=(b"bab", b"ab")), [1, 2]) == (2, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(StoppingParams(9, stop=(b"TOP", b"STO")), [5]) == (1, Finish(FinishReason.STOP, "stop:1"))
+
+
+def test_a_sequence_is_looked_for_only_once_min_tokens_are_out() -> None:
+    params = StoppingParams(9, min_tokens=3, stop=(b"b",))
+    assert outcome(params, [1, 0, 0, 1]) == (4, Finish(FinishReason.STOP, "stop:0"))
+
+
+def test_a_stop_sequence_of_one_byte_keeps_no_tail() -> None:
+    assert outcome(StoppingParams(9, stop=(b"b",)), [0, 0, 2]) == (3, Finish(FinishReason.STOP, "stop:0"))
+
+
+def test_an_id_beyond_the_table_has_no_bytes() -> None:
+    assert outcome(StoppingParams(2, stop=(b"b",)), [99, 1]) == (2, Finish(FinishReason.STOP, "stop:0"))
+
+
+def test_more_min_tokens_than_max_tokens_is_refused() -> None:
+    with pytest.raises(InvalidParam, match="min_tokens"):
+        StoppingParams(max_tokens=2, min_tokens=3)

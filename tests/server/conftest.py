@@ -1,0 +1,28 @@
+"""The tiny served model, and a client for an application over a fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from server.served import Served
+from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
+
+
+@pytest.fixture(scope="session")
+def served() -> Served:
+    return make_served()
+
+
+@pytest.fixture
+def batcher(served: Served) -> FakeBatcher:
+    return FakeBatcher(served, saying(served, "Hello world"))
+
+
+@pytest.fixture
+async def client(batcher: FakeBatcher) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(make_app(batcher), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client

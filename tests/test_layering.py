@@ -1,0 +1,273 @@
+"""The import order of the source tree, checked by parsing: a file's place decides what it may know.
+
+The tables below are the order. A new file must be placed in them, or the first test here fails and says so.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("server", "decoding", "loadtest")
+
+# From the bottom up: a file imports from its own layer and from those before it, and never in a circle.
+# `folder/` stands for every file of a folder.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "server": (
+        # words: types, limits and series that know nobody
+        """settings settings_text protocol replies errors limits fields exchange metrics vllm_aliases logs progress
+        presence model_files download""",
+        # work: text, translation, and the way to the worker
+        """vocabulary chat_template detokenizer stop_text text served plan prompts bounds effective translate
+        worker_process mailbox ticket reservation waiting admission batcher startup""",
+        # answers: token events to wire objects and SSE
+        "choice answer logprobs format completion_format chat_format outputs reply stream",
+        # the edge: ASGI layers, the listening side, routes
+        "refusal body body_limit auth access request_id http_protocol http_server openapi respond routes/",
+        "app",
+        "service",
+        "__main__",
+    ),
+    "decoding": (
+        "params",
+        "frames seam",
+        "stopping logits/ sampling ranking drafting cache",
+        "strategies/ attention/ linear gguf_model",
+        "packing rows embedded",
+        "model",
+        "engine",
+        "worker",
+    ),
+    "loadtest": (
+        "outcome scenario target",
+        "prompt stream statistics process",
+        "client run",
+        "contender",
+        "compare",
+        "report progress options",
+        "session",
+        "__main__",
+    ),
+}
+
+# Same tree, forbidden all the same: (who, whom).
+SEPARATED: tuple[tuple[str, str], ...] = (
+    *(
+        (f"decoding.{machine}", "decoding.strategies")
+        for machine in ("cache", "attention", "packing", "rows", "linear", "model", "engine")
+    ),
+    *(
+        ("decoding.strategies", f"decoding.{machine}")
+        for machine in ("cache", "attention", "packing", "rows", "linear", "model", "engine")
+    ),
+    *((f"decoding.{step}", "decoding.cache") for step in ("stopping", "logits", "sampling", "ranking", "drafting")),
+)
+FRAMES_READERS = ("decoding.worker",)
+
+SHARED_CONTRACTS = ("decoding.params", "decoding.frames")  # all that server/ may know of decoding/
+SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
+DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
+DECODING_NEEDS = (
+    "numpy",
+    "torch",
+    "transformers",
+    "triton",
+    "safetensors",
+    "gguf",
+    "decoding",
+)  # beside the standard library
+DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames")
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    name: str
+    imports: frozenset[str]
+    typing_only: frozenset[str] = frozenset()  # those of `if TYPE_CHECKING`
+
+    @property
+    def package(self) -> str:
+        return self.name.split(".")[0]
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    if not node.level:
+        return str(node.module)
+    parents = package.split(".")
+    return ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [node.module])])
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Every import of the file, wherever it stands; `from package import module` counts as the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                yield inner if base.split(".")[0] in PACKAGES and _is_module(inner) else base
+
+
+def _read(path: Path) -> Module:
+    name = _module_name(path)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+    ]
+    typing_only = {imported for node in guarded for imported in _imported(node, package)}
+    return Module(name, frozenset(_imported(tree, package)), frozenset(typing_only))
+
+
+MODULES = [_read(path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def _matches(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def _rank(name: str) -> int | None:
+    """The layer a module stands in; a package's own `__init__` is below everything."""
+    package, _, inner = name.partition(".")
+    if not inner:
+        return -1
+    for rank, layer in enumerate(LAYERS[package]):
+        if any(_matches(inner, entry.removesuffix("/")) for entry in layer.split()):
+            return rank
+    return None
+
+
+def _own(module: Module) -> Iterator[str]:
+    """What the module imports of its own package."""
+    return (name for name in module.imports if _matches(name, module.package))
+
+
+def _violations(modules: list[Module]) -> list[str]:
+    return [
+        f"{module.name} must not import {name}, which stands above it"
+        for module in modules
+        for name in _own(module)
+        if (_rank(name) or 0) > (_rank(module.name) or 0)
+    ]
+
+
+def test_every_file_has_a_place() -> None:
+    homeless = [module.name for module in MODULES if _rank(module.name) is None]
+    assert not homeless, (
+        f"place {', '.join(homeless)} in LAYERS of {Path(__file__).name}: in the lowest layer above all it imports"
+    )
+
+
+def test_no_file_imports_from_a_layer_above_it() -> None:
+    assert not _violations(MODULES)
+
+
+def test_an_import_against_the_order_is_found() -> None:
+    upward = Module("decoding.cache", frozenset({"decoding.engine"}))
+    assert _violations([upward]) == ["decoding.cache must not import decoding.engine, which stands above it"]
+
+
+def test_imports_inside_functions_and_of_submodules_are_read() -> None:
+    tree = ast.parse("def f():\n    from decoding import params\nfrom . import errors\nimport torch.nn")
+    assert set(_imported(tree, "server")) == {"decoding.params", "server.errors", "torch.nn"}
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = {module.name: set(_own(module)) - module.typing_only - {module.name} for module in MODULES}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_engine_knows_no_strategy_and_no_strategy_knows_the_engine() -> None:
+    found = [
+        f"{module.name} must not import {name}"
+        for module in MODULES
+        for who, whom in SEPARATED
+        for name in module.imports
+        if _matches(module.name, who) and _matches(name, whom)
+    ]
+    assert not found
+
+
+def test_only_the_worker_and_the_server_read_frames() -> None:
+    found = [
+        m.name
+        for m in MODULES
+        if m.package != "server" and m.name not in FRAMES_READERS and "decoding.frames" in m.imports
+    ]
+    assert not found
+
+
+def test_the_server_knows_of_decoding_only_the_contracts() -> None:
+    found = [
+        f"{module.name} must not import {name}"
+        for module in MODULES
+        if module.package == "server"
+        for name in module.imports
+        if name.split(".")[0] in SERVER_REFUSES or (_matches(name, "decoding") and name not in SHARED_CONTRACTS)
+    ]
+    assert not found
+
+
+def test_decoding_knows_nothing_of_http() -> None:
+    found = [
+        f"{module.name} must not import {name}"
+        for module in MODULES
+        if module.package == "decoding"
+        for name in module.imports
+        if name.split(".")[0] in DECODING_REFUSES
+    ]
+    assert not found
+
+
+def test_decoding_without_its_process_runs_on_a_bare_gpu_box() -> None:
+    found = [
+        f"{module.name} must not import {name}"
+        for module in MODULES
+        if module.package == "decoding" and module.name not in DECODING_PROCESS_FILES
+        for name in module.imports
+        if name.split(".")[0] not in sys.stdlib_module_names and name.split(".")[0] not in DECODING_NEEDS
+    ]
+    assert not found
+
+
+def test_the_load_generator_knows_neither_side() -> None:
+    found = [
+        m.name
+        for m in MODULES
+        if m.package == "loadtest"
+        if any(n.split(".")[0] in ("server", "decoding") for n in m.imports)
+    ]
+    assert not found
+
+
+def test_the_server_process_never_loads_torch() -> None:
+    """Parsing sees our own imports only; a library could still bring torch in by itself."""
+    names = [module.name for module in MODULES if module.package == "server" and not module.name.endswith("__main__")]
+    heavy = "[name for name in ('torch', 'transformers') if name in sys.modules]"
+    program = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\nprint({heavy})"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert loaded.stdout.strip() == "[]"

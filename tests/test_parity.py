@@ -1,0 +1,102 @@
+"""The signature test: every answer in a crowd equals the same request alone, token for token and log-prob for log-prob.
+
+Requests arrive, are cancelled and get preempted at random over a page pool that is much too small. Two deliberate
+breakages of the engine, each a bug somebody could write, must make the comparison fail.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+import decoding.reading
+from decoding.cache import PageCache
+from decoding.engine import Engine
+from decoding.params import Request
+from tests.decoding.conftest import single_thread
+from tests.decoding.crowd import random_requests, run_crowd
+from tests.decoding.drive import Answer, run
+from tests.decoding.table_model import TableModel, table_engine
+
+VOCAB = 40
+EOS = (3,)
+
+__all__ = ["single_thread"]
+
+MakeEngine = Callable[[int], Engine]
+
+
+def small_table_engine(num_pages: int) -> Engine:
+    return table_engine(num_pages=num_pages, eos=EOS, max_rows=24, tick_tokens=48)
+
+
+def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
+    """Each request by itself, with pages to spare."""
+    return [run(make(200), [request])[0] for request in requests]
+
+
+def assert_parity(make: MakeEngine, requests: list[Request], solo: list[Answer], num_pages: int, seed: int) -> Engine:
+    """Run the crowd over `num_pages` and compare all that the survivors said with what they said alone."""
+    crowded = make(num_pages)
+    answers = run_crowd(crowded, requests, random.Random(seed))
+    assert len(answers) > len(requests) * 3 // 4
+    for index, answer in answers.items():
+        assert answer.failure is None
+        assert answer.said == solo[index].said, f"request {index} differs: {requests[index]}"
+    return crowded
+
+
+def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
+    requests = random_requests(random.Random(1), 200, VOCAB)
+    solo = alone(small_table_engine, requests)
+    crowded = assert_parity(small_table_engine, requests, solo, num_pages=60, seed=1)
+    counters = crowded.scheduler.counters
+    assert counters.preemptions > 20
+    assert counters.prefix_hits > 100
+
+
+def test_a_fork_that_forgets_to_copy_its_page_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breakage 1: no copy-on-write. Choices of one prompt then write into each other's page."""
+    requests = random_requests(random.Random(4), 40, VOCAB)
+    solo = alone(small_table_engine, requests)
+    assert_parity(small_table_engine, requests, solo, num_pages=60, seed=4)
+    monkeypatch.setattr(PageCache, "_must_copy", lambda self, table: False)
+    with pytest.raises(AssertionError, match=r"differs|nobody wrote"):
+        assert_parity(small_table_engine, requests, solo, num_pages=60, seed=4)
+
+
+def test_a_draw_that_depends_on_the_batch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breakage 2: random numbers keyed by the slot in the batch instead of by the request."""
+    keyed = decoding.reading.uniforms
+    requests = random_requests(random.Random(5), 40, VOCAB)
+    solo = alone(small_table_engine, requests)
+    assert_parity(small_table_engine, requests, solo, num_pages=60, seed=5)
+    monkeypatch.setattr(decoding.reading, "uniforms", lambda seeds, *key: keyed(range(len(seeds)), *key))
+    with pytest.raises(AssertionError, match="differs"):
+        assert_parity(small_table_engine, requests, solo, num_pages=60, seed=5)
+
+
+def test_a_request_that_can_never_fit_is_refused_and_harms_nobody() -> None:
+    too_long = Request(tuple(range(30)) * 10)
+    fine = random_requests(random.Random(6), 1, VOCAB)[0]
+    refused, answer = run(small_table_engine(45), [too_long, fine])
+    assert refused.failure is not None
+    assert refused.failure.code == "never_fits"
+    assert answer.said == run(small_table_engine(200), [fine])[0].said
+
+
+def test_a_row_of_nans_fails_alone() -> None:
+    """Token 9 poisons the model's scores; the neighbour never meets it."""
+
+    def make() -> Engine:
+        return table_engine(models={"main": TableModel(nan_after=9)}, eos=EOS)
+
+    clean = next(r for r in random_requests(random.Random(8), 50, VOCAB) if 9 not in r.prompt_ids)
+    (alone,) = run(make(), [clean])
+    poisoned, answer = run(make(), [Request((1, 2, 9)), clean])
+    assert poisoned.failure is not None
+    assert poisoned.failure.code == "nan_logits"
+    assert isinstance(answer, Answer)
+    assert answer.said == alone.said
