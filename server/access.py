@@ -69,7 +69,7 @@ class _Answer:
 
 
 def _outcome(status: int | None) -> Outcome:
-    if status is None:
+    if status is None or status == CLIENT_GONE:
         return "cancelled"
     if status < 400:
         return "success"

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from types import FrameType
 
 import uvicorn
@@ -51,7 +52,8 @@ class HttpServer(uvicorn.Server):
         if self._loop is None:
             self.should_exit = True
         else:
-            self._loop.call_soon_threadsafe(self._begin_drain)
+            # In a context of its own: the signal may have come amid a request, whose id is not the drain's.
+            self._loop.call_soon_threadsafe(self._begin_drain, context=Context())
 
     def _begin_drain(self) -> None:
         if self._draining is None:

@@ -17,10 +17,11 @@ import structlog
 from structlog.types import EventDict, Processor, WrappedLogger
 
 MAX_FRAMES = 6
+QUIET_LIBRARIES = ("sse_starlette", "uvicorn", "httpx", "httpcore", "asyncio")
 
 
 def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
-    """Sets up this process's logging; libraries that log request content are kept above debug."""
+    """Sets up this process's logging; libraries that chat, or log request content, are kept at warnings."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -43,7 +44,7 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for name in ("sse_starlette", "httpx", "httpcore", "asyncio", "multipart"):
+    for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 

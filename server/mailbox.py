@@ -22,6 +22,7 @@ WORKER_COMMAND = (sys.executable, "-m", "decoding.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # between looks at the watch, for the limit changes when the model is loaded
+LOAD_RESTARTS = 2  # of a worker that has never been loaded: a start that fails should fail soon
 HEALTHY_SECONDS = 30.0  # a worker loaded for that long before its loss starts a new row of losses
 
 WorkerStatus = Literal["loading", "ready", "stalled", "worker_down"]
@@ -174,7 +175,8 @@ class Mailbox:
         self._log.error("worker lost", reason=reason, losses=self._losses)
         if self._crash is not None and not self._was_ever_loaded:
             raise WorkerGaveUp(f"the model could not be loaded: {self._crash.message}")
-        if self._losses > self._patience.worker_restarts:
+        restarts = self._patience.worker_restarts
+        if self._losses > (restarts if self._was_ever_loaded else min(restarts, LOAD_RESTARTS)):
             raise WorkerGaveUp(f"the decode worker was lost {self._losses} times in a row, last: {reason}")
 
     async def _pause(self, seconds: float) -> None:

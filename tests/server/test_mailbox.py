@@ -61,8 +61,9 @@ async def test_a_silent_worker_is_stalled_first_and_then_replaced() -> None:
         with pytest.raises(ApiError) as refusal:
             w.batcher.reserve("completions", 1)
         assert (refusal.value.status, refusal.value.code) == (503, "stalled")
-        with pytest.raises(ApiError):
-            await asked.tokens()
+        async with asyncio.timeout(2.0):
+            with pytest.raises(ApiError):
+                await asked.tokens()
         await until(lambda: w.batcher.status == "ready")
 
 
