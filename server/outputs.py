@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 
 from decoding.frames import Output
 from server.admission import Ticket
@@ -18,8 +19,9 @@ async def outputs(tickets: Sequence[Ticket]) -> AsyncGenerator[Numbered]:
             async for output in tickets[0]:
                 yield 0, output
             return
-        async for numbered in _merged(tickets):
-            yield numbered
+        async with aclosing(_merged(tickets)) as merged:
+            async for numbered in merged:
+                yield numbered
     finally:
         for ticket in tickets:
             ticket.cancel()

@@ -108,7 +108,7 @@ class StreamResponse(EventSourceResponse):
         except SendTimeoutError:
             logger.info("a client stopped reading its stream and was cut off")
         finally:
-            self._stream.cancel()
+            self._stream.cancel()  # first: it cannot be interrupted as the awaits below can
             self._first.cancel()
             await asyncio.wait({self._first})
             await self._rest.aclose()

@@ -190,6 +190,7 @@ class Caller:
     ) -> None:
         self.sent: list[dict[str, Any]] = []
         self.left = asyncio.Event()
+        self.has_headers = asyncio.Event()
         self._reads = reads
         self._requests = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
         scope = {
@@ -208,6 +209,7 @@ class Caller:
 
     async def _send(self, message: Any) -> None:
         self.sent.append(message)
+        self.has_headers.set()
         if self._reads is not None and len(self.sent) > self._reads:
             await asyncio.Event().wait()
 
@@ -240,6 +242,33 @@ def others() -> set[str]:
     """Tasks left behind; sse-starlette keeps one watcher a loop."""
     names = {str(task.get_coro()) for task in asyncio.all_tasks() if task is not asyncio.current_task()}
     return {name for name in names if "_shutdown_watcher" not in name}
+
+
+@pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
+async def test_a_client_that_leaves_before_the_headers_frees_its_tickets(batcher: FakeBatcher, prompt: Any) -> None:
+    caller = Caller(batcher, {"prompt": prompt, "stream": True}, reads=0)
+    await asyncio.wait_for(caller.has_headers.wait(), 5)
+    caller.left.set()
+    await asyncio.wait_for(caller.task, 5)
+    assert [message["type"] for message in caller.sent] == ["http.response.start"]
+    assert all(ticket.num_cancels > 0 for ticket in batcher.tickets)
+    assert others() == set()
+
+
+async def test_headers_do_not_wait_for_ever_for_the_first_event(
+    batcher: FakeBatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.stream.FIRST_EVENT_SECONDS", 0.01)
+    begun = asyncio.Event()
+    batcher.script = lambda _: [begun, ApiError(503, "waited too long", code="queue_timeout")]
+    caller = Caller(batcher, {"prompt": "a", "stream": True})
+    await asyncio.wait_for(caller.has_headers.wait(), 5)
+    assert caller.sent[0]["status"] == 200
+    begun.set()
+    await asyncio.wait_for(caller.task, 5)
+    body = b"".join(message["body"] for message in caller.sent[1:])
+    assert b"queue_timeout" in body
+    assert b"[DONE]" not in body
 
 
 async def test_a_client_that_stops_reading_is_cut_off(batcher: FakeBatcher) -> None:
