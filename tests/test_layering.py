@@ -40,9 +40,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "stopping logits/ sampling ranking drafting cache",
-        "strategies/ attention/ linear gguf_model",
-        "packing rows embedded",
-        "model",
+        "strategies/ attention/ linear rows gguf_model",
+        "packing live reading embedded",
+        "model scheduler",
         "engine",
         "worker",
     ),
@@ -59,15 +59,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 # Same tree, forbidden all the same: (who, whom).
+MACHINERY = "cache attention packing rows linear live reading model scheduler engine".split()
 SEPARATED: tuple[tuple[str, str], ...] = (
-    *(
-        (f"decoding.{machine}", "decoding.strategies")
-        for machine in ("cache", "attention", "packing", "rows", "linear", "model", "engine")
-    ),
-    *(
-        ("decoding.strategies", f"decoding.{machine}")
-        for machine in ("cache", "attention", "packing", "rows", "linear", "model", "engine")
-    ),
+    *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
+    *(("decoding.strategies", f"decoding.{machine}") for machine in MACHINERY),
     *((f"decoding.{step}", "decoding.cache") for step in ("stopping", "logits", "sampling", "ranking", "drafting")),
 )
 FRAMES_READERS = ("decoding.worker",)
