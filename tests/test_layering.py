@@ -59,7 +59,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 # Same tree, forbidden all the same: (who, whom).
-MACHINERY = "cache attention packing rows linear live reading model scheduler engine".split()
+MACHINERY = ["cache", "attention", "packing", "rows", "linear", "live", "reading", "model", "scheduler", "engine"]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
     *(("decoding.strategies", f"decoding.{machine}") for machine in MACHINERY),
