@@ -179,7 +179,8 @@ class Engine:
     # pack
 
     def _pack(self) -> list[Scheduled]:
-        self.scheduler.admit(self._clock())
+        for live in self.scheduler.admit(self._clock()):
+            self._output(live)  # says that the request no longer waits, long before its first token
         scheduled = self.scheduler.schedule()
         self.tick_rows = len(scheduled)
         self.tick_tokens = sum(s.span.count for s in scheduled)

@@ -58,13 +58,16 @@ class Scheduler:
         (self.running if live in self.running else self.waiting).remove(live)
         self._release(live)
 
-    def admit(self, now: float) -> None:
-        """Move waiting requests to running, in order, while rows and pages last."""
+    def admit(self, now: float) -> list[LiveRequest]:
+        """Move waiting requests to running, in order, while rows and pages last. Returns those that never ran before."""
+        fresh = []
         while self.waiting and self._has_room(self.waiting[0]):
             live = self.waiting.pop(0)
             bisect.insort(self.running, live, key=lambda r: r.order)
             if live.admitted_at is None:
                 live.admitted_at = now
+                fresh.append(live)
+        return fresh
 
     def schedule(self) -> list[Scheduled]:
         """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last."""

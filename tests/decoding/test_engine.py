@@ -52,6 +52,14 @@ def test_a_request_joins_in_the_next_tick() -> None:
     assert {o.request_id for o in engine.tick()} == {0, 7}
 
 
+def test_admission_is_said_at_once_although_the_first_token_is_ticks_away() -> None:
+    engine = table_engine(num_pages=400, tick_tokens=64, max_rows=1)
+    add(engine, ask(length=300), ask())
+    (said,) = engine.tick()
+    assert (said.request_id, said.emits, said.usage) == (0, [], None)
+    assert engine.tick() == []
+
+
 def test_all_rows_share_one_forward() -> None:
     model = TableModel()
     engine = table_engine(models={"main": model})

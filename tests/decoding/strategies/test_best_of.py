@@ -57,5 +57,5 @@ def test_nothing_is_committed_before_the_last_sample_is_over() -> None:
     ticks = []
     while engine.has_work:
         ticks.append(engine.tick())
-    assert all(not outputs for outputs in ticks[:-1])
+    assert not [o for outputs in ticks[:-1] for o in outputs if o.emits]
     assert len(ticks[-1][0].emits) == 1
