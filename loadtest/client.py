@@ -93,8 +93,10 @@ class Client:
     async def complete(self, prompt: str, max_tokens: int, started: float | None = None) -> Outcome:
         """Streams one completion; never raises for what the server or the network does."""
         begin = time.perf_counter() if started is None else started
-        body = msgspec.json.encode(self._target.body(prompt, max_tokens))
-        answer = Answer(begin, max_tokens)
+        fields = self._target.body(prompt, max_tokens)
+        # The target's extra fields may ask for another length than the scenario does.
+        answer = Answer(begin, fields.get("max_tokens", max_tokens))
+        body = msgspec.json.encode(fields)
         try:
             status, detail = await self._exchange(
                 "POST", self._target.path, body, lambda data: answer.feed(data, time.perf_counter())

@@ -38,6 +38,14 @@ async def test_a_whole_answer_is_completed() -> None:
     assert outcome.started < outcome.arrivals[0] <= outcome.ended
 
 
+async def test_the_length_asked_for_is_the_one_that_was_sent() -> None:
+    async with serving() as fake:
+        target = Target(url=fake.url, dialect=dialect("polydecode"), extra={"max_tokens": 2})
+        outcome = await Client(target).complete("hello", 5)
+    assert isinstance(outcome, Completed)
+    assert (outcome.completion_tokens, outcome.wanted_tokens) == (2, 2)
+
+
 async def test_the_request_is_well_formed() -> None:
     async with serving() as fake:
         await client(fake).complete("hällo", 5)
