@@ -28,7 +28,8 @@ def row_exact(function: Elementwise, x: torch.Tensor) -> torch.Tensor:  # [..., 
     if x.numel() <= GRAIN or _share(x.numel()) % VECTOR == 0:
         return function(x)
     rows = x.reshape(-1, width)
-    return torch.cat([function(tile) for tile in rows.split(max(1, GRAIN // width))]).view(x.shape)
+    size = max(1, GRAIN // width)
+    return torch.cat([function(rows[start : start + size]) for start in range(0, len(rows), size)]).view(x.shape)
 
 
 def _share(count: int) -> int:

@@ -56,7 +56,7 @@ class Hidden:
 class Model:
     """One loaded model. Not for concurrent use: attention writes its pages as it goes."""
 
-    def __init__(self, causal_lm: PreTrainedModel, info: ModelInfo, attention: AttentionBackend, plugged: PluggedAttention) -> None:  # fmt: skip
+    def __init__(self, causal_lm: Any, info: ModelInfo, attention: AttentionBackend, plugged: PluggedAttention) -> None:
         self.info = info
         self.attention = attention
         self._plugged = plugged
@@ -86,7 +86,7 @@ class Model:
                 use_cache=False,
                 **{NAME: self._plugged.bind(self.attention, plan)},
             )
-        last = out.last_hidden_state[0]
+        last: torch.Tensor = out.last_hidden_state[0]
         if self.info.num_layers in layers:
             kept[self.info.num_layers] = last
         return Hidden(last, kept)
@@ -95,8 +95,8 @@ class Model:
     def head(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, hidden] -> [N, vocab] float32
         """The logits the model itself would give, soft caps and scalings included."""
         with self._products:
-            logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits
-        return logits[0].float()
+            logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits.float()
 
     @torch.inference_mode()
     def project(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, hidden] -> [N, vocab] float32
@@ -106,7 +106,7 @@ class Model:
         return logits.float()
 
     def _embed(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:  # [1, T] -> [1, T, hidden]
-        embeds = self._embedding(ids).clone()
+        embeds: torch.Tensor = self._embedding(ids).clone()
         for token, vector in batch.embeds.items():
             embeds[0, token] = vector.to(embeds)
         return embeds
@@ -137,11 +137,20 @@ def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
     raise UnsupportedModel(type(base).__name__, f"has no list of {num_layers} decoder layers")
 
 
+@dataclass
+class _Given(BaseModelOutputWithPast):
+    """A body's output of hidden states alone: whatever else a head looks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Passthrough(nn.Module):
     """Stands where the base model was and hands on the hidden states it is given."""
 
-    def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_options: Any) -> _Given:
+        return _Given(last_hidden_state=inputs_embeds)
 
 
 def headless(causal_lm: PreTrainedModel) -> PreTrainedModel:
@@ -193,22 +202,21 @@ def load(
     check_config(config)
     place = torch.device(device)
     progress("loading weights", 0.0)
-    causal_lm = AutoModelForCausalLM.from_pretrained(
+    causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=resolve_dtype(dtype, place, config),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-    ).to(place)
+    )
+    causal_lm.to(place)
     progress("loading weights", 1.0)
     return wrap(causal_lm, progress=progress, attention=attention)
 
 
 @torch.inference_mode()
-def wrap(
-    causal_lm: PreTrainedModel, *, progress: Progress = _silent, attention: AttentionMaker = default_attention
-) -> Model:
-    """Turn a loaded model into ours. It is taken over: its modules are replaced and it is of no other use afterwards."""
+def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMaker = default_attention) -> Model:
+    """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
     check_config(causal_lm.config)
     check_class(causal_lm)
     causal_lm.eval()
@@ -225,7 +233,7 @@ def wrap(
     return model
 
 
-def _describe(causal_lm: PreTrainedModel, num_layers: int) -> ModelInfo:
+def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:
     config = causal_lm.config.get_text_config(decoder=True)
     head = causal_lm.get_output_embeddings()
     width = head(torch.zeros(1, config.hidden_size, dtype=causal_lm.dtype, device=causal_lm.device)).shape[-1]

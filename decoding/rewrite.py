@@ -8,6 +8,7 @@ module types; never touches a model's forward code. The forward on a device othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from decoding.linear import (
     LinearFactory,
     LinearPart,
     MergedLinear,
+    Product,
     is_row_exact,
     pad_rows,
 )
@@ -52,7 +54,7 @@ def merge_only(model: nn.Module) -> None:
 
 
 def make_row_exact(model: nn.Module, progress: Progress) -> None:
-    """Replace, module by module, what could compute a row differently in other company. Weights are freed as they go."""
+    """Replace, module by module, what could compute a row differently in other company; frees weights as it goes."""
     factory = LinearFactory()
     parents = list(model.modules())
     for index, parent in enumerate(parents):
@@ -79,7 +81,7 @@ def _replacement(module: nn.Module, factory: LinearFactory) -> nn.Module | None:
 
 def _merge(parent: nn.Module, names: tuple[str, ...], build: Callable[..., nn.Module]) -> None:
     """Put one product behind the linears `names` of `parent`, if it has them all and they agree on their input."""
-    linears = [getattr(parent, name, None) for name in names]
+    linears: list[Any] = [getattr(parent, name, None) for name in names]
     if not all(type(linear) is nn.Linear for linear in linears):
         return
     if len({(linear.in_features, linear.weight.dtype, linear.bias is None) for linear in linears}) > 1:
@@ -121,24 +123,22 @@ class RowExactProducts(TorchFunctionMode):
             return row_exact(lambda x: func(x, *args[1:], **kwargs), args[0])
         return func(*args, **kwargs)
 
-    def _product(
-        self, product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
+    def _product(self, product: Product, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.shape[-1])
-        padded = pad_rows(flat, self._multiple(product, x, weight))
-        return product(padded)[: len(flat)].view(*x.shape[:-1], -1)
-
-    def _multiple(
-        self, product: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, weight: torch.Tensor
-    ) -> int:
         key = (*weight.shape, *weight.stride(), x.dtype)
         if key not in self._multiples:
-            self._multiples[key] = next(
-                (
-                    multiple
-                    for multiple in ROW_MULTIPLES
-                    if is_row_exact(lambda x, m=multiple: product(pad_rows(x, m))[: len(x)], x.shape[-1], x.dtype)
-                ),
-                FIXED_ROWS,
-            )
-        return self._multiples[key]
+            self._multiples[key] = smallest_multiple(product, x)
+        padded = pad_rows(flat, self._multiples[key])
+        return product(padded)[: len(flat)].view(*x.shape[:-1], -1)
+
+
+def smallest_multiple(product: Product, like: torch.Tensor) -> int:
+    """To which multiple the rows of `product` must be padded to come out the same in any number."""
+
+    def padded(x: torch.Tensor, multiple: int) -> torch.Tensor:
+        return product(pad_rows(x, multiple))[: len(x)]
+
+    for multiple in ROW_MULTIPLES:
+        if is_row_exact(partial(padded, multiple=multiple), like.shape[-1], like.dtype):
+            return multiple
+    return FIXED_ROWS

@@ -42,7 +42,7 @@ def check_config(config: Any) -> None:
         raise UnsupportedModel(architecture, f"has layers of type {', '.join(sorted(types - LAYER_TYPES))}")
 
 
-def check_class(causal_lm: PreTrainedModel) -> None:
+def check_class(causal_lm: Any) -> None:
     """Refuse classes without a pluggable attention, or with state besides keys and values."""
     architecture = type(causal_lm).__name__
     if getattr(causal_lm, "_is_stateful", False):
@@ -93,7 +93,8 @@ class Agreement:
         # In half precision a mixture's router may flip for a token or two; in float32 nothing may differ.
         worst = float(error.max() if self._dtype == torch.float32 else error.median())
         if not worst < TOLERANCE[self._dtype]:
-            raise UnsupportedModel(self._architecture, f"disagrees with itself over paged attention (error {worst:.3g})")
+            reason = f"disagrees with itself over paged attention (error {worst:.3g})"
+            raise UnsupportedModel(self._architecture, reason)
 
 
 def _trial(ids: np.ndarray, page_size: int) -> Batch:  # int64 [T]

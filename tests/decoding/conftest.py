@@ -1,4 +1,4 @@
-"""Tests of tensors run on one thread: their tensors are tiny, and threads of parallel test runs only wait for each other."""
+"""Tests of tensors run on one thread: the tensors are tiny, and threads of parallel runs only wait for each other."""
 
 from __future__ import annotations
 

@@ -184,11 +184,11 @@ def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: py
     ("config", "reason"),
     [
         (T5Config(num_layers=1, d_model=16, d_ff=16, num_heads=2, d_kv=8, vocab_size=50), "encoder-decoder"),
-        (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50), "recurrent state|other attention"),
+        (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50), "linear_attention|recurrent|other"),
         (
             JambaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, vocab_size=50, num_attention_heads=2,
                         num_key_value_heads=1, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1),
-            "recurrent state|layers",
+            "recurrent state|layers of",
         ),
         (
             DeepseekV3Config(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=50, kv_lora_rank=8,
@@ -232,9 +232,9 @@ def test_a_model_whose_own_result_differs_is_refused() -> None:
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
 def test_rope_that_depends_on_the_longest_row_is_limited_to_where_it_does_not(rope_type: str) -> None:
     factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if rope_type == "longrope" else {}
-    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32, **factors}
-    if rope_type == "dynamic":
-        del rope["original_max_position_embeddings"]
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 4.0, **factors}
+    if rope_type == "longrope":
+        rope["original_max_position_embeddings"] = 32
     overrides = {"rope_parameters": rope, "max_position_embeddings": 128 if rope_type == "longrope" else 32}
     model = wrap(tiny("llama", **overrides))
     assert model.info.max_model_len == 32

@@ -18,8 +18,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama-llama3-rope": {
         "model_type": "llama",
-        "rope_parameters": ROPE | {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                                   "original_max_position_embeddings": 32},
+        "rope_parameters": ROPE | {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                                   "high_freq_factor": 4.0, "original_max_position_embeddings": 32},
     },
     "llama-yarn-rope": {
         "model_type": "llama",

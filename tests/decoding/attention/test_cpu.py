@@ -70,8 +70,9 @@ def attend(
     for counts in ticks:
         live = [index for index, count in enumerate(counts) if count]
         spans = [slice(rows[index].fed, rows[index].fed + counts[index]) for index in live]
+        fed = [(sequences[index], span) for index, span in zip(live, spans, strict=True)]
         parts = [
-            torch.cat([getattr(sequences[index], name)[:, span] for index, span in zip(live, spans, strict=True)], 1)[None]
+            torch.cat([getattr(each, name)[:, span] for each, span in fed], 1)[None]
             for name in ("query", "key", "value")
         ]
         batch = book.batch([(rows[index], counts[index]) for index in live])
