@@ -30,10 +30,11 @@ class CPUPlan:
 
 
 class CPUAttention:
-    """Page sizes 16, 32 and 64 measured alike (one thread, us a layer, 9 heads on 3 of 64: 1 row x 192 keys 200 / 224 / 227;
-    1 x 1024: 469 / 606 / 625; 16 x 192: 1359 / 1360 / 1060, two plain products of contiguous keys 832), so the smallest,
-    which shares and copies the least. Keeps keys and values in float32 whatever the model's dtype: scores and softmax want it."""
+    """Keeps keys and values in float32 whatever the model's dtype: scores and softmax want it."""
 
+    # Page sizes 16, 32 and 64 measured alike, so the smallest, which shares most and copies least. One thread, us a
+    # layer, 9 heads on 3 of 64: 1 row x 192 keys 200 / 224 / 227; 1 x 1024: 469 / 606 / 625; 16 x 192: 1359 / 1360 /
+    # 1060, where two plain products over keys already contiguous take 832.
     def __init__(self, shapes: Sequence[LayerShape], *, page_size: int = 16) -> None:
         if 64 % page_size:
             raise ValueError(f"page size {page_size} does not divide the key block of 64 positions")

@@ -19,8 +19,8 @@ from decoding.attention.pages import LayerShape
 # float32 products of 1-3 or 5-7 rows take another kernel than all others: query rows go in fours.
 ROW_MULTIPLE = 4
 MAX_QUERIES = 128
-# Bounds the scores of one tile (16 MiB) and the keys gathered for it (2 MiB): more would fall out of the caches. 64 rows
-# of 192 keys took 5.1-5.8 ms a layer on one thread with this bound, 6.2-7.9 with four times more, 7.3-8.1 with a quarter.
+# Bounds the scores of one tile (16 MiB) and the keys gathered for it (2 MiB): more would fall out of the caches. On one
+# thread 64 rows of 192 keys took 5.1-5.8 ms a layer with this bound, 6.2-7.9 with four times it, 7.3-8.1 with 1/4.
 MAX_SCORES = 1 << 22
 MAX_GATHERED = 1 << 19
 # Padding a row by as many keys costs less than another group of small operations.

@@ -50,5 +50,5 @@ def tiny(name: str, *, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     torch.manual_seed(seed)
     options = COMMON | CONFIGS[name] | overrides
     config = AutoConfig.for_model(options.pop("model_type"), **options)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
