@@ -59,7 +59,7 @@ class Scheduler:
         self._release(live)
 
     def admit(self, now: float) -> list[LiveRequest]:
-        """Move waiting requests to running, in order, while rows and pages last. Returns those that never ran before."""
+        """Move waiting requests to running, in order, while rows and pages last. Returns those that never ran."""
         fresh = []
         while self.waiting and self._has_room(self.waiting[0]):
             live = self.waiting.pop(0)

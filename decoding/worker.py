@@ -158,8 +158,8 @@ def _output_frame(output: Output) -> OutputFrame:
             prefill_seconds=usage.prefill_seconds,
             decode_seconds=usage.decode_seconds,
             preemptions=usage.preemptions,
-            error_code=failure and failure.code,
-            error_message=failure and failure.message,
+            error_code=failure.code if failure else None,
+            error_message=failure.message if failure else None,
         )
     return OutputFrame(output.request_id, tuple(_chunk(e) for e in output.emits), prompt or None, finished)
 

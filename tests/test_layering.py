@@ -40,8 +40,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "stopping logits/ sampling ranking drafting cache",
-        "strategies/ attention/ linear rows gguf_model",
-        "packing live reading embedded",
+        "strategies/ attention/ linear elementwise rows gguf_model",
+        "plug rewrite support packing live reading embedded",
         "model scheduler",
         "engine",
         "worker",
@@ -59,7 +59,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 # Same tree, forbidden all the same: (who, whom).
-MACHINERY = ["cache", "attention", "packing", "rows", "linear", "live", "reading", "model", "scheduler", "engine"]
+MACHINERY = """cache attention packing rows linear elementwise plug rewrite support live reading model scheduler
+engine""".split()
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
     *(("decoding.strategies", f"decoding.{machine}") for machine in MACHINERY),

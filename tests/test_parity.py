@@ -15,7 +15,7 @@ import decoding.reading
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.params import Request
-from tests.decoding.conftest import single_thread
+from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import TableModel, table_engine
@@ -23,7 +23,7 @@ from tests.decoding.table_model import TableModel, table_engine
 VOCAB = 40
 EOS = (3,)
 
-__all__ = ["single_thread"]
+__all__ = ["one_thread"]
 
 MakeEngine = Callable[[int], Engine]
 

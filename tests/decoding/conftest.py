@@ -1,4 +1,4 @@
-"""Tiny models gain nothing from a second thread and lose much when the machine is busy."""
+"""Tests of tensors run on one thread: the tensors are tiny, and threads of parallel runs only wait for each other."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
-def single_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

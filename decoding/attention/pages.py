@@ -1,0 +1,89 @@
+"""The KV tensors of a model: pages of keys and values for every layer.
+
+Owns the memory and its layout, [num_pages, kv_heads, page_size, head_dim]; does not know which page belongs to whom
+(`cache.py`) nor how pages are attended to (the backends).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """The sizes one layer's attention works on."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    v_head_dim: int
+
+    @property
+    def group(self) -> int:
+        """Query heads per key-value head."""
+        return self.heads // self.kv_heads
+
+
+class Pages:
+    """Keys and values of every layer. Stored in one dtype, whatever the model's."""
+
+    def __init__(self, shapes: Sequence[LayerShape], page_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.shapes = tuple(shapes)
+        self.page_size = page_size
+        self.dtype = dtype
+        self.device = device
+        self.keys: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, page_size, head_dim]
+        self.values: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, page_size, v_head_dim]
+
+    def allocate(self, num_pages: int) -> None:
+        self.keys, self.values = [], []
+        for shape in self.shapes:
+            room = (num_pages, shape.kv_heads, self.page_size)
+            self.keys.append(torch.zeros(*room, shape.head_dim, dtype=self.dtype, device=self.device))
+            self.values.append(torch.zeros(*room, shape.v_head_dim, dtype=self.dtype, device=self.device))
+
+    def bytes_per_page(self) -> int:
+        numbers = sum(shape.kv_heads * (shape.head_dim + shape.v_head_dim) for shape in self.shapes)
+        return numbers * self.page_size * self.dtype.itemsize
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole pages, (source, destination), all layers; every source is read before any page is written."""
+        if not pairs:
+            return
+        sources, destinations = torch.tensor(pairs, device=self.device).unbind(1)
+        for pages in (*self.keys, *self.values):
+            pages.index_copy_(0, destinations, pages.index_select(0, sources))
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: Writes) -> None:
+        """Put key [1, kv_heads, T, head_dim] and value [1, kv_heads, T, v_head_dim] into their slots."""
+        rows = writes.rows(self.shapes[layer].kv_heads)
+        for pages, new in ((self.keys[layer], key), (self.values[layer], value)):
+            if writes.fresh is not None:
+                pages.index_fill_(0, writes.fresh, 0)
+            flat = pages.view(-1, new.shape[-1])
+            flat.index_copy_(0, rows, new.transpose(1, 2).reshape(-1, new.shape[-1]).to(self.dtype))
+
+
+class Writes:
+    """Where one forward's keys and values go, computed once and used by every layer."""
+
+    def __init__(self, slots: np.ndarray, page_size: int, device: torch.device) -> None:  # int64 [T]
+        self._slots = torch.from_numpy(slots).to(device)
+        self._page_size = page_size
+        self._rows: dict[int, torch.Tensor] = {}
+        # A page begun anew may hold a former owner's leftovers. They are masked, but 0 * NaN is NaN: wipe them.
+        fresh = np.unique(slots[slots % page_size == 0]) // page_size
+        self.fresh = torch.from_numpy(fresh).to(device) if len(fresh) else None  # [pages]
+
+    def rows(self, kv_heads: int) -> torch.Tensor:
+        """Row numbers in the layer's pages seen as [num_pages * kv_heads * page_size, dim]: [T * kv_heads]."""
+        if kv_heads not in self._rows:
+            pages, offsets = self._slots // self._page_size, self._slots % self._page_size
+            heads = torch.arange(kv_heads, device=self._slots.device)
+            rows = (pages[:, None] * kv_heads + heads) * self._page_size + offsets[:, None]
+            self._rows[kv_heads] = rows.reshape(-1)
+        return self._rows[kv_heads]

@@ -1,0 +1,151 @@
+"""Linear layers whose row results do not depend on how many rows are multiplied, and several of them in one product.
+
+Owns the packed weights and the start-up self-test that decides, per weight shape, how this machine reaches
+that promise. Knows nothing of models: `rewrite.py` puts these in place of a model's own linears. The thread count must
+be settled before the test runs, for its verdict holds for that count only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# The packing hint of 16 rows gave one kernel for every row count tried (1..2048); the hint 1 did not.
+PACK_HINT = 16
+PROBED_ROWS = (*range(1, 18), 24, 64)
+ROW_MULTIPLES = (1, 4, 8, 16, 32)
+FIXED_ROWS = 64
+PROBED_RESULTS = 4096
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b over a weight prepacked by oneDNN; the unpacked weight is not kept."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:  # [N, K], [N]
+        super().__init__()
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_HINT)
+        self.bias = None if bias is None else bias.detach()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class PaddedLinear(nn.Module):
+    """x W^T + b in plain torch, rows padded to a multiple; at FIXED_ROWS, computed in blocks of exactly that many."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, multiple: int) -> None:  # [N, K], [N]
+        super().__init__()
+        self.shape = (weight.shape[0], weight.shape[1])
+        self.weight = weight.detach()
+        self.bias = None if bias is None else bias.detach()
+        self.multiple = multiple
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
+        flat = x.reshape(-1, x.shape[-1])
+        return self._padded(flat)[: len(flat)].view(*x.shape[:-1], -1)
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:  # [rows, K] -> [rows + padding, N]
+        x = pad_rows(x, self.multiple)
+        if self.multiple < FIXED_ROWS:
+            return F.linear(x, self.weight, self.bias)
+        # Blocks of one size run one kernel, and a kernel's row never depends on what the other rows hold.
+        blocks = x.view(-1, self.multiple, x.shape[-1]).unbind()
+        return torch.cat([F.linear(block, self.weight, self.bias) for block in blocks])
+
+
+class MergedLinear:
+    """Several linears of the same input as one product, computed when the first of them is called.
+
+    The parts recognise the input by identity: a part called with another tensor computes the product afresh, so the
+    result never depends on the order of the calls.
+    """
+
+    def __init__(self, product: nn.Module, sizes: Sequence[int]) -> None:
+        self._product = product
+        self._sizes = list(sizes)
+        self._input: torch.Tensor | None = None
+        self._slices: tuple[torch.Tensor, ...] = ()
+        self._left = 0
+
+    def part(self, index: int, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., sizes[index]]
+        if self._input is not x:
+            self._input, self._left = x, len(self._sizes)
+            self._slices = self._product(x).split_with_sizes(self._sizes, -1)
+        slice_ = self._slices[index]
+        self._left -= 1
+        if self._left == 0:
+            self._input, self._slices = None, ()
+        return slice_
+
+
+class LinearPart(nn.Module):
+    """One of the linears behind a MergedLinear; stands where the model had it."""
+
+    def __init__(self, merged: MergedLinear, index: int) -> None:
+        super().__init__()
+        self._merged = merged
+        self._index = index
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
+        return self._merged.part(self._index, x)
+
+
+class LinearFactory:
+    """Builds row-exact linears, testing each distinct shape once."""
+
+    def __init__(self) -> None:
+        self._multiples: dict[tuple[int, int, torch.dtype, bool], int | None] = {}
+
+    def build(self, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:  # [N, K], [N]
+        """A packed linear where the machine has them and they pass, else a padded one."""
+        key = (weight.shape[0], weight.shape[1], weight.dtype, bias is not None)
+        if key not in self._multiples:
+            self._multiples[key] = self._choose(weight, bias)
+        multiple = self._multiples[key]
+        return PackedLinear(weight, bias) if multiple is None else PaddedLinear(weight, bias, multiple)
+
+    def _choose(self, weight: torch.Tensor, bias: torch.Tensor | None) -> int | None:
+        """None: pack. A number: pad to this multiple."""
+        columns = weight.shape[1]
+        if can_pack(weight) and is_row_exact(PackedLinear(weight, bias), columns, weight.dtype):
+            return None
+        for multiple in ROW_MULTIPLES:
+            if is_row_exact(PaddedLinear(weight, bias, multiple), columns, weight.dtype):
+                return multiple
+        return FIXED_ROWS
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether torch offers the (private) packed product for this weight here."""
+    try:
+        PackedLinear(weight[:16].clone(), None)(weight.new_zeros(1, weight.shape[1]))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return weight.device.type == "cpu"
+
+
+def is_row_exact(product: Product, columns: int, dtype: torch.dtype) -> bool:
+    """Whether rows come out bitwise equal from batches of every probed size.
+
+    A wrong kernel differs in the last bit of some results only, so products of few columns are tried on more rows.
+    """
+    generator = torch.Generator().manual_seed(columns)
+    x = torch.randn(max(PROBED_ROWS), columns, generator=generator).to(dtype)
+    expected = product(x)
+    enough = -(-PROBED_RESULTS // expected.shape[1])
+    return all(
+        torch.equal(product(x[start : start + rows]), expected[start : start + rows])
+        for rows in PROBED_ROWS
+        for start in range(0, min(enough, len(x) - rows + 1), rows)
+    )
+
+
+def pad_rows(x: torch.Tensor, multiple: int) -> torch.Tensor:  # [rows, K] -> [rows up to a multiple, K]
+    missing = -x.shape[0] % multiple
+    return F.pad(x, (0, 0, 0, missing)) if missing else x

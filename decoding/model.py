@@ -1,0 +1,267 @@
+"""A transformers causal LM that runs packed batches over paged attention.
+
+Owns the loaded weights and the way into them: tokens -> hidden states -> logits. Which rows are in a batch, and where
+their pages are, it is told (`Batch`); how attention is computed is the backend's. Model code is transformers' own:
+our attention comes in through its attention interface, our linears by replacing modules (`rewrite.py`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from decoding.attention.cpu import CPUAttention
+from decoding.attention.interface import AttentionBackend, Batch
+from decoding.attention.pages import LayerShape
+from decoding.attention.reference import ReferenceAttention
+from decoding.plug import NAME, PluggedAttention, register, trace
+from decoding.rewrite import Progress, RowExactProducts, bare_products, make_row_exact, merge_only
+from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
+
+__all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
+
+AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], AttentionBackend]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """vocab_size is the width of the logits; max_model_len counts positions, prompt and output together."""
+
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    hidden_size: int
+    num_layers: int
+    dtype: torch.dtype
+    device: torch.device
+    architecture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """last: after the final norm. layers: the hidden states asked for, by transformers' index (0 is the embeddings).
+    probed: scaled scores of the last layer for the last query of every probed row."""
+
+    last: torch.Tensor  # [T, hidden]
+    layers: dict[int, torch.Tensor]  # [T, hidden] each
+    probed: dict[int, torch.Tensor]  # row of the batch -> [heads, keys]
+
+
+class Model:
+    """One loaded model. Not for concurrent use: attention writes its pages as it goes."""
+
+    def __init__(self, causal_lm: Any, info: ModelInfo, attention: AttentionBackend, plugged: PluggedAttention) -> None:
+        self.info = info
+        self.attention = attention
+        self._plugged = plugged
+        self._base: nn.Module = causal_lm.base_model
+        self._embedding: nn.Module = causal_lm.get_input_embeddings()
+        self._lm_head: nn.Module = causal_lm.get_output_embeddings()
+        self._head = headless(causal_lm)
+        needs_mode = info.device.type == "cpu" and any(bare_products(causal_lm))
+        self._products: AbstractContextManager[Any] = RowExactProducts() if needs_mode else nullcontext()
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> Hidden:
+        """Run the batch's tokens, writing their keys and values into its slots.
+
+        A vector of `batch.embeds` is what the model accepts as `inputs_embeds`: it takes the place of the embedding
+        module's output, so Gemma expects it scaled already and Granite scales it itself.
+        """
+        device = self.info.device
+        plan = self.attention.plan(batch)
+        ids = torch.from_numpy(batch.token_ids).to(device)[None]
+        inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
+        kept: dict[int, torch.Tensor] = {}
+        with self._products, self._keeping(layers, kept):
+            out = self._base(
+                **inputs,
+                position_ids=torch.from_numpy(batch.positions).to(device)[None],
+                use_cache=False,
+                **{NAME: self._plugged.bind(self.attention, plan)},
+            )
+        last: torch.Tensor = out.last_hidden_state[0]
+        if self.info.num_layers in layers:
+            kept[self.info.num_layers] = last
+        return Hidden(last, kept, self.attention.probed(plan))
+
+    @torch.inference_mode()
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, hidden] -> [N, vocab] float32
+        """The logits the model itself would give, soft caps and scalings included."""
+        with self._products:
+            logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits.float()
+
+    @torch.inference_mode()
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, hidden] -> [N, vocab] float32
+        """The output matrix alone: DoLa's premature logits."""
+        with self._products:
+            logits: torch.Tensor = self._lm_head(hidden)
+        return logits.float()
+
+    def _embed(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:  # [1, T] -> [1, T, hidden]
+        embeds: torch.Tensor = self._embedding(ids).clone()
+        for token, vector in batch.embeds.items():
+            embeds[0, token] = vector.to(embeds)
+        return embeds
+
+    def _keeping(self, layers: tuple[int, ...], kept: dict[int, torch.Tensor]) -> ExitStack:
+        """While entered, the inputs of the asked decoder layers are kept: hidden_states[i] is what layer i receives."""
+        stack = ExitStack()
+        if layers:
+            blocks = decoder_layers(self._base, self.info.num_layers)
+            for index in set(layers) - {self.info.num_layers}:
+                handle = blocks[index].register_forward_pre_hook(_keeper(index, kept), with_kwargs=True)
+                stack.callback(handle.remove)
+        return stack
+
+
+def _keeper(index: int, kept: dict[int, torch.Tensor]) -> Callable[..., None]:
+    def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        kept[index] = (args[0] if args else kwargs["hidden_states"])[0]
+
+    return keep
+
+
+def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
+    """The base model's stack of layers."""
+    for child in base.children():
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers:
+            return child
+    raise UnsupportedModel(type(base).__name__, f"has no list of {num_layers} decoder layers")
+
+
+@dataclass
+class _Given(BaseModelOutputWithPast):
+    """A body's output of hidden states alone: whatever else a head looks for is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Passthrough(nn.Module):
+    """Stands where the base model was and hands on the hidden states it is given."""
+
+    def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_options: Any) -> _Given:
+        return _Given(last_hidden_state=inputs_embeds)
+
+
+def headless(causal_lm: PreTrainedModel) -> PreTrainedModel:
+    """The model without its body, sharing all else: its forward turns hidden states into logits as the model does."""
+    head = copy.copy(causal_lm)
+    head._modules = {**causal_lm._modules, causal_lm.base_model_prefix: _Passthrough()}
+    return head
+
+
+def resolve_device(device: str) -> torch.device:
+    """auto: CUDA where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
+    """auto: on CUDA the checkpoint's; on the CPU bfloat16 only where the CPU multiplies it natively, for elsewhere it
+    is several times slower than float32.
+    """
+    if dtype != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if device.type != "cpu":
+        own = getattr(config, "dtype", None)
+        return own if isinstance(own, torch.dtype) else torch.bfloat16
+    return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """AVX512_BF16 or AMX."""
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
+def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    if device.type == "cpu":
+        return CPUAttention(shapes)
+    return ReferenceAttention(shapes, device=device, dtype=dtype)
+
+
+def _silent(_phase: str, _fraction: float) -> None:
+    return None
+
+
+def load(
+    path: str,
+    *,
+    device: str,
+    dtype: str,
+    progress: Progress = _silent,
+    attention: AttentionMaker = default_attention,
+) -> Model:
+    """Load a local Hugging Face directory (safetensors only, no remote code, no network)."""
+    progress("reading configuration", 0.0)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    check_config(config)
+    place = resolve_device(device)
+    progress("loading weights", 0.0)
+    causal_lm: Any = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=resolve_dtype(dtype, place, config),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    causal_lm.to(place)
+    progress("loading weights", 1.0)
+    return wrap(causal_lm, progress=progress, attention=attention)
+
+
+@torch.inference_mode()
+def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMaker = default_attention) -> Model:
+    """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
+    check_config(causal_lm.config)
+    check_class(causal_lm)
+    causal_lm.eval()
+    device, dtype = causal_lm.device, causal_lm.dtype
+    agreement = Agreement(causal_lm)
+    register(causal_lm)
+    plugged, shapes = trace(causal_lm)
+    if device.type == "cpu":
+        make_row_exact(causal_lm, progress)
+    else:
+        merge_only(causal_lm)
+    model = Model(causal_lm, _describe(causal_lm, len(shapes)), attention(shapes, device, dtype), plugged)
+    agreement.check(lambda batch: model.forward(batch).last, model.attention)
+    return model
+
+
+def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:
+    config = causal_lm.config.get_text_config(decoder=True)
+    head = causal_lm.get_output_embeddings()
+    width = head(torch.zeros(1, config.hidden_size, dtype=causal_lm.dtype, device=causal_lm.device)).shape[-1]
+    return ModelInfo(
+        vocab_size=width,
+        max_model_len=position_limit(causal_lm),
+        eos_token_ids=_eos_token_ids(causal_lm),
+        hidden_size=config.hidden_size,
+        num_layers=num_layers,
+        dtype=causal_lm.dtype,
+        device=causal_lm.device,
+        architecture=type(causal_lm).__name__,
+    )
+
+
+def _eos_token_ids(causal_lm: PreTrainedModel) -> tuple[int, ...]:
+    """Those of the configuration and of the generation configuration, in that order."""
+    found: list[int] = []
+    for config in (causal_lm.config, causal_lm.generation_config):
+        ids = getattr(config, "eos_token_id", None)
+        found += ids if isinstance(ids, list | tuple) else [] if ids is None else [ids]
+    return tuple(dict.fromkeys(found))

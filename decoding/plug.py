@@ -1,0 +1,136 @@
+"""Our attention as one of transformers' attention implementations.
+
+Owns the registered function and the reading of its calls: which layer, window, soft cap and sinks. One keyword of the
+model's forward, NAME, carries the backend and its plan down to every layer, so the registered function has no state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from decoding.attention.interface import AttentionBackend, LayerSpec
+from decoding.attention.pages import LayerShape
+from decoding.support import UnsupportedModel
+
+NAME = "polydecode"
+# What attention calls may carry that changes nothing here: masks and caches are never made, dropout is off.
+NEUTRAL = frozenset({"dropout", "position_ids", "use_cache", "output_attentions", "output_hidden_states", "return_dict",
+                     "cache_position", "position_embeddings", "past_key_values", "output_router_logits"})  # fmt: skip
+
+
+class Receiver(Protocol):
+    """What travels as the keyword NAME."""
+
+    def receive(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor: ...
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, heads, T, head_dim]
+    key: torch.Tensor,  # [1, kv_heads, T, head_dim]
+    value: torch.Tensor,  # [1, kv_heads, T, v_head_dim]
+    attention_mask: torch.Tensor | None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The registered function. No mask is ever made for an implementation that registers no mask function."""
+    if attention_mask is not None:
+        raise UnsupportedModel(type(module).__name__, "makes an attention mask of its own")
+    receiver: Receiver = options.pop(NAME)
+    return receiver.receive(module, query, key, value, options), None
+
+
+def register(causal_lm: PreTrainedModel) -> None:
+    """Make the model use our attention, and the experts' forward whose products can be watched."""
+    AttentionInterface.register(NAME, attend)
+    causal_lm.set_attn_implementation(NAME)
+    if causal_lm.config._attn_implementation != NAME:
+        raise UnsupportedModel(type(causal_lm).__name__, "does not accept another attention implementation")
+    if hasattr(causal_lm, "set_experts_implementation") and causal_lm._can_set_experts_implementation():
+        causal_lm.set_experts_implementation("eager")
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    specs: tuple[LayerSpec, ...]
+    attention: AttentionBackend
+    plan: Any
+
+    def receive(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _options: dict[str, Any]
+    ) -> torch.Tensor:
+        layer: Any = module.layer_idx
+        return self.attention.forward(self.specs[layer], query, key, value, self.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class PluggedAttention:
+    """What every layer asks of attention; the same for every call, so it is read once."""
+
+    specs: tuple[LayerSpec, ...]
+
+    def bind(self, attention: AttentionBackend, plan: Any) -> Receiver:
+        return _Bound(self.specs, attention, plan)
+
+
+class _Tracer:
+    """Receives the calls of one trial forward, computes nothing, and notes what each layer asks for."""
+
+    def __init__(self, causal_lm: PreTrainedModel) -> None:
+        self._architecture = type(causal_lm).__name__
+        self._config = causal_lm.config.get_text_config(decoder=True)
+        self.specs: dict[int, LayerSpec] = {}
+        self.shapes: dict[int, LayerShape] = {}
+
+    def receive(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: dict[str, Any]
+    ) -> torch.Tensor:
+        layer: Any = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int) or layer in self.specs:
+            raise UnsupportedModel(self._architecture, "does not number its attention layers")
+        if getattr(module, "is_causal", True) is False or options.pop("is_causal", True) is False:
+            raise UnsupportedModel(self._architecture, "attends without a causal mask")
+        self.specs[layer] = self._spec(layer, query, dict(options))
+        self.shapes[layer] = LayerShape(query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+    def _spec(self, layer: int, query: torch.Tensor, options: dict[str, Any]) -> LayerSpec:
+        scaling = options.pop("scaling", None)
+        window = options.pop("sliding_window", self._configured_window(layer))
+        spec = LayerSpec(
+            layer,
+            float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+            None if window is None else int(window),
+            options.pop("softcap", None),
+            options.pop("s_aux", None),
+        )
+        foreign = sorted(name for name, value in options.items() if name not in NEUTRAL and value is not None)
+        if foreign:
+            raise UnsupportedModel(self._architecture, f"passes {', '.join(foreign)} to its attention")
+        return spec
+
+    def _configured_window(self, layer: int) -> int | None:
+        """For models whose window is known to their mask alone."""
+        types = getattr(self._config, "layer_types", None)
+        is_sliding = types is not None and types[layer] == "sliding_attention"
+        return self._config.sliding_window if is_sliding else None
+
+
+def trace(causal_lm: PreTrainedModel) -> tuple[PluggedAttention, tuple[LayerShape, ...]]:
+    """Run one token through the model to learn what each layer's attention is."""
+    tracer = _Tracer(causal_lm)
+    ids = torch.zeros(1, 1, dtype=torch.long, device=causal_lm.device)
+    causal_lm.base_model(input_ids=ids, position_ids=ids, use_cache=False, **{NAME: tracer})
+    num_layers = causal_lm.config.get_text_config(decoder=True).num_hidden_layers
+    if sorted(tracer.specs) != list(range(num_layers)):
+        raise UnsupportedModel(
+            type(causal_lm).__name__, f"has {num_layers} layers of which {len(tracer.specs)} use plain attention"
+        )
+    layers = range(num_layers)
+    return PluggedAttention(tuple(tracer.specs[i] for i in layers)), tuple(tracer.shapes[i] for i in layers)

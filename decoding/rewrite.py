@@ -1,0 +1,144 @@
+"""Replaces a transformers model's modules by faster ones that compute rows independently of each other.
+
+Owns which modules are replaced: linears (packed, merged where they share an input), activations, RMSNorms, and, for
+models that multiply by bare parameters (mixtures of experts), the products themselves. Works by attribute names and
+module types; never touches a model's forward code. The forward on a device other than the CPU keeps its own kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
+
+from decoding.elementwise import RowExactActivation, fuse_norm, row_exact
+from decoding.linear import (
+    FIXED_ROWS,
+    ROW_MULTIPLES,
+    LinearFactory,
+    LinearPart,
+    MergedLinear,
+    Product,
+    is_row_exact,
+    pad_rows,
+)
+
+Progress = Callable[[str, float], None]
+
+MERGED_NAMES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+ACTIVATIONS = (nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ReLU)
+
+
+class PlainLinear(nn.Module):
+    """x W^T + b as torch does it."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:  # [N, K], [N]
+        super().__init__()
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
+        return F.linear(x, self.weight, self.bias)
+
+
+def merge_only(model: nn.Module) -> None:
+    """Merge linears that share an input; leave everything else to torch."""
+    for parent in list(model.modules()):
+        for names in MERGED_NAMES:
+            _merge(parent, names, PlainLinear)
+
+
+def make_row_exact(model: nn.Module, progress: Progress) -> None:
+    """Replace, module by module, what could compute a row differently in other company; frees weights as it goes."""
+    factory = LinearFactory()
+    parents = list(model.modules())
+    for index, parent in enumerate(parents):
+        for names in MERGED_NAMES:
+            _merge(parent, names, factory.build)
+        for name, child in list(parent.named_children()):
+            replacement = _replacement(child, factory)
+            if replacement is not None:
+                setattr(parent, name, replacement)
+        progress("packing weights", (index + 1) / len(parents))
+
+
+def _replacement(module: nn.Module, factory: LinearFactory) -> nn.Module | None:
+    if type(module) is nn.Linear:
+        return factory.build(module.weight, module.bias)
+    if type(module) is Conv1D:
+        return factory.build(module.weight.T, module.bias)
+    if isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations":
+        return RowExactActivation(module)
+    if type(module).__name__.endswith("RMSNorm"):
+        return fuse_norm(module)
+    return None
+
+
+def _merge(parent: nn.Module, names: tuple[str, ...], build: Callable[..., nn.Module]) -> None:
+    """Put one product behind the linears `names` of `parent`, if it has them all and they agree on their input."""
+    linears: list[Any] = [getattr(parent, name, None) for name in names]
+    if not all(type(linear) is nn.Linear for linear in linears):
+        return
+    if len({(linear.in_features, linear.weight.dtype, linear.bias is None) for linear in linears}) > 1:
+        return
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    bias = None if linears[0].bias is None else torch.cat([linear.bias.detach() for linear in linears])
+    merged = MergedLinear(build(weight, bias), [linear.out_features for linear in linears])
+    for index, name in enumerate(names):
+        setattr(parent, name, LinearPart(merged, index))
+
+
+def bare_products(model: nn.Module) -> Iterator[str]:
+    """Names of parameters that a forward must be multiplying by itself: matrices that no known module owns."""
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Embedding):
+            yield from (f"{name}.{key}" for key, weight in module.named_parameters(recurse=False) if weight.dim() > 1)
+
+
+class RowExactProducts(TorchFunctionMode):
+    """While active, pads the rows of products with bare matrices, and steadies bare activations.
+
+    Costs a microsecond on every torch call, so only models that need it run under it.
+    """
+
+    PRODUCTS = (F.linear, torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.__matmul__)
+    ACTIVATIONS = (torch.sigmoid, torch.Tensor.sigmoid, F.silu, F.gelu)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._multiples: dict[tuple[Any, ...], int] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.PRODUCTS and len(args) > 1 and args[1].dim() == 2:
+            return self._product(lambda x: func(x, *args[1:], **kwargs), args[0], args[1])
+        if func in self.ACTIVATIONS:
+            return row_exact(lambda x: func(x, *args[1:], **kwargs), args[0])
+        return func(*args, **kwargs)
+
+    def _product(self, product: Product, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        key = (*weight.shape, *weight.stride(), x.dtype)
+        if key not in self._multiples:
+            self._multiples[key] = smallest_multiple(product, x)
+        padded = pad_rows(flat, self._multiples[key])
+        return product(padded)[: len(flat)].view(*x.shape[:-1], -1)
+
+
+def smallest_multiple(product: Product, like: torch.Tensor) -> int:
+    """To which multiple the rows of `product` must be padded to come out the same in any number."""
+
+    def padded(x: torch.Tensor, multiple: int) -> torch.Tensor:
+        return product(pad_rows(x, multiple))[: len(x)]
+
+    for multiple in ROW_MULTIPLES:
+        if is_row_exact(partial(padded, multiple=multiple), like.shape[-1], like.dtype):
+            return multiple
+    return FIXED_ROWS

@@ -1,0 +1,243 @@
+"""Models over paged attention: token-exact against transformers' generate, bitwise against themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GenerationConfig,
+    JambaConfig,
+    MambaConfig,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from decoding.attention.interface import AttentionBackend
+from decoding.attention.reference import ReferenceAttention
+from decoding.model import Model, UnsupportedModel, load, resolve_dtype, wrap
+from tests.decoding.layout import PageBook, Row
+from tests.decoding.tiny import CONFIGS, VOCAB, tiny
+
+NEW_TOKENS = 24
+
+
+def prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, VOCAB, length).tolist() for length in lengths]
+
+
+def generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
+    """transformers' own greedy continuation."""
+    config = GenerationConfig(do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
+    model.generation_config = config
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    return out[0, len(prompt) :].tolist()
+
+
+def opened(model: Model, seed: int = 0) -> PageBook:
+    model.attention.allocate(200)
+    return PageBook(200, model.attention.page_size, seed)
+
+
+def greedy(model: Model, wanted: list[list[int]]) -> list[list[int]]:
+    """All prompts in one batch: prefill in two chunks, then decode."""
+    book = opened(model)
+    rows = [Row(list(prompt)) for prompt in wanted]
+    model.forward(book.batch([(row, len(row.tokens) // 2) for row in rows]))
+    for _ in range(NEW_TOKENS):
+        batch = book.batch([(row, len(row.tokens) - row.fed) for row in rows])
+        hidden = model.forward(batch).last[torch.from_numpy(batch.query_starts[1:] - 1)]
+        for row, token in zip(rows, model.head(hidden).argmax(-1).tolist(), strict=True):
+            row.tokens.append(token)
+    return [row.tokens[len(prompt) :] for row, prompt in zip(rows, wanted, strict=True)]
+
+
+def hidden_states(model: Model, tokens: list[int], chunk: int) -> torch.Tensor:
+    """All hidden states of one row fed alone, so many tokens at a time."""
+    book, row = opened(model), Row(tokens)
+    counts = [min(chunk, len(tokens) - start) for start in range(0, len(tokens), chunk)]
+    return torch.cat([model.forward(book.batch([(row, count)])).last for count in counts])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
+    wanted = prompts(40, 7, 19)
+    expected = [generate(tiny(name), prompt) for prompt in wanted]
+    assert len({tuple(tokens) for tokens in expected}) == 3, "the model repeats itself whatever the prompt"
+    assert greedy(wrap(tiny(name)), wanted) == expected
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_oss"])
+def test_the_reference_backend_gives_the_same_tokens(name: str) -> None:
+    def reference(shapes, device, dtype) -> AttentionBackend:  # type: ignore[no-untyped-def]
+        return ReferenceAttention(shapes, device=device, dtype=dtype)
+
+    wanted = prompts(40, 7)
+    assert greedy(wrap(tiny(name), attention=reference), wanted) == greedy(wrap(tiny(name)), wanted)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox", "mixtral", "gpt_oss"])
+def test_hidden_states_are_bitwise_the_same_in_any_chunks(name: str) -> None:
+    model = wrap(tiny(name))
+    (tokens,) = prompts(90)
+    whole = hidden_states(model, tokens, 90)
+    for chunk in (1, 7, 16):
+        assert torch.equal(hidden_states(model, tokens, chunk), whole), chunk
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "phi3", "mixtral"])
+def test_hidden_states_and_logits_are_bitwise_the_same_in_any_company(name: str) -> None:
+    model = wrap(tiny(name))
+    (tokens,) = prompts(90)
+    whole = hidden_states(model, tokens, 90)
+    logits = model.head(whole[-1:])
+    for company in (2, 5, 17):
+        book = opened(model, seed=company)
+        others = [Row(each) for each in prompts(*np.random.default_rng(company).integers(2, 100, company - 1).tolist())]
+        row = Row(tokens)
+        feeds = [(other, len(other.tokens) - 1) for other in others]
+        first = model.forward(book.batch([*feeds, (row, 80)])).last[-80:]
+        batch = book.batch([(other, 1) for other in others] + [(row, 10)])
+        second = model.forward(batch).last
+        assert torch.equal(torch.cat([first, second[-10:]]), whole), company
+        assert torch.equal(model.head(second)[-1:], logits), company
+
+
+def test_odd_widths_are_bitwise_the_same_in_any_chunks() -> None:
+    model = wrap(tiny("llama", intermediate_size=83, hidden_size=54, num_attention_heads=3, num_key_value_heads=1))
+    (tokens,) = prompts(60)
+    assert torch.equal(hidden_states(model, tokens, 1), hidden_states(model, tokens, 60))
+
+
+def test_hidden_layers_are_those_of_transformers() -> None:
+    (tokens,) = prompts(20)
+    expected = tiny("llama")(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    model = wrap(tiny("llama"))
+    found = model.forward(opened(model).batch([(Row(tokens), 20)]), layers=(0, 2, 3)).layers
+    assert sorted(found) == [0, 2, 3]
+    for index, hidden in found.items():
+        torch.testing.assert_close(hidden, expected[index][0].detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite"])
+def test_project_is_the_output_matrix_without_caps_and_scalings(name: str) -> None:
+    original, model = tiny(name), wrap(tiny(name))
+    hidden = torch.randn(3, 48) * 3
+    torch.testing.assert_close(model.project(hidden), original.lm_head(hidden).detach(), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(model.project(hidden), model.head(hidden))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "granite", "gpt2"])
+def test_a_fed_vector_is_what_the_model_takes_as_inputs_embeds(name: str) -> None:
+    (tokens,) = prompts(12)
+    original, model = tiny(name), wrap(tiny(name))
+    vector = torch.randn(48)
+    embeds = original.get_input_embeddings()(torch.tensor([tokens])).detach().clone()
+    embeds[0, 5] = vector
+    expected = original.base_model(inputs_embeds=embeds).last_hidden_state[0].detach()
+    found = model.forward(opened(model).batch([(Row(tokens), 12)], embeds={5: vector})).last
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_info_tells_what_the_checkpoint_says(tmp_path: Path) -> None:
+    made = tiny("llama", eos_token_id=[2, 5])
+    made.generation_config = GenerationConfig(eos_token_id=[7, 2])
+    made.save_pretrained(tmp_path)
+    phases: list[str] = []
+    model = load(str(tmp_path), device="cpu", dtype="float32", progress=lambda phase, _: phases.append(phase))
+    assert model.info.eos_token_ids == (2, 5, 7)
+    assert (model.info.vocab_size, model.info.max_model_len) == (VOCAB, 256)
+    assert (model.info.hidden_size, model.info.num_layers) == (48, 3)
+    assert model.info.architecture == "LlamaForCausalLM"
+    assert list(dict.fromkeys(phases)) == ["reading configuration", "loading weights", "packing weights"]
+
+
+def test_a_loaded_model_gives_the_tokens_of_the_one_saved(tmp_path: Path) -> None:
+    tiny("qwen3", tie_word_embeddings=True).save_pretrained(tmp_path)
+    wanted = prompts(9, 30)
+    expected = [generate(tiny("qwen3", tie_word_embeddings=True), prompt) for prompt in wanted]
+    assert greedy(load(str(tmp_path), device="cpu", dtype="float32"), wanted) == expected
+
+
+def test_bfloat16_runs_and_stays_near_float32() -> None:
+    (tokens,) = prompts(30)
+    exact = hidden_states(wrap(tiny("llama")), tokens, 30)
+    rounded = hidden_states(wrap(tiny("llama").to(torch.bfloat16)), tokens, 30).float()
+    assert (rounded - exact).norm() / exact.norm() < 0.1
+
+
+def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("decoding.model.cpu_multiplies_bfloat16", lambda native=native: native)
+        assert resolve_dtype("auto", torch.device("cpu"), None) == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (T5Config(num_layers=1, d_model=16, d_ff=16, num_heads=2, d_kv=8, vocab_size=50), "encoder-decoder"),
+        (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50), "linear_attention|recurrent|other"),
+        (
+            JambaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, vocab_size=50, num_attention_heads=2,
+                        num_key_value_heads=1, use_mamba_kernels=False, attn_layer_period=2, attn_layer_offset=1),
+            "recurrent state|layers of",
+        ),
+        (
+            DeepseekV3Config(hidden_size=16, intermediate_size=16, num_hidden_layers=1, vocab_size=50, kv_lora_rank=8,
+                             num_attention_heads=2, num_key_value_heads=2, q_lora_rank=8, qk_rope_head_dim=8,
+                             qk_nope_head_dim=8, v_head_dim=8, n_routed_experts=2, first_k_dense_replace=1),
+            "latent",
+        ),
+        (AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=50), "other attention"),
+    ],
+    ids=["t5", "mamba", "jamba", "deepseek", "bloom"],
+)  # fmt: skip
+def test_other_architectures_are_refused_by_name(config, reason: str) -> None:  # type: ignore[no-untyped-def]
+    make = T5ForConditionalGeneration if config.model_type == "t5" else AutoModelForCausalLM.from_config
+    made = make(config)
+    with pytest.raises(UnsupportedModel, match=reason) as refusal:
+        wrap(made)
+    assert type(made).__name__ in str(refusal.value) or config.model_type in str(refusal.value).lower()
+
+
+def test_chunked_attention_is_refused() -> None:
+    config = AutoConfig.for_model("llama", layer_types=["chunked_attention"], num_hidden_layers=1, hidden_size=16,
+                                  intermediate_size=16, num_attention_heads=2, vocab_size=50)  # fmt: skip
+    with pytest.raises(UnsupportedModel, match="chunked_attention"):
+        wrap(AutoModelForCausalLM.from_config(config))
+
+
+def test_a_model_whose_own_result_differs_is_refused() -> None:
+    model = tiny("llama")
+    inner = model.model.layers[1].self_attn
+    own = inner.forward
+
+    def scaled_by_its_own_backend(*args, **kwargs):  # type: ignore[no-untyped-def]
+        out, weights = own(*args, **kwargs)
+        return (out if "polydecode" in kwargs else out * 1.1), weights
+
+    inner.forward = scaled_by_its_own_backend
+    with pytest.raises(UnsupportedModel, match="disagrees"):
+        wrap(model)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_rope_that_depends_on_the_longest_row_is_limited_to_where_it_does_not(rope_type: str) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if rope_type == "longrope" else {}
+    rope = {"rope_type": rope_type, "rope_theta": 10000.0, "factor": 4.0, **factors}
+    if rope_type == "longrope":
+        rope["original_max_position_embeddings"] = 32
+    overrides = {"rope_parameters": rope, "max_position_embeddings": 128 if rope_type == "longrope" else 32}
+    model = wrap(tiny("llama", **overrides))
+    assert model.info.max_model_len == 32
+    wanted = prompts(6, 3)
+    expected = [generate(tiny("llama", **overrides), prompt) for prompt in wanted]
+    assert greedy(model, wanted) == expected
