@@ -59,8 +59,22 @@ LAYERS: dict[str, tuple[str, ...]] = {
 }
 
 # Same tree, forbidden all the same: (who, whom).
-MACHINERY = """cache attention packing rows linear elementwise plug rewrite support live reading model scheduler
-engine""".split()
+MACHINERY = [
+    *(
+        "cache",
+        "attention",
+        "packing",
+        "rows",
+        "linear",
+        "elementwise",
+        "plug",
+        "rewrite",
+        "support",
+        "live",
+        "reading",
+    ),
+    *("model", "scheduler", "engine"),
+]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
     *(("decoding.strategies", f"decoding.{machine}") for machine in MACHINERY),

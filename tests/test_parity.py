@@ -14,11 +14,13 @@ import pytest
 import decoding.reading
 from decoding.cache import PageCache
 from decoding.engine import Engine
+from decoding.model import Model, wrap
 from decoding.params import Request
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import TableModel, table_engine
+from tests.decoding.tiny import tiny
 
 VOCAB = 40
 EOS = (3,)
@@ -55,6 +57,26 @@ def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
     counters = crowded.scheduler.counters
     assert counters.preemptions > 20
     assert counters.prefix_hits > 100
+
+
+@pytest.fixture(scope="module")
+def llama() -> Model:
+    model = wrap(tiny("llama"))
+    model.attention.allocate(200)
+    return model
+
+
+def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llama: Model) -> None:
+    """All sums of a Llama in float32: attention, products and softmax see other neighbours, chunks and paddings."""
+
+    def make(num_pages: int) -> Engine:
+        caches = {"main": PageCache(num_pages, llama.attention.page_size)}
+        return Engine({"main": llama}, caches, eos_token_ids=EOS, max_rows=24, tick_tokens=64)
+
+    requests = random_requests(random.Random(9), 80, llama.info.vocab_size, longest=60)
+    crowded = assert_parity(make, requests, alone(make, requests), num_pages=36, seed=9)
+    assert crowded.scheduler.counters.preemptions > 5
+    assert crowded.scheduler.counters.prefix_hits > 100
 
 
 def test_a_fork_that_forgets_to_copy_its_page_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
