@@ -203,7 +203,7 @@ def load(
     check_config(config)
     place = torch.device(device)
     progress("loading weights", 0.0)
-    disable_progress_bar()  # `progress` is told instead
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=resolve_dtype(dtype, place, config),
