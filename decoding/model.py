@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.logging import disable_progress_bar
 
 from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import AttentionBackend, Batch
@@ -211,6 +212,7 @@ def load(
     check_config(config)
     place = resolve_device(device)
     progress("loading weights", 0.0)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=resolve_dtype(dtype, place, config),
