@@ -182,6 +182,8 @@ class Engine:
         for live in self.scheduler.admit(self._clock()):
             self._output(live)  # says that the request no longer waits, long before its first token
         scheduled = self.scheduler.schedule()
+        for live in self.scheduler.starved:
+            self._fail(live, Failure("never_fits", "the request outgrew the KV cache"))
         self.tick_rows = len(scheduled)
         self.tick_tokens = sum(s.span.count for s in scheduled)
         return scheduled
@@ -376,13 +378,15 @@ class Engine:
         return RowId(self._num_rows)
 
     def _fits(self, request: Request) -> bool:
-        """Whether the request could run alone: every row at full length, full pages of the prompt shared."""
+        """Whether the request can possibly run, alone: its rows at the length they take for sure, full prompt pages
+        shared. One that may end early is tried; it is ended when it outgrows the cache all the same."""
         cache = self._caches[MAIN]
         shared = len(request.prompt_ids) // cache.page_size
-        own = cache.pages_for(request.max_length) - shared
+        own = cache.pages_for(request.certain_length) - shared
         return (
             request.max_rows <= self._max_rows
             and request.max_length <= self._max_model_len
+            and cache.pages_for(request.max_length) <= cache.num_usable
             and shared + request.max_rows * own <= cache.num_usable
         )
 

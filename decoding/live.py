@@ -54,6 +54,7 @@ class LiveRequest:
     submitted_at: float
     rows: dict[RowId, Row] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
+    is_running: bool = False
     admitted_at: float | None = None
     first_token_at: float | None = None
     num_cached: int = 0

@@ -185,6 +185,23 @@ class Request:
         return self.strategy.max_rows
 
     @property
+    def highest_token_id(self) -> int:
+        """The highest token id that any of its fields names: it must be below the width of the logits."""
+        biased = (token_id for token_id, _ in self.logits.logit_bias)
+        allowed = self.logits.allowed_token_ids or ()
+        return max((*self.prompt_ids, *biased, *allowed, *self.stopping.stop_token_ids))
+
+    @property
     def max_length(self) -> int:
         """The most positions one row can take: the last token drawn is never fed."""
-        return len(self.prompt_ids) + max(self.stopping.max_tokens - 1, 0)
+        return self._length(self.stopping.max_tokens)
+
+    @property
+    def certain_length(self) -> int:
+        """Positions that every row of an independent choice takes for sure, however early its text may end."""
+        stopping = self.stopping
+        is_endless = stopping.ignore_eos and not stopping.stop and not stopping.stop_token_ids
+        return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
+
+    def _length(self, num_output: int) -> int:
+        return len(self.prompt_ids) + max(num_output - 1, 0)

@@ -2,7 +2,7 @@
 
 Admission is by rows and pages, in order. Running rows get their pages oldest request first; when none is left the
 youngest request loses all of its pages and waits again, to be re-fed later. The oldest request therefore always goes
-on, and alone it fits (checked when it came), so nothing can block for ever.
+on; should it outgrow the whole cache by itself it is `starved`, and the engine ends it. So nothing can block for ever.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Scheduler:
         self._chunk = chunk
         self.waiting: list[LiveRequest] = []
         self.running: list[LiveRequest] = []
+        self.starved: list[LiveRequest] = []
         self.counters = Counters()
 
     def enqueue(self, live: LiveRequest) -> None:
@@ -55,7 +56,8 @@ class Scheduler:
 
     def remove(self, live: LiveRequest) -> None:
         """Forget the request and give its pages back."""
-        (self.running if live in self.running else self.waiting).remove(live)
+        (self.running if live.is_running else self.waiting).remove(live)
+        live.is_running = False
         self._release(live)
 
     def admit(self, now: float) -> list[LiveRequest]:
@@ -64,13 +66,18 @@ class Scheduler:
         while self.waiting and self._has_room(self.waiting[0]):
             live = self.waiting.pop(0)
             bisect.insort(self.running, live, key=lambda r: r.order)
+            live.is_running = True
             if live.admitted_at is None:
                 live.admitted_at = now
                 fresh.append(live)
         return fresh
 
     def schedule(self) -> list[Scheduled]:
-        """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last."""
+        """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last.
+
+        Sets `starved` to the requests that no preemption can make room for; they must be ended.
+        """
+        self.starved = []
         chosen: dict[LiveRequest, list[Scheduled]] = {}
         for live in list(self.running):
             for work in self._ready_works(live):
@@ -100,6 +107,8 @@ class Scheduler:
     def _ready_works(self, live: LiveRequest) -> list[Work]:
         """Works that may run now. Rows that start from nothing go one after the other, so that each can adopt the pages
         that the one before published: re-fed forks share their prompt again, as they did before."""
+        if not live.is_running:  # preempted earlier in this very tick
+            return []
         unfinished = [w for w in live.works if not w.is_done]
         empty = [w for w in unfinished if w.row.table.length == 0]
         if not empty or len(empty) < len(unfinished):
@@ -117,11 +126,13 @@ class Scheduler:
 
     def _place(self, live: LiveRequest, work: Work, count: int, chosen: dict[LiveRequest, list[Scheduled]]) -> int:
         """Reserve pages for `count` tokens of the work, by preemption if need be. Returns the tokens placed."""
-        if live not in self.running:  # preempted earlier in this very tick
+        if not live.is_running:  # preempted since its works were listed
             return 0
         row, cache = work.row, self._caches[work.row.model]
         while cache.pages_to_grow(row.table, count) > cache.num_available:
             victim = self.running[-1]
+            if len(self.running) == 1:
+                self.starved.append(victim)
             self._preempt(victim)
             chosen.pop(victim, None)
             if victim is live:
@@ -143,6 +154,7 @@ class Scheduler:
 
     def _preempt(self, live: LiveRequest) -> None:
         self.running.remove(live)
+        live.is_running = False
         self._release(live)
         live.num_preemptions += 1
         self.counters.preemptions += 1

@@ -8,7 +8,6 @@ the socket, and by the kernel's parent-death signal should the loop be stuck in 
 from __future__ import annotations
 
 import ctypes
-import os
 import select
 import signal
 import socket
@@ -43,12 +42,16 @@ from decoding.frames import (
     request_of,
 )
 from decoding.frames import Output as OutputFrame
+from decoding.memory import available_memory
 from decoding.model import Model, load
 from decoding.params import LogitsParams, Request, StoppingParams
 from decoding.seam import Emit
 from decoding.strategies import build
 
 HEARTBEAT_SECONDS = 0.5
+# Prefill tokens a tick: every running stream waits for them, so a CPU takes fewer. Both fill the machine.
+CPU_TICK_TOKENS = 256
+GPU_TICK_TOKENS = 8192
 _PR_SET_PDEATHSIG = 1
 
 
@@ -85,10 +88,12 @@ class Link:
 class Worker:
     """One engine and the loop around it."""
 
-    def __init__(self, link: Link, engine: Engine) -> None:
+    def __init__(self, link: Link, engine: Engine, vocab_size: int) -> None:
         self._link = link
         self._engine = engine
+        self._vocab_size = vocab_size
         self._last_sent = 0.0
+        self._is_checked = False
 
     def run(self) -> None:
         """Until the parent is gone. Any other exception is a crash."""
@@ -96,9 +101,16 @@ class Worker:
             self._drain()
             if self._engine.has_work:
                 self._tick()
-            elif time.monotonic() - self._last_sent >= HEARTBEAT_SECONDS:
-                self._engine.check_integrity()
-                self._send((), 0.0)
+            else:
+                self._rest()
+
+    def _rest(self) -> None:
+        """Nothing to do: prove once that nothing leaked, and let the server know that all is well."""
+        if not self._is_checked:
+            self._engine.check_integrity()
+            self._is_checked = True
+        if time.monotonic() - self._last_sent >= HEARTBEAT_SECONDS:
+            self._send((), 0.0)
 
     def _drain(self) -> None:
         """Take every frame that waits; sleep for one only while there is nothing to do."""
@@ -108,13 +120,26 @@ class Worker:
 
     def _take(self, frame: ToWorker) -> None:
         if isinstance(frame, Submit):
-            self._engine.add(frame.request_id, request_of(frame), build)
+            self._submit(frame)
         elif isinstance(frame, Cancel):
             self._engine.cancel(frame.request_id)
         elif isinstance(frame, Shutdown):
             raise ParentGone
 
+    def _submit(self, frame: Submit) -> None:
+        """A second line behind the server's checks: what it let through must still not end the process."""
+        try:
+            request = request_of(frame)
+            if request.highest_token_id >= self._vocab_size:
+                raise ValueError("a token id beyond the vocabulary")
+        except Exception:
+            traceback.print_exc()
+            self._send((refused(frame.request_id),), 0.0)
+            return
+        self._engine.add(frame.request_id, request, build)
+
     def _tick(self) -> None:
+        self._is_checked = False
         started = time.monotonic()
         outputs = self._engine.tick()
         for output in outputs:
@@ -164,6 +189,12 @@ def _output_frame(output: Output) -> OutputFrame:
     return OutputFrame(output.request_id, tuple(_chunk(e) for e in output.emits), prompt or None, finished)
 
 
+def refused(request_id: int) -> OutputFrame:
+    """The only output of a request that never reached the engine."""
+    error = Finished(0, 0, 0.0, 0.0, 0.0, 0, "internal", "the request could not be understood")
+    return OutputFrame(request_id, finished=error)
+
+
 def _chunk(emit: Emit) -> Chunk:
     if emit.finish is None:
         return Chunk(emit.choice, emit.token_ids, emit.logprobs, emit.top)
@@ -187,7 +218,7 @@ def build_engine(start: Start, model: Model) -> tuple[Engine, Loaded]:
         eos_token_ids=info.eos_token_ids,
         token_bytes=start.token_bytes,
         max_rows=start.max_rows,
-        tick_tokens=start.tick_tokens or (512 if info.device.type == "cpu" else 8192),
+        tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
         max_model_len=max_model_len,
         shares_prefixes=start.prefix_cache,
     )
@@ -222,8 +253,7 @@ def _default_kv_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.9)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(min(4 << 30, available // 4))
+    return min(4 << 30, available_memory() // 4)
 
 
 def _decode_canary(engine: Engine) -> None:
@@ -260,7 +290,7 @@ def _serve(link: Link) -> None:
         engine, loaded = build_engine(start, model)
         link.send(loaded)
         during = "tick"
-        Worker(link, engine).run()
+        Worker(link, engine, loaded.vocab_size).run()
     except (ParentGone, BrokenPipeError, ConnectionResetError):
         raise ParentGone from None
     except Exception as error:

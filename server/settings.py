@@ -73,7 +73,7 @@ class EngineSettings(BaseModel):
         0.0, ge=0, allow_inf_nan=False, description="KV cache size in GiB; 0: a share of the free memory."
     )
     tick_tokens: int = Field(
-        0, ge=0, description="Most tokens fed in one tick, prefill chunks included; 0: chosen by device."
+        0, ge=0, description="Prompt tokens run in one tick; decode steps come on top. 0: chosen by device."
     )
     prefix_cache: bool = Field(True, description="Reuse the KV pages of prompts that begin alike.")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core.")

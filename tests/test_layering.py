@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "decoding": (
         "params",
         "frames seam",
-        "stopping logits/ sampling ranking drafting cache",
+        "stopping logits/ sampling ranking drafting cache memory",
         "strategies/ attention/ linear elementwise rows gguf_model",
         "plug rewrite support packing live reading embedded",
         "model scheduler",

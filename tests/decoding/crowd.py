@@ -86,6 +86,7 @@ def run_crowd(engine: Engine, requests: list[Request], rng: random.Random) -> di
                 engine.cancel(index)
                 del answers[index]
         engine.check_integrity()
+        assert not [w for live in engine.scheduler.waiting for w in live.works if w.row.table.pages]
     assert engine.used_pages == 0
     assert not engine.scheduler.running
     assert not engine.scheduler.waiting

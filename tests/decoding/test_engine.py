@@ -187,8 +187,11 @@ def test_usage_counts_the_positions_that_were_run() -> None:
     assert answer.usage.queue_seconds >= 0
 
 
+LONG = StoppingParams(40, ignore_eos=True)
+
+
 @pytest.mark.parametrize(
-    "request_", [ask(length=300), ask(strategy=Sampling(30)), ask(length=50, strategy=Sampling(20), max_tokens=40)]
+    "request_", [ask(length=300), ask(strategy=Sampling(30)), ask(length=50, strategy=Sampling(20), stopping=LONG)]
 )
 def test_what_could_never_run_alone_is_refused_at_once(request_: Request) -> None:
     engine = table_engine(max_rows=24)
@@ -197,6 +200,19 @@ def test_what_could_never_run_alone_is_refused_at_once(request_: Request) -> Non
     assert output.failure is not None
     assert output.failure.code == "never_fits"
     engine.check_integrity()
+
+
+def test_a_request_that_may_end_early_is_tried_and_ended_alone_when_it_outgrows_the_cache() -> None:
+    greedy_for_room = ask(length=20, strategy=Sampling(10), max_tokens=60, logits=LogitsParams(1.0))
+    engine = table_engine(num_pages=40)
+    add(engine, ask(), greedy_for_room)
+    outputs = drain(engine)
+    assert [(o.request_id, o.failure.code) for o in outputs if o.failure] == [(1, "never_fits")]
+    assert sum(len(e.token_ids) for o in outputs if o.request_id == 0 for e in o.emits) == 8
+    engine.check_integrity()
+    assert engine.used_pages == 0
+    early = run(table_engine(num_pages=40, eos=tuple(range(20))), [greedy_for_room])[0]
+    assert early.failure is None
 
 
 def test_a_strategy_that_cannot_even_begin_fails_alone() -> None:

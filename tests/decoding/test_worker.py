@@ -172,6 +172,24 @@ def test_a_request_that_can_never_fit_is_refused_by_code(loaded: Peer) -> None:
     assert output.finished.error_code == "never_fits"
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request((97,)),
+        Request((3,), logits=LogitsParams(logit_bias=((97, 1.0),))),
+        Request((3,), logits=LogitsParams(allowed_token_ids=(1, 97))),
+        Request((3,), stopping=StoppingParams(stop_token_ids=(97,))),
+    ],
+)
+def test_an_id_beyond_the_vocabulary_fails_its_request_and_nothing_else(loaded: Peer, request_: Request) -> None:
+    loaded.send(submit_frame(35, request_))
+    (output,) = loaded.outputs_of(35)
+    assert output.finished is not None
+    assert output.finished.error_code == "internal"
+    loaded.send(submit_frame(36, REQUEST))
+    assert loaded.outputs_of(36)[-1].chunks
+
+
 def test_signals_meant_for_the_group_do_not_end_it(loaded: Peer) -> None:
     loaded.process.send_signal(signal.SIGTERM)
     loaded.process.send_signal(signal.SIGINT)
