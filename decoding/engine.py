@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -17,15 +17,15 @@ from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.live import LiveRequest, Work
 from decoding.logits import pipeline
-from decoding.logits.history import History
+from decoding.output import Failure, Output, Usage
 from decoding.packing import Span, pack
 from decoding.params import Request
 from decoding.reading import HiddenStates, HostCopy, Read, ReadSlice, Unreadable, enqueue
 from decoding.rows import Row
-from decoding.sampling import uniforms
 from decoding.scheduler import Scheduled, Scheduler
-from decoding.seam import Draw, Emit, Feed, Move, Observation, Open, PromptEmit, Reading, RowId, Strategy, Tools
+from decoding.seam import Feed, Move, Observation, Open, Reading, RowId, Strategy, Tools
 from decoding.stopping import Stopping
+from decoding.tools import NotBegun, RowTools
 
 MAIN = "main"
 
@@ -52,38 +52,6 @@ class Model(Protocol):
     def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """The work done for a request. Seconds; computed tokens are positions run through a model."""
-
-    cached_tokens: int
-    computed_tokens: int
-    queue_seconds: float
-    prefill_seconds: float
-    decode_seconds: float
-    preemptions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a request ended without an answer. code: never_fits | nan_logits | internal. `cause` is for the log only."""
-
-    code: str
-    message: str
-    cause: BaseException | None = None
-
-
-@dataclass(slots=True)
-class Output:
-    """Everything a tick says about one request; `usage` is set exactly once, on the last one."""
-
-    request_id: int
-    emits: list[Emit] = field(default_factory=list)
-    prompt: PromptEmit | None = None
-    usage: Usage | None = None
-    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,31 +357,3 @@ class Engine:
             and cache.pages_for(request.max_length) <= cache.num_usable
             and shared + request.max_rows * own <= cache.num_usable
         )
-
-
-class NotBegun:
-    """Stands where a request's strategy will be; never asked for anything."""
-
-    def begin(self, prompt_ids: Sequence[int]) -> Move:
-        raise NotImplementedError
-
-    def step(self, seen: Observation) -> Move:
-        raise NotImplementedError
-
-
-class RowTools:
-    """seam.Tools for one live request."""
-
-    def __init__(self, live: LiveRequest) -> None:
-        self._live = live
-
-    def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
-        seed = self._live.request.seed
-        return [float(uniforms([seed], [draw.choice], [position], [draw.purpose], lane)[0]) for lane in range(count)]
-
-    def process(self, row: RowId, hypothetical: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
-        log = self._live.rows[row]
-        history = History(log.log.history(log.log.length), log.num_prompt).extended(list(hypothetical))
-        batch = scores.unsqueeze(0).clone()
-        chain = [self._live.pipeline]
-        return pipeline.warp(pipeline.process(batch, chain, [history]), chain, [history]).squeeze(0)

@@ -39,11 +39,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "decoding": (
         "params",
         "frames seam",
+        "link output",
         "stopping logits/ sampling ranking drafting cache memory",
         "strategies/ attention/ linear elementwise rows gguf_model",
         "plug rewrite support packing live reading embedded",
         "model scheduler",
+        "tools",
         "engine",
+        "assembly",
         "worker",
     ),
     "loadtest": (
@@ -80,7 +83,7 @@ SEPARATED: tuple[tuple[str, str], ...] = (
     *(("decoding.strategies", f"decoding.{machine}") for machine in MACHINERY),
     *((f"decoding.{step}", "decoding.cache") for step in ("stopping", "logits", "sampling", "ranking", "drafting")),
 )
-FRAMES_READERS = ("decoding.worker",)
+FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 
 SHARED_CONTRACTS = ("decoding.params", "decoding.frames")  # all that server/ may know of decoding/
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from decoding.engine import Build, Engine, Failure, Output, Usage
+from decoding.engine import Build, Engine
+from decoding.output import Failure, Output, Usage
 from decoding.params import Request
 from decoding.seam import Finish, PromptEmit
 from decoding.strategies import build as build_by_name

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from decoding.engine import Engine, Output
+from decoding.engine import Engine
+from decoding.output import Output
 from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run

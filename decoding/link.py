@@ -1,0 +1,39 @@
+"""The worker's end of the socket to the server: whole frames in, whole frames out."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+
+from decoding.frames import FrameSplitter, FromWorker, ToWorker, decode_to_worker, encode
+
+
+class ParentGone(Exception):
+    """The server closed its end of the socket, or said Shutdown."""
+
+
+class Link:
+    """The worker's end of the socket: whole frames in, whole frames out."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._splitter = FrameSplitter()
+
+    def send(self, frame: FromWorker) -> None:
+        self._socket.sendall(encode(frame))
+
+    def receive(self, timeout: float) -> Iterator[ToWorker]:
+        """Frames that are there now, or that arrive within `timeout` seconds. Raises ParentGone at end of file."""
+        ready, _, _ = select.select([self._socket], [], [], timeout)
+        if ready:
+            data = self._socket.recv(1 << 20)
+            if not data:
+                raise ParentGone
+            yield from (decode_to_worker(body) for body in self._splitter.push(data))
+
+    def receive_one(self) -> ToWorker:
+        """The first frame, however long it takes."""
+        while True:
+            for frame in self.receive(60.0):
+                return frame

@@ -1,0 +1,39 @@
+"""What a tick says about a request: emitted tokens, and at the end the work done or the failure. Pure data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from decoding.seam import Emit, PromptEmit
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The work done for a request. Seconds; computed tokens are positions run through a model."""
+
+    cached_tokens: int
+    computed_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request ended without an answer. code: never_fits | nan_logits | internal. `cause` is for the log only."""
+
+    code: str
+    message: str
+    cause: BaseException | None = None
+
+
+@dataclass(slots=True)
+class Output:
+    """Everything a tick says about one request; `usage` is set exactly once, on the last one."""
+
+    request_id: int
+    emits: list[Emit] = field(default_factory=list)
+    prompt: PromptEmit | None = None
+    usage: Usage | None = None
+    failure: Failure | None = None
