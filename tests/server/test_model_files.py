@@ -99,10 +99,10 @@ async def test_a_preparation_that_names_no_directory_has_failed() -> None:
 
 
 async def test_a_cancelled_preparation_leaves_no_process(tmp_path: Path) -> None:
-    alive = tmp_path / "alive"
+    alive, before = tmp_path / "alive", set(psutil.Process().children())
     preparing = asyncio.create_task(prepare(script(f"open({str(alive)!r}, 'w')", "time.sleep(600)"), ignore))
     await until(alive.exists)
-    (process,) = psutil.Process().children()
+    (process,) = set(psutil.Process().children()) - before
     preparing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await preparing
