@@ -8,6 +8,7 @@ the socket, and by the kernel's parent-death signal should the loop be stuck in 
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 import socket
 import sys
@@ -185,6 +186,8 @@ def _serve(link: Link) -> None:
             progress=lambda stage, fraction: link.send(Progress(stage, fraction)),
         )
         engine, loaded = build_engine(start, model)
+        gc.collect()
+        gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
         link.send(loaded)
         during = "tick"
         Worker(link, engine, loaded.vocab_size).run()
