@@ -16,7 +16,7 @@ import torch
 from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.live import LiveRequest, Work
-from decoding.logits import pipeline
+from decoding.logits.pipeline import Pipelines
 from decoding.output import Failure, Output, Usage
 from decoding.packing import Span, pack
 from decoding.params import Request
@@ -84,6 +84,7 @@ class Engine:
         self._caches = caches
         self._eos_token_ids = tuple(eos_token_ids)
         self._token_bytes = token_bytes
+        self._pipelines = Pipelines(eos_token_ids, token_bytes)
         self._max_rows = max_rows
         self._max_model_len = max_model_len
         self._shares_prefixes = shares_prefixes
@@ -96,6 +97,8 @@ class Engine:
         self.tick_rows = 0
         self.tick_tokens = 0
         self.computed_tokens = 0
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -116,7 +119,7 @@ class Engine:
             return
         try:
             stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes)
-            live.strategy = build(request, stopping, RowTools(live))
+            live.strategy = build(request, stopping, RowTools(live, self._pipelines))
             self._apply(live, live.strategy.begin(request.prompt_ids))
         except Exception as error:
             self._fail(live, Failure("internal", "the strategy failed", error))
@@ -167,7 +170,8 @@ class Engine:
                 if copies:
                     model.attention.copy_pages(copies)
                 batch = pack([s.span for s in own], model.attention.page_size)
-                wanted = {layer for s in own for layer in (*s.work.feed.want.layers, *s.work.feed.inner.layers)}
+                wants = [want for s in own for want in (s.work.feed.want, s.work.feed.inner)]
+                wanted = {layer for want in wants for layer in want.hidden_layers}
                 hidden = model.forward(batch, tuple(sorted(wanted)))
                 forwarded.append(Forwarded(model, own, batch, hidden))
         return forwarded
@@ -253,10 +257,7 @@ class Engine:
 
     def _apply(self, live: LiveRequest, move: Move) -> None:
         """Commit what the move emits and turn its feeds into works; rows neither fed nor held are freed."""
-        if move.emit or move.prompt:
-            output = self._output(live)
-            output.emits.extend(move.emit)
-            output.prompt = move.prompt or output.prompt
+        self._tell(live, move)
         if not move.feeds:
             self._end(live)
             return
@@ -274,12 +275,24 @@ class Engine:
                 self._caches[row.model].free(row.table)
         live.rows, live.works = rows, works
 
+    def _tell(self, live: LiveRequest, move: Move) -> None:
+        """What the move has to say, to the output and to the counters."""
+        live.num_drafted += move.drafted
+        live.num_accepted += move.accepted
+        self.drafted_tokens += move.drafted
+        self.accepted_tokens += move.accepted
+        if move.emit or move.prompt or move.trace:
+            output = self._output(live)
+            output.emits.extend(move.emit)
+            output.prompt = move.prompt or output.prompt
+            output.trace.extend(move.trace)
+
     def _row_for(self, live: LiveRequest, feed: Feed, *, is_reused: bool) -> Row:
         """The row a feed continues: a new one, the parent itself at its last use, or a fork of it."""
         if isinstance(feed.parent, Open):
             if feed.parent.model not in self._models:
                 raise ValueError(f"no model {feed.parent.model!r}")
-            return Row(self._new_row_id(), feed.parent.model, num_prompt=len(feed.tokens))
+            return Row(self._new_row_id(), feed.parent.model, num_prompt=len(feed.tokens) - feed.num_injected)
         parent = live.rows[feed.parent]
         if is_reused:
             return parent
@@ -297,7 +310,9 @@ class Engine:
         first = row.log.length
         if feed.embeds is not None:
             row.append_embeds(feed.embeds)
-        row.append_tokens(feed.tokens, is_injected=feed.is_injected)
+        num_seen = len(feed.tokens) - feed.num_injected
+        row.append_tokens(feed.tokens[:num_seen], is_injected=False)
+        row.append_tokens(feed.tokens[num_seen:], is_injected=True)
         if row.log.length == 0:
             raise ValueError("a feed left its row empty")
         if row.log.length == first:  # nothing new: run the last position again to read it
@@ -318,6 +333,8 @@ class Engine:
             prefill_seconds=first - admitted,
             decode_seconds=now - first,
             preemptions=live.num_preemptions,
+            drafted=live.num_drafted,
+            accepted=live.num_accepted,
         )
         del self._live[live.id]
         self.scheduler.remove(live)
@@ -335,7 +352,7 @@ class Engine:
             id=request_id,
             request=request,
             strategy=NotBegun(),
-            pipeline=pipeline.build(request.logits, request.stopping, self._eos_token_ids),
+            pipeline=self._pipelines.build(request.logits, request.stopping),
             salt=salt.encode(),
             arrival=self._num_arrived,
             submitted_at=self._clock(),

@@ -23,6 +23,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
+    draft_model: a directory too, with the same vocabulary; empty for none.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     prefix_cache: bool = True
     threads: int = 0
     token_bytes: tuple[bytes, ...] = ()
+    draft_model: str = ""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
@@ -50,6 +52,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     seed: int
     cache_salt: str = ""
     priority: int = 0
+    pause_ids: tuple[int, ...] = ()
+    trace: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -73,6 +77,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The model is ready, its self-test passed and one canary token was decoded.
 
     vocab_size is the width of the logits: a valid token id is below it. num_pages x page_size tokens fit the KV cache.
+    ties_embeddings: whether the output matrix is the embedding. has_draft: whether a draft model is loaded.
     """
 
     vocab_size: int
@@ -84,6 +89,9 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     device: str
     dtype: str
     architecture: str
+    num_layers: int = 0
+    ties_embeddings: bool = False
+    has_draft: bool = False
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -91,7 +99,8 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
 
     logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop | length |
     error. stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
-    score: cumulative raw log-prob of the choice, on its last chunk only, when it was computed.
+    score: what the strategy ranks by (mostly the cumulative raw log-prob), on the last chunk only, when it was
+    computed; figures: what else it says of the choice, there too.
     """
 
     choice: int
@@ -101,6 +110,15 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     score: float | None = None
+    figures: dict[str, int | float | str] | None = None
+
+
+class TraceEvent(msgspec.Struct, frozen=True, array_like=True):
+    """One thing that a strategy saw or did; `values` is JSON."""
+
+    step: int
+    kind: str
+    values: dict[str, Any]
 
 
 class PromptScores(msgspec.Struct, frozen=True, array_like=True):
@@ -116,8 +134,9 @@ class PromptScores(msgspec.Struct, frozen=True, array_like=True):
 class Finished(msgspec.Struct, frozen=True, array_like=True):
     """The request is over. Seconds are measured in the worker; tokens are the work done for it.
 
-    computed_tokens: output positions run through the model, returned or not. cached_tokens: prompt tokens taken from
-    the prefix index. error: None, or a code (`never_fits`, `nan_logits`, `internal`) with a message safe to show.
+    computed_tokens: positions run through a model, returned or not. cached_tokens: prompt tokens taken from the prefix
+    index. drafted, accepted: tokens that speculation proposed and kept. error: None, or a code (`never_fits`,
+    `nan_logits`, `internal`) with a message safe to show.
     """
 
     cached_tokens: int
@@ -128,6 +147,8 @@ class Finished(msgspec.Struct, frozen=True, array_like=True):
     preemptions: int
     error_code: str | None = None
     error_message: str | None = None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
@@ -137,6 +158,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
     chunks: tuple[Chunk, ...] = ()
     prompt: PromptScores | None = None
     finished: Finished | None = None
+    trace: tuple[TraceEvent, ...] = ()
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
@@ -226,6 +248,8 @@ def submit_frame(request_id: int, request: Request) -> Submit:
         seed=request.seed,
         cache_salt=request.cache_salt,
         priority=request.priority,
+        pause_ids=request.pause_ids,
+        trace=request.trace,
     )
 
 
@@ -241,4 +265,6 @@ def request_of(frame: Submit) -> Request:
         seed=frame.seed,
         cache_salt=frame.cache_salt,
         priority=frame.priority,
+        pause_ids=frame.pause_ids,
+        trace=frame.trace,
     )

@@ -60,6 +60,8 @@ class LiveRequest:
     num_cached: int = 0
     num_computed: int = 0
     num_preemptions: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
     @property
     def order(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from decoding.seam import Emit, PromptEmit
+from decoding.seam import Emit, PromptEmit, TraceEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Usage:
     prefill_seconds: float
     decode_seconds: float
     preemptions: int
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,5 +37,6 @@ class Output:
     request_id: int
     emits: list[Emit] = field(default_factory=list)
     prompt: PromptEmit | None = None
+    trace: list[TraceEvent] = field(default_factory=list)
     usage: Usage | None = None
     failure: Failure | None = None

@@ -13,8 +13,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from decoding.logits.contrast import contrast
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
+from decoding.logits.step import row_sum
 from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
@@ -120,9 +122,11 @@ class ReadSlice:
         indices = torch.tensor([self._reads[i].index for i in headed], device=hidden.last.device)
         logits = model.head(hidden.last[indices])  # [n, vocab]
         self._enqueue_entropy(logits, headed)
-        ids = self._enqueue_draws(logits, headed)
+        self._enqueue_raw_top(logits, headed)
+        contrasted = self._contrasted(model, hidden, logits, headed)
+        ids = self._enqueue_draws(contrasted, headed)
         for kind in Scores:
-            self._enqueue_scores(kind, logits, headed, ids)
+            self._enqueue_scores(kind, logits, contrasted, headed, ids)
 
     def collect(self) -> list[Reading | Unreadable]:
         """One per read, in order. Call after HostCopy.fetch."""
@@ -154,11 +158,32 @@ class ReadSlice:
         at = [k for k, i in enumerate(headed) if self._reads[i].want.entropy]
         if not at:
             return
-        logp = logits[at].log_softmax(dim=-1)
-        p = logp.exp()
-        entropy = -(p * logp).sum(dim=-1, keepdim=True)
-        varentropy = (p * (logp + entropy).square()).sum(dim=-1, keepdim=True)
-        self._add("entropy", [headed[k] for k in at], torch.cat((entropy, varentropy), dim=1))
+        self._add("entropy", [headed[k] for k in at], torch.stack(entropies(logits[at]), dim=1))
+
+    def _enqueue_raw_top(self, logits: torch.Tensor, headed: Sequence[int]) -> None:
+        at = [k for k, i in enumerate(headed) if self._reads[i].want.raw_top]
+        if at:
+            width = max(self._reads[headed[k]].want.raw_top for k in at)
+            best = top(logits[at].log_softmax(dim=-1), width)
+            self._add("raw_top", [headed[k] for k in at], torch.stack(best, dim=1))
+
+    def _contrasted(
+        self, model: Head, hidden: HiddenStates, logits: torch.Tensor, headed: Sequence[int]
+    ) -> torch.Tensor:
+        """logits [n, vocab], those of reads with a contrast replaced (on a copy)."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for k, i in enumerate(headed):
+            if self._reads[i].want.contrast:
+                groups.setdefault(self._reads[i].want.contrast, []).append(k)
+        if not groups:
+            return logits
+        contrasted = logits.clone()
+        for layers, at in groups.items():
+            indices = [self._reads[headed[k]].index for k in at]
+            premature = torch.stack([model.project(hidden.layers[j][indices]) for j in layers], dim=1)
+            contrasted[at], chosen = contrast(logits[at], premature)  # premature: [rows, layers, vocab]
+            self._add("contrasted", [headed[k] for k in at], chosen)
+        return contrasted
 
     def _processed(self, logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
         """The whole pipeline of each read, on a copy where there is anything to do."""
@@ -186,33 +211,52 @@ class ReadSlice:
         return ids
 
     def _enqueue_scores(
-        self, kind: Scores, logits: torch.Tensor, headed: Sequence[int], ids: torch.Tensor | None
+        self,
+        kind: Scores,
+        logits: torch.Tensor,
+        contrasted: torch.Tensor,
+        headed: Sequence[int],
+        ids: torch.Tensor | None,
     ) -> None:
         """Everything read in one kind of score."""
-        at = [
-            k for k, i in enumerate(headed) if self._reads[i].want.scores is kind and _reads_scores(self._reads[i].want)
-        ]
+        wants = [self._reads[i].want for i in headed]
+        at = [k for k, want in enumerate(wants) if want.scores is kind and want.reads_scores]
         if not at:
             return
         rows = [headed[k] for k in at]
         reads = [self._reads[i] for i in rows]
-        scores = self._scores(kind, logits if len(at) == len(headed) else logits[at], reads)
+        source = logits if kind is Scores.RAW else contrasted
+        scores = self._scores(kind, source if len(at) == len(headed) else source[at], reads)
+        raw = self._raw(kind, scores, logits[at], reads)
         if ids is not None:
             self._add("drawn", rows, scores.gather(1, ids[at]))
-            if kind is not Scores.RAW:
-                self._add("raw", rows, logits[at].log_softmax(dim=-1).gather(1, ids[at]))
+            if raw is not None:
+                self._add("raw", rows, raw.gather(1, ids[at]))
         width = max(r.want.top_k for r in reads)
         if width:
-            self._add("top", rows, torch.stack(top(scores, width), dim=1))
+            best = top(scores, width)
+            self._add("top", rows, torch.stack(best, dim=1))
+            if raw is not None:
+                self._add("top_raw", rows, raw.gather(1, best[1].long()))
         for k, (row, read) in enumerate(zip(rows, reads, strict=True)):
             if read.want.gather:
                 self._add("gathered", [row], scores[k : k + 1, list(read.want.gather)])
+                if raw is not None:
+                    self._add("gathered_raw", [row], raw[k : k + 1, list(read.want.gather)])
             if read.want.full:
                 self._add("full", [row], scores[k : k + 1])
         following = [k for k, r in enumerate(reads) if r.want.gather_next and r.next_id is not None]
         if following:
             next_ids = torch.tensor([reads[k].next_id for k in following], device=scores.device)
             self._add("next", [rows[k] for k in following], scores[following, next_ids])
+
+    def _raw(
+        self, kind: Scores, scores: torch.Tensor, logits: torch.Tensor, reads: Sequence[Read]
+    ) -> torch.Tensor | None:
+        """The raw log-probs of these reads [n, vocab]; None where nobody asks."""
+        if not any(r.want.logprobs for r in reads):
+            return None
+        return scores if kind is Scores.RAW else logits.log_softmax(dim=-1)
 
     def _scores(self, kind: Scores, logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
         """logits [n, vocab] of these reads -> their scores [n, vocab]; logits are left alone."""
@@ -222,7 +266,9 @@ class ReadSlice:
             return logits.log_softmax(dim=-1)
         if kind is Scores.PROCESSED:
             return self._processed(logits, reads).log_softmax(dim=-1)
-        return process(logits.log_softmax(dim=-1), [r.pipeline for r in reads], [r.history for r in reads])
+        pipelines, histories = [r.pipeline for r in reads], [r.history for r in reads]
+        scores = process(logits.log_softmax(dim=-1), pipelines, histories)
+        return warp(scores, pipelines, histories) if kind is Scores.WARPED else scores
 
     def _reading(self, i: int) -> Reading | Unreadable:
         read, get = self._reads[i], self._get
@@ -231,16 +277,18 @@ class ReadSlice:
             return Unreadable()
         num_draws = len(read.want.draws)
         tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
-        following = get("next", i)
-        raw = get("raw", i) if ("raw", i) in self._handles else drawn
+        following, raw, chosen = get("next", i), get("raw", i), get("contrasted", i)
         has_logprobs = read.want.logprobs and drawn is not None
         return Reading(
             position=read.position,
             tokens=() if tokens is None else tuple(int(t) for t in tokens[:num_draws]),
             logprobs=tuple(raw[:num_draws].tolist()) if has_logprobs and raw is not None else (),
             drawn_scores=tuple(drawn[:num_draws].tolist()) if has_logprobs and drawn is not None else (),
-            top=self._top(i),
-            gathered=_floats(get("gathered", i)),
+            top=_pairs(get("top", i), read.want.top_k),
+            top_logprobs=_floats(get("top_raw", i), read.want.top_k if read.want.logprobs else 0),
+            raw_top=_pairs(get("raw_top", i), read.want.raw_top),
+            gathered=_floats(get("gathered", i), len(read.want.gather)),
+            gathered_logprobs=_floats(get("gathered_raw", i), len(read.want.gather) if read.want.logprobs else 0),
             next_score=None if following is None else float(following),
             full=_tensor(get("full", i)),
             entropy=None if entropy is None else float(entropy[0]),
@@ -248,14 +296,8 @@ class ReadSlice:
             hidden=_tensor(get("hidden", i)),
             layers={layer: self._layer(layer, i) for layer in read.want.layers},
             attention=_tensor(get("attention", i)),
+            contrasted=None if chosen is None else read.want.contrast[int(chosen)],
         )
-
-    def _top(self, i: int) -> tuple[tuple[int, float], ...]:
-        k = self._reads[i].want.top_k
-        both = self._get("top", i)
-        if both is None or not k:
-            return ()
-        return tuple((int(token), float(score)) for score, token in zip(both[0, :k], both[1, :k], strict=True))
 
     def _layer(self, layer: int, i: int) -> torch.Tensor:
         handle, at = self._layer_handles[layer, i]
@@ -296,12 +338,24 @@ def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
     return ids
 
 
-def _reads_scores(want: Want) -> bool:
-    return bool(want.logprobs or want.top_k or want.gather or want.gather_next or want.full)
+def _floats(array: np.ndarray | None, count: int) -> tuple[float, ...]:
+    return () if array is None else tuple(array[:count].tolist())
 
 
-def _floats(array: np.ndarray | None) -> tuple[float, ...]:
-    return () if array is None else tuple(array.tolist())
+def _pairs(array: np.ndarray | None, count: int) -> tuple[tuple[int, float], ...]:
+    """Scores and ids [2, width] -> the first `count` (id, score)."""
+    if array is None or not count:
+        return ()
+    return tuple((int(token), float(score)) for score, token in zip(array[0, :count], array[1, :count], strict=True))
+
+
+def entropies(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy and varentropy in nats of softmax(logits [rows, vocab]), both [rows]; a row's do not depend on others."""
+    logp = logits.log_softmax(dim=-1)
+    p = logits.softmax(dim=-1)
+    surprise = torch.where(p > 0, logp, 0.0)
+    entropy = -row_sum(p * surprise)
+    return entropy, row_sum(p * (surprise + entropy.unsqueeze(1)).square())
 
 
 def _tensor(array: np.ndarray | None) -> torch.Tensor | None:

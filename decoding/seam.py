@@ -13,14 +13,21 @@ history: `Feed.inner` (every position sees its own history) and `Tools.process`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import NewType, Protocol
 
 import torch
 
+from decoding.params import LogitsParams
+
 RowId = NewType("RowId", int)
+
+Figure = int | float | str
+"""What can be said of a choice beside its tokens."""
+
+Json = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
 
 
 class Purpose(IntEnum):
@@ -38,12 +45,14 @@ class Scores(Enum):
     """Which scores `top_k`, `gather`, `gather_next` and `full` report, all float32 [vocab].
 
     RAW: log_softmax(z). PROCESSED: log_softmax of the row's whole logits pipeline. BEAM: the pipeline's processors
-    applied to log_softmax(z) and not normalised again, as Hugging Face's beam search does. LOGITS: z itself.
+    applied to log_softmax(z) and not normalised again, as Hugging Face's beam search does. WARPED: as BEAM, and the
+    warpers after the processors, as its beam sample does. LOGITS: z itself.
     """
 
     RAW = "raw"
     PROCESSED = "processed"
     BEAM = "beam"
+    WARPED = "warped"
     LOGITS = "logits"
 
 
@@ -66,15 +75,19 @@ class Want:
     """What to read at a position. The default reads nothing: the feed only fills the cache.
 
     draws: tokens drawn (argmax where the row's temperature is 0). logprobs: report the drawn tokens' raw log-probs, and
-    their scores in the kind that `scores` names. top_k: the k best (id, score). gather: scores of these ids.
-    gather_next: score of the token that follows in the feed. entropy: entropy and varentropy in nats of softmax(z).
-    hidden: last hidden state after the final norm. layers: logits of these hidden layers through the head, without
-    final norm. attention: last layer's scores of the last query.
+    their scores in the kind that `scores` names; of the ids in `top_k` and `gather` the raw log-probs too.
+    top_k: the k best (id, score). raw_top: the k best (id, raw log-prob), whatever `scores` says.
+    gather: scores of these ids. gather_next: score of the token that follows in the feed. entropy: entropy and
+    varentropy in nats of softmax(z). hidden: last hidden state after the final norm. layers: logits of these hidden
+    layers through the head, without final norm. attention: last layer's scores of the last query.
+    contrast: hidden layers to contrast z with before the pipeline sees it (`logits/contrast.py`); raw log-probs and
+    entropy stay those of the untouched z.
     """
 
     draws: tuple[Draw, ...] = ()
     logprobs: bool = False
     top_k: int = 0
+    raw_top: int = 0
     gather: tuple[int, ...] = ()
     gather_next: bool = False
     full: bool = False
@@ -82,12 +95,23 @@ class Want:
     hidden: bool = False
     layers: tuple[int, ...] = ()
     attention: bool = False
+    contrast: tuple[int, ...] = ()
     scores: Scores = Scores.RAW
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The hidden layers that the forward must keep."""
+        return self.layers + self.contrast
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether anything is read in the kind that `scores` names."""
+        return bool(self.logprobs or self.top_k or self.gather or self.gather_next or self.full)
 
     @property
     def reads_head(self) -> bool:
         """Whether the position has to go through the head at all."""
-        return bool(self.draws or self.top_k or self.gather or self.gather_next or self.full or self.entropy)
+        return bool(self.draws or self.reads_scores or self.raw_top or self.entropy)
 
     @property
     def is_empty(self) -> bool:
@@ -110,8 +134,8 @@ class Feed:
     """Continue `parent`: forget its last `drop` tokens, then read `tokens` (or `embeds`, [m, hidden]).
 
     Two feeds of one parent fork it. Injected tokens enter the cache but not the history that penalties and counts see;
-    embeddings are always injected. `want` is read at the feed's last position, `inner` at each one before it. A feed
-    without tokens and embeds re-reads the last position that `drop` leaves.
+    embeddings are always injected; of `tokens` the last `num_injected` are. `want` is read at the feed's last position,
+    `inner` at each one before it. A feed without tokens and embeds re-reads the last position that `drop` leaves.
     """
 
     parent: RowId | Open
@@ -120,16 +144,17 @@ class Feed:
     drop: int = 0
     want: Want = NOTHING
     inner: Want = NOTHING
-    is_injected: bool = False
+    num_injected: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What was read at one position; fields not wanted are empty. Tensors are on the host, float32.
 
-    tokens, logprobs (raw) and drawn_scores (in Want.scores) follow Want.draws; top is best first (ties: lower id
-    first); gathered follows Want.gather; next_score is None at the feed's last position. full: [vocab]. hidden:
-    [hidden]. layers: index -> [vocab]. attention: [heads, keys].
+    tokens, logprobs (raw) and drawn_scores (in Want.scores) follow Want.draws; top and raw_top are best first (ties:
+    lower id first); gathered follows Want.gather; top_logprobs and gathered_logprobs are the raw log-probs of their
+    ids. next_score is None at the feed's last position. full: [vocab]. hidden: [hidden]. layers: index -> [vocab].
+    attention: [heads, keys]. contrasted: the layer of Want.contrast that z was contrasted with.
     """
 
     position: int
@@ -137,7 +162,10 @@ class Reading:
     logprobs: tuple[float, ...] = ()
     drawn_scores: tuple[float, ...] = ()
     top: tuple[tuple[int, float], ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+    raw_top: tuple[tuple[int, float], ...] = ()
     gathered: tuple[float, ...] = ()
+    gathered_logprobs: tuple[float, ...] = ()
     next_score: float | None = None
     full: torch.Tensor | None = None
     entropy: float | None = None
@@ -145,6 +173,7 @@ class Reading:
     hidden: torch.Tensor | None = None
     layers: dict[int, torch.Tensor] = field(default_factory=dict)
     attention: torch.Tensor | None = None
+    contrasted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +203,15 @@ class Observation:
 class Finish:
     """A choice is over.
 
-    Stop_reason: the stop token's id or "stop:<index>"; score: its cumulative raw log-prob, if known.
+    stop_reason: the stop token's id or "stop:<index>". score: what the strategy ranks by (cumulative raw log-prob
+    unless its file says otherwise), if known. figures: what else it has to say of the choice, by name
+    (`cot_confidence`, `forwards`, …).
     """
 
     reason: FinishReason
     stop_reason: int | str | None = None
     score: float | None = None
+    figures: tuple[tuple[str, Figure], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +239,23 @@ class PromptEmit:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One thing that a strategy saw or did, for clients that asked for a trace. step counts the strategy's own steps.
+
+    Only finite numbers: it becomes JSON.
+    """
+
+    step: int
+    kind: str
+    values: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
 class Move:
     """What a strategy does next. Rows neither fed nor held are dropped. No feeds: the request is over.
+
+    drafted, accepted: tokens proposed and accepted in the round that this Move ends. trace: only where the request
+    asked for one.
 
     The engine may spread a Move's rows over several ticks (a row's numbers do not depend on when it ran); `step` is
     called when all of them have run.
@@ -218,6 +265,9 @@ class Move:
     hold: tuple[RowId, ...] = ()
     emit: tuple[Emit, ...] = ()
     prompt: PromptEmit | None = None
+    drafted: int = 0
+    accepted: int = 0
+    trace: tuple[TraceEvent, ...] = ()
 
 
 class Tools(Protocol):
@@ -226,10 +276,25 @@ class Tools(Protocol):
     def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
         """`count` numbers in [0, 1) keyed by (request seed, draw.choice, position, draw.purpose)."""
 
-    def process(self, row: RowId, hypothetical: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+    def process(
+        self,
+        row: RowId,
+        hypothetical: Sequence[int],
+        scores: torch.Tensor,
+        *,
+        logits: LogitsParams | None = None,
+        warps: bool = True,
+    ) -> torch.Tensor:
         """The request's logits pipeline on scores [vocab], as if `hypothetical` ids had been fed to `row` after its
-        last.
+        last. logits: another pipeline than the request's (a temperature of the moment). warps: False leaves
+        temperature and filters out.
         """
+
+    def draw(self, scores: torch.Tensor, draw: Draw, position: int, lane: int = 0) -> int:
+        """One id from softmax(scores [vocab]), with the random number that `draw`, `position` and `lane` name."""
+
+    def text_bytes(self, token_ids: Sequence[int]) -> bytes:
+        """The UTF-8 bytes that the ids stand for, as far as the server knows them."""
 
 
 class Strategy(Protocol):

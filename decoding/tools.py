@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from decoding import sampling
 from decoding.live import LiveRequest
 from decoding.logits import pipeline
 from decoding.logits.history import History
+from decoding.logits.pipeline import Pipelines
+from decoding.params import LogitsParams
 from decoding.sampling import uniforms
 from decoding.seam import Draw, Move, Observation, RowId
 
@@ -26,16 +29,34 @@ class NotBegun:
 class RowTools:
     """seam.Tools for one live request."""
 
-    def __init__(self, live: LiveRequest) -> None:
+    def __init__(self, live: LiveRequest, pipelines: Pipelines) -> None:
         self._live = live
+        self._pipelines = pipelines
 
     def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
         seed = self._live.request.seed
         return [float(uniforms([seed], [draw.choice], [position], [draw.purpose], lane)[0]) for lane in range(count)]
 
-    def process(self, row: RowId, hypothetical: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
-        log = self._live.rows[row]
+    def process(
+        self,
+        row: RowId,
+        hypothetical: Sequence[int],
+        scores: torch.Tensor,
+        *,
+        logits: LogitsParams | None = None,
+        warps: bool = True,
+    ) -> torch.Tensor:
+        live = self._live
+        log = live.rows[row]
         history = History(log.log.history(log.log.length), log.num_prompt).extended(list(hypothetical))
-        batch = scores.unsqueeze(0).clone()
-        chain = [self._live.pipeline]
-        return pipeline.warp(pipeline.process(batch, chain, [history]), chain, [history]).squeeze(0)
+        own = live.pipeline if logits is None else self._pipelines.build(logits, live.request.stopping)
+        processed = pipeline.process(scores.unsqueeze(0).clone(), [own], [history])
+        return (pipeline.warp(processed, [own], [history]) if warps else processed).squeeze(0)
+
+    def draw(self, scores: torch.Tensor, draw: Draw, position: int, lane: int = 0) -> int:
+        number = uniforms([self._live.request.seed], [draw.choice], [position], [draw.purpose], lane)
+        return int(sampling.draw(scores.unsqueeze(0), torch.from_numpy(number).to(scores.device)))
+
+    def text_bytes(self, token_ids: Sequence[int]) -> bytes:
+        table = self._pipelines.token_bytes
+        return b"".join(table[i] for i in token_ids if i < len(table))

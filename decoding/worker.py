@@ -33,6 +33,7 @@ from decoding.frames import (
     Submit,
     Tick,
     ToWorker,
+    TraceEvent,
     request_of,
 )
 from decoding.frames import Output as OutputFrame
@@ -129,6 +130,8 @@ class Worker:
             prefix_queries_total=scheduler.counters.prefix_queries,
             prefix_hits_total=scheduler.counters.prefix_hits,
             computed_tokens_total=engine.computed_tokens,
+            drafted_total=engine.drafted_tokens,
+            accepted_total=engine.accepted_tokens,
         )
 
 
@@ -146,8 +149,11 @@ def _output_frame(output: Output) -> OutputFrame:
             preemptions=usage.preemptions,
             error_code=failure.code if failure else None,
             error_message=failure.message if failure else None,
+            drafted=usage.drafted,
+            accepted=usage.accepted,
         )
-    return OutputFrame(output.request_id, tuple(_chunk(e) for e in output.emits), prompt or None, finished)
+    trace = tuple(TraceEvent(e.step, e.kind, dict(e.values)) for e in output.trace)
+    return OutputFrame(output.request_id, tuple(_chunk(e) for e in output.emits), prompt or None, finished, trace)
 
 
 def refused(request_id: int) -> OutputFrame:
@@ -161,7 +167,14 @@ def _chunk(emit: Emit) -> Chunk:
         return Chunk(emit.choice, emit.token_ids, emit.logprobs, emit.top)
     finish = emit.finish
     return Chunk(
-        emit.choice, emit.token_ids, emit.logprobs, emit.top, finish.reason.value, finish.stop_reason, finish.score
+        emit.choice,
+        emit.token_ids,
+        emit.logprobs,
+        emit.top,
+        finish.reason.value,
+        finish.stop_reason,
+        finish.score,
+        dict(finish.figures) or None,
     )
 
 

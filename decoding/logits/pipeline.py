@@ -29,13 +29,20 @@ class Pipeline:
     is_greedy: bool
 
 
-def build(params: LogitsParams, stopping: StoppingParams, eos_token_ids: Sequence[int]) -> Pipeline:
-    """The steps that are not neutral."""
-    return Pipeline(
-        processors=tuple(_processors(params, stopping, eos_token_ids)),
-        warpers=() if params.is_greedy else tuple(_warpers(params)),
-        is_greedy=params.is_greedy,
-    )
+class Pipelines:
+    """Builds pipelines for one model: knows its EOS ids and the bytes its token ids stand for."""
+
+    def __init__(self, eos_token_ids: Sequence[int], token_bytes: Sequence[bytes] = ()) -> None:
+        self._eos_token_ids = tuple(eos_token_ids)
+        self.token_bytes = token_bytes
+
+    def build(self, params: LogitsParams, stopping: StoppingParams) -> Pipeline:
+        """The steps that are not neutral."""
+        return Pipeline(
+            processors=tuple(_processors(params, stopping, self._eos_token_ids)),
+            warpers=() if params.is_greedy else tuple(_warpers(params)),
+            is_greedy=params.is_greedy,
+        )
 
 
 def _processors(params: LogitsParams, stopping: StoppingParams, eos_token_ids: Sequence[int]) -> list[Step]:

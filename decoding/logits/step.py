@@ -28,6 +28,15 @@ def column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
 
 
+def row_sum(values: torch.Tensor) -> torch.Tensor:
+    """Sums of rows [rows, n] -> [rows], each the same whatever rows surround it.
+
+    torch would divide a single long row among its threads, and so add it up in another order than one of several.
+    """
+    blocks = torch.nn.functional.pad(values, (0, -values.shape[-1] % 256)).view(len(values), -1, 256)
+    return blocks.sum(dim=-1).sum(dim=-1)
+
+
 def flat_index(ids: Sequence[np.ndarray], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids of each row -> (row index, id) pairs laid end to end, int64 [total] each."""
     rows = np.repeat(np.arange(len(ids)), [len(i) for i in ids])

@@ -28,7 +28,7 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import START, Progress, Stopping
-from decoding.strategies.prompt_scores import inner_want, prompt_scores, scores_kind
+from decoding.strategies.prompt import inner_want, open_prompt, prompt_scores, scores_kind
 
 
 @dataclass(slots=True)
@@ -50,10 +50,10 @@ class SamplingStrategy:
         self._is_prompt_fed = False
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
-        inner = inner_want(self._request)
         if self._stopping.max_tokens > 0:
             want = self._want(tuple(Draw(c.index) for c in self._unfinished))
-            return Move(feeds=(Feed(Open(), tuple(prompt_ids), want=want, inner=inner),))
+            return Move(feeds=(open_prompt(self._request, want),))
+        inner = inner_want(self._request)
         if inner.is_empty or len(prompt_ids) == 1:
             return self._nothing_to_draw(())
         return Move(feeds=(Feed(Open(), tuple(prompt_ids), inner=inner),))

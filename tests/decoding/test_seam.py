@@ -318,7 +318,7 @@ def test_injected_tokens_are_attended_to_but_not_penalised() -> None:
         def body(tools: Tools, prompt: Sequence[int]) -> Play:
             seen = yield Move((Feed(Open(), tuple(prompt)),))
             want = Want(gather=(11, 12), scores=Scores.PROCESSED)
-            seen = yield Move((Feed(seen.rows[0].row, (11, 12), want=want, is_injected=is_injected),))
+            seen = yield Move((Feed(seen.rows[0].row, (11, 12), want=want, num_injected=2 if is_injected else 0),))
             is_low.extend(score < -40 for score in seen.rows[0].last.gathered)
             seen = yield Move((Feed(seen.rows[0].row, (13,), want=Want(top_k=1)),))
             yield emit([seen.rows[0].last.top[0][0]])

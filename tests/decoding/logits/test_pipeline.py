@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from decoding.logits.history import History
-from decoding.logits.pipeline import build, process, warp
+from decoding.logits.pipeline import Pipelines, process, warp
 from decoding.params import LogitsParams, StoppingParams
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "processors.json"
@@ -46,7 +46,7 @@ def run(scores: torch.Tensor, params: LogitsParams, stopping: StoppingParams, hi
 
 
 def run_all(scores: Any, params: Any, stopping: Any, histories: Any, eos: tuple[int, ...] = ()) -> torch.Tensor:
-    chains = [build(p, s, eos) for p, s in zip(params, stopping, strict=True)]
+    chains = [Pipelines(eos).build(p, s) for p, s in zip(params, stopping, strict=True)]
     return warp(process(torch.stack(scores).clone(), chains, histories), chains, histories)
 
 
@@ -76,14 +76,13 @@ def test_rows_with_different_parameters_do_not_touch_each_other() -> None:
 
 
 def test_neutral_parameters_build_no_step() -> None:
-    chain = build(LogitsParams(), StoppingParams(), (2,))
+    chain = Pipelines((2,)).build(LogitsParams(), StoppingParams())
     assert (chain.processors, chain.warpers) == ((), ())
 
 
 def test_greedy_keeps_the_processors_and_ignores_the_filters() -> None:
-    chain = build(
-        LogitsParams(temperature=0, top_k=3, top_p=0.1, min_p=0.5, repetition_penalty=2), StoppingParams(), ()
-    )
+    params = LogitsParams(temperature=0, top_k=3, top_p=0.1, min_p=0.5, repetition_penalty=2)
+    chain = Pipelines(()).build(params, StoppingParams())
     assert len(chain.processors) == 1
     assert chain.warpers == ()
 

@@ -1,6 +1,7 @@
-"""Log-probs of the prompt's own tokens, for echo and prompt_logprobs.
+"""How every strategy opens its prompt: pause tokens behind it, and the log-probs of the prompt's own tokens.
 
-Every position of the prompt's feed scores the next.
+Those are for echo and prompt_logprobs: every position of the prompt's feed scores the next. Pause tokens (Goyal et al.
+2023, arXiv 2310.02226) give the model more positions to compute in; no penalty sees them and none is ever emitted.
 """
 
 from __future__ import annotations
@@ -8,7 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from decoding.params import Request
-from decoding.seam import NOTHING, PromptEmit, Reading, Scores, Want
+from decoding.seam import NOTHING, Feed, Open, PromptEmit, Reading, Scores, Want
+
+
+def open_prompt(request: Request, want: Want, inner: Want | None = None) -> Feed:
+    """The prompt and the pause tokens into a new row; `want` is read at the last of them.
+
+    inner: what to read before that, where it is more than `inner_want(request)`; it must include that then.
+    """
+    pauses = request.pause_ids
+    return Feed(
+        Open(),
+        request.prompt_ids + pauses,
+        want=want,
+        inner=inner_want(request) if inner is None else inner,
+        num_injected=len(pauses),
+    )
 
 
 def inner_want(request: Request) -> Want:

@@ -1,0 +1,27 @@
+"""What one request asks of the engine: frozen, validated on construction, free of torch.
+
+`server/translate.py` builds these from a wire request and `decoding/worker.py` hands them to the engine.
+One params class per strategy; the fields every strategy shares (logits pipeline, stopping, log-probs) stand beside it
+in `Request`. Everything here is per request: nothing is ever shared by a batch.
+"""
+
+from decoding.params.beams import Beam, BeamSample, BestFirst, GroupBeam
+from decoding.params.branches import CotDecoding, Sed
+from decoding.params.contrastive import Contrastive
+from decoding.params.dola import Dola
+from decoding.params.entropix import Entropix
+from decoding.params.guidance import Guided, KlGuided
+from decoding.params.invalid import InvalidParam
+from decoding.params.logits import Adapt, Edt, LogitsParams, SamplerOrder
+from decoding.params.logprobs import LogprobsMode, LogprobsParams
+from decoding.params.request import MAX_SEED, PARAMS, Request, StrategyParams
+from decoding.params.sampling import BestOf, RankBy, Sampling
+from decoding.params.speculation import Assisted, PromptLookup
+from decoding.params.stopping import StoppingParams
+
+__all__ = [
+    "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf", "Contrastive",
+    "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided", "LogitsParams",
+    "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling", "Sed",
+    "StoppingParams", "StrategyParams",
+]  # fmt: skip

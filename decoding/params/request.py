@@ -1,0 +1,107 @@
+"""One prompt and what to do with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from decoding.params.beams import Beam, BeamSample, BestFirst, GroupBeam
+from decoding.params.branches import CotDecoding, Sed
+from decoding.params.contrastive import Contrastive
+from decoding.params.dola import Dola
+from decoding.params.entropix import Entropix
+from decoding.params.guidance import Guided, KlGuided
+from decoding.params.invalid import check
+from decoding.params.logits import LogitsParams
+from decoding.params.logprobs import LogprobsParams
+from decoding.params.sampling import BestOf, Sampling
+from decoding.params.speculation import Assisted, PromptLookup
+from decoding.params.stopping import StoppingParams
+
+MAX_SEED = 2**64 - 1
+
+StrategyParams = (
+    Sampling
+    | BestOf
+    | Beam
+    | BeamSample
+    | GroupBeam
+    | BestFirst
+    | Contrastive
+    | Dola
+    | Guided
+    | KlGuided
+    | Entropix
+    | CotDecoding
+    | Sed
+    | PromptLookup
+    | Assisted
+)
+PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__args__}
+"""Strategy name -> its params class: what the wire between the processes names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Lower `priority` runs first; equal priorities run in arrival order.
+
+    pause_ids: fed after the prompt, unseen by penalties and never part of the answer. trace: report what the strategy
+    saw and did.
+    """
+
+    prompt_ids: tuple[int, ...]
+    strategy: StrategyParams = field(default_factory=Sampling)
+    logits: LogitsParams = field(default_factory=LogitsParams)
+    stopping: StoppingParams = field(default_factory=StoppingParams)
+    logprobs: LogprobsParams = field(default_factory=LogprobsParams)
+    seed: int = 0
+    cache_salt: str = ""
+    priority: int = 0
+    pause_ids: tuple[int, ...] = ()
+    trace: bool = False
+
+    def __post_init__(self) -> None:
+        check(len(self.prompt_ids) > 0, "prompt", "must not be empty")
+        check(min(self.prompt_ids) >= 0, "prompt", "must not hold a negative token id")
+        check(min(self.pause_ids, default=0) >= 0, "pause_tokens", "must not hold a negative token id")
+        check(0 <= self.seed <= MAX_SEED, "seed", "must fit 64 bits")
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows that can live at once."""
+        return self.strategy.max_rows
+
+    @property
+    def highest_token_id(self) -> int:
+        """The highest token id that any of its fields names: it must be below the width of the logits."""
+        named = (*self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
+        return max((*named, *_strategy_ids(self.strategy)))
+
+    @property
+    def max_length(self) -> int:
+        """The most positions one row can take: the last token drawn is never fed."""
+        return self._length(self.stopping.max_tokens)
+
+    @property
+    def certain_length(self) -> int:
+        """Positions that every row of an independent choice takes for sure, however early its text may end."""
+        stopping = self.stopping
+        is_endless = stopping.ignore_eos and not stopping.stop and not stopping.stop_token_ids
+        return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
+
+    def _length(self, num_output: int) -> int:
+        return len(self.prompt_ids) + len(self.pause_ids) + max(num_output - 1, 0)
+
+
+def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
+    """Token ids that the strategy's own parameters name."""
+    if isinstance(strategy, Guided):
+        return strategy.negative_ids
+    if isinstance(strategy, KlGuided):
+        return strategy.context_ids
+    if isinstance(strategy, CotDecoding):
+        return strategy.suffix_ids
+    if isinstance(strategy, Sed):
+        return (*strategy.eval_ids, strategy.yes_id, strategy.no_id)
+    if isinstance(strategy, Entropix) and strategy.think_token_id is not None:
+        return (strategy.think_token_id,)
+    return ()

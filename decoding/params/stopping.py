@@ -1,0 +1,28 @@
+"""When a row ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from decoding.params.invalid import check
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingParams:
+    """When a row ends. `max_tokens` counts output tokens, an ending EOS included.
+
+    stop: byte sequences looked for in the bytes of the output tokens, only once min_tokens are out.
+    min_tokens masks EOS and stop_token_ids until that many tokens are out.
+    """
+
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: tuple[bytes, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.max_tokens >= 0, "max_tokens", "must not be negative")
+        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "must lie between 0 and max_tokens")
+        check(all(self.stop), "stop", "must not hold an empty string")
+        check(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", "must not be negative")
