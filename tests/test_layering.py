@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "loadtest": (
         "outcome scenario target",
-        "prompt stream statistics process",
+        "prompt stream plain statistics process",
         "client run",
         "contender",
         "compare",
