@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from decoding.params import PARAMS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "decoding", "loadtest")
@@ -283,3 +286,48 @@ def test_the_server_process_never_loads_torch() -> None:
     command = [sys.executable, "-c", program]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr
+
+
+STRATEGY_BLIND = ("engine", "live", "scheduler", "reading", "packing", "rows", "tools", "cache", "model", "assembly")
+
+
+def _words(name: str) -> list[str]:
+    """group_beam, GroupBeam and "group beam" are the words group, beam."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+
+
+def _named(tree: ast.Module) -> Iterator[str]:
+    """Every identifier and every string that is not a docstring or some other bare expression."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias | ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.value
+
+
+def _strategies_named(source: str) -> set[str]:
+    """The strategies that code names. (Sampling is also what the batched draw is called.)"""
+    names = {name: _words(name) for name in PARAMS if name != "sampling"}
+    spoken = [_words(found) for found in _named(ast.parse(source))]
+    return {
+        name
+        for name, words in names.items()
+        for said in spoken
+        if any(said[i : i + len(words)] == words for i in range(len(said)))
+    }
+
+
+@pytest.mark.parametrize("file", STRATEGY_BLIND)
+def test_the_machinery_names_no_strategy(file: str) -> None:
+    assert not _strategies_named((ROOT / "decoding" / f"{file}.py").read_text(encoding="utf-8"))
+
+
+def test_a_strategy_named_in_the_machinery_is_found() -> None:
+    assert _strategies_named("if isinstance(request.strategy, GroupBeam): pass") == {"group_beam", "beam"}
+    assert _strategies_named("if name == 'sed': pass") == {"sed"}
+    assert not _strategies_named("used = based(contrast)\n'beam'")
