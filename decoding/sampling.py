@@ -57,7 +57,7 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     the rest of a draw. Sums over blocks and within the chosen block are float64.
     """
     num_rows, vocab = scores.shape
-    weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    weights = scores.softmax(dim=-1)  # row by row, where exp would depend on how the batch divides into vectors
     blocks = torch.nn.functional.pad(weights, (0, -vocab % _BLOCK)).view(num_rows, -1, _BLOCK)
     block_ends = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [rows, blocks]
     target = uniform.unsqueeze(1) * block_ends[:, -1:]  # [rows, 1]
