@@ -51,7 +51,7 @@ _BLOCK = 256
 
 def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Invert the distribution function, ids in order: scores [rows, vocab] (-inf: excluded), uniform [rows] -> ids
-    [rows].
+    [rows]. A row with NaN or nothing but -inf gives some id of the vocabulary.
 
     Two levels, blocks of ids and then ids of one block, because a running sum over a whole vocabulary costs more than
     the rest of a draw. Sums over blocks and within the chosen block are float64.
@@ -67,7 +67,7 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     # The block's own sum rounds differently from the running sum: stay below it, so that no excluded id is ever hit.
     below_end = torch.nextafter(inner[:, -1:], torch.zeros_like(target))
     offset = torch.searchsorted(inner, torch.minimum((target - before).clamp_(min=0), below_end), right=True)
-    return (block * _BLOCK + offset).squeeze(1)
+    return (block * _BLOCK + offset).squeeze(1).clamp_(max=vocab - 1)  # NaN compares as beyond the end
 
 
 def greedy(scores: torch.Tensor) -> torch.Tensor:

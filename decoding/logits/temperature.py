@@ -46,7 +46,8 @@ class EntropyTemperature:
         h = entropies(context.raw)[0].unsqueeze(1)  # [rows, 1]
         theta_log_n = column([s.theta * math.log(s.n) for s in steps], scores)
         t = column([s.t0 for s in steps], scores) * row_exp(theta_log_n / h.clamp(min=_LEAST_ENTROPY))
-        return _divide(scores, t, (h < _LEAST_ENTROPY) | (t < LogitsParams.GREEDY_BELOW))
+        is_spread = (h >= _LEAST_ENTROPY) & (t >= LogitsParams.GREEDY_BELOW)  # false where H is NaN: no id is left
+        return _divide(scores, t, ~is_spread)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
