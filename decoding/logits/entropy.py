@@ -6,6 +6,8 @@ import torch
 
 from decoding.logits.step import row_sum
 
+_LEAST_LOGP = -200.0  # below the logarithm of any positive float32: only stands for -inf, which times 0 is NaN
+
 
 def entropies(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy and varentropy in nats of softmax(logits [rows, vocab]), both [rows]; a row's do not depend on others."""
@@ -17,4 +19,4 @@ def entropies(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def entropy_of(p: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of distributions p with logarithms logp, [rows, vocab] -> [rows, 1]."""
-    return -row_sum(torch.where(p > 0, p * logp, 0.0)).unsqueeze(1)
+    return -row_sum(p * logp.clamp(min=_LEAST_LOGP)).unsqueeze(1)

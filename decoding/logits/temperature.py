@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from decoding.logits.context import Context
-from decoding.logits.entropy import entropies
+from decoding.logits.entropy import entropy_of
 from decoding.logits.lines import needs_first_word
 from decoding.logits.step import EXCLUDED, column, row_exp
 from decoding.params import LogitsParams
@@ -43,7 +43,8 @@ class EntropyTemperature:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[EntropyTemperature], context: Context) -> torch.Tensor:
-        h = entropies(context.raw)[0].unsqueeze(1)  # [rows, 1]
+        raw = context.raw
+        h = entropy_of(raw.softmax(dim=-1), raw.log_softmax(dim=-1))  # [rows, 1]
         theta_log_n = column([s.theta * math.log(s.n) for s in steps], scores)
         t = column([s.t0 for s in steps], scores) * row_exp(theta_log_n / h.clamp(min=_LEAST_ENTROPY))
         is_spread = (h >= _LEAST_ENTROPY) & (t >= LogitsParams.GREEDY_BELOW)  # false where H is NaN: no id is left

@@ -68,7 +68,7 @@ def test_a_step_gives_a_row_the_same_bits_alone_and_among_others(step: str, voca
     scores, seen = inputs(vocab)
     params = [LogitsParams(**STEPS[step][i % len(STEPS[step])]) for i in range(ROWS)]
     together = run_all(scores, params, seen, pipelines=PIPELINES)
-    for at in ([1, 2, 3], [0], [4], [5]):
+    for at in ([1, 2, 3], [0], [5]):
         got = run_all(scores[at], [params[i] for i in at], [seen[i] for i in at], pipelines=PIPELINES)
         assert torch.equal(got, together[at])
     assert not together.isnan().any()
