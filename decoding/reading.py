@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
+from decoding.logits.entropy import entropies
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
-from decoding.logits.step import row_sum
 from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
@@ -190,8 +191,8 @@ class ReadSlice:
         pipelines = [r.pipeline for r in reads]
         if not any(p.processors or p.warpers for p in pipelines):
             return logits
-        histories = [r.history for r in reads]
-        return warp(process(logits.clone(), pipelines, histories), pipelines, histories)
+        context = Context([r.history for r in reads], logits)
+        return warp(process(logits.clone(), pipelines, context), pipelines, context)
 
     def _enqueue_draws(self, logits: torch.Tensor, headed: Sequence[int]) -> torch.Tensor | None:
         """Drawn ids [n, most draws of a row], or None when nobody draws. Row order is that of `headed`."""
@@ -266,9 +267,9 @@ class ReadSlice:
             return logits.log_softmax(dim=-1)
         if kind is Scores.PROCESSED:
             return self._processed(logits, reads).log_softmax(dim=-1)
-        pipelines, histories = [r.pipeline for r in reads], [r.history for r in reads]
-        scores = process(logits.log_softmax(dim=-1), pipelines, histories)
-        return warp(scores, pipelines, histories) if kind is Scores.WARPED else scores
+        pipelines, context = [r.pipeline for r in reads], Context([r.history for r in reads], logits)
+        scores = process(logits.log_softmax(dim=-1), pipelines, context)
+        return warp(scores, pipelines, context) if kind is Scores.WARPED else scores
 
     def _reading(self, i: int) -> Reading | Unreadable:
         read, get = self._reads[i], self._get
@@ -347,15 +348,6 @@ def _pairs(array: np.ndarray | None, count: int) -> tuple[tuple[int, float], ...
     if array is None or not count:
         return ()
     return tuple((int(token), float(score)) for score, token in zip(array[0, :count], array[1, :count], strict=True))
-
-
-def entropies(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy and varentropy in nats of softmax(logits [rows, vocab]), both [rows]; a row's do not depend on others."""
-    logp = logits.log_softmax(dim=-1)
-    p = logits.softmax(dim=-1)
-    surprise = torch.where(p > 0, logp, 0.0)
-    entropy = -row_sum(p * surprise)
-    return entropy, row_sum(p * (surprise + entropy.unsqueeze(1)).square())
 
 
 def _tensor(array: np.ndarray | None) -> torch.Tensor | None:

@@ -51,13 +51,13 @@ _BLOCK = 256
 
 def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Invert the distribution function, ids in order: scores [rows, vocab] (-inf: excluded), uniform [rows] -> ids
-    [rows].
+    [rows]. A row with NaN or nothing but -inf gives some id of the vocabulary.
 
     Two levels, blocks of ids and then ids of one block, because a running sum over a whole vocabulary costs more than
     the rest of a draw. Sums over blocks and within the chosen block are float64.
     """
     num_rows, vocab = scores.shape
-    weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    weights = scores.softmax(dim=-1)  # row by row, where exp would depend on how the batch divides into vectors
     blocks = torch.nn.functional.pad(weights, (0, -vocab % _BLOCK)).view(num_rows, -1, _BLOCK)
     block_ends = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [rows, blocks]
     target = uniform.unsqueeze(1) * block_ends[:, -1:]  # [rows, 1]
@@ -67,7 +67,7 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     # The block's own sum rounds differently from the running sum: stay below it, so that no excluded id is ever hit.
     below_end = torch.nextafter(inner[:, -1:], torch.zeros_like(target))
     offset = torch.searchsorted(inner, torch.minimum((target - before).clamp_(min=0), below_end), right=True)
-    return (block * _BLOCK + offset).squeeze(1)
+    return (block * _BLOCK + offset).squeeze(1).clamp_(max=vocab - 1)  # NaN compares as beyond the end
 
 
 def greedy(scores: torch.Tensor) -> torch.Tensor:

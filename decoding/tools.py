@@ -9,6 +9,7 @@ import torch
 from decoding import sampling
 from decoding.live import LiveRequest
 from decoding.logits import pipeline
+from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines
 from decoding.params import LogitsParams
@@ -50,8 +51,9 @@ class RowTools:
         log = live.rows[row]
         history = History(log.log.history(log.log.length), log.num_prompt).extended(list(hypothetical))
         own = live.pipeline if logits is None else self._pipelines.build(logits, live.request.stopping)
-        processed = pipeline.process(scores.unsqueeze(0).clone(), [own], [history])
-        return (pipeline.warp(processed, [own], [history]) if warps else processed).squeeze(0)
+        context = Context([history], scores.unsqueeze(0))
+        processed = pipeline.process(scores.unsqueeze(0).clone(), [own], context)
+        return (pipeline.warp(processed, [own], context) if warps else processed).squeeze(0)
 
     def draw(self, scores: torch.Tensor, draw: Draw, position: int, lane: int = 0) -> int:
         number = uniforms([self._live.request.seed], [draw.choice], [position], [draw.purpose], lane)
