@@ -246,6 +246,8 @@ class ReadSlice:
                     self._add("gathered_raw", [row], raw[k : k + 1, list(read.want.gather)])
             if read.want.full:
                 self._add("full", [row], scores[k : k + 1])
+                if raw is not None and read.want.logprobs:
+                    self._add("full_raw", [row], raw[k : k + 1])
         following = [k for k, r in enumerate(reads) if r.want.gather_next and r.next_id is not None]
         if following:
             next_ids = torch.tensor([reads[k].next_id for k in following], device=scores.device)
@@ -292,6 +294,7 @@ class ReadSlice:
             gathered_logprobs=_floats(get("gathered_raw", i), len(read.want.gather) if read.want.logprobs else 0),
             next_score=None if following is None else float(following),
             full=_tensor(get("full", i)),
+            full_logprobs=_tensor(get("full_raw", i)),
             entropy=None if entropy is None else float(entropy[0]),
             varentropy=None if entropy is None else float(entropy[1]),
             hidden=_tensor(get("hidden", i)),

@@ -75,7 +75,7 @@ class Want:
     """What to read at a position. The default reads nothing: the feed only fills the cache.
 
     draws: tokens drawn (argmax where the row's temperature is 0). logprobs: report the drawn tokens' raw log-probs, and
-    their scores in the kind that `scores` names; of the ids in `top_k` and `gather` the raw log-probs too.
+    their scores in the kind that `scores` names; of the ids in `top_k`, `gather` and `full` the raw log-probs too.
     top_k: the k best (id, score). raw_top: the k best (id, raw log-prob), whatever `scores` says.
     gather: scores of these ids. gather_next: score of the token that follows in the feed. entropy: entropy and
     varentropy in nats of softmax(z). hidden: last hidden state after the final norm. layers: logits of these hidden
@@ -152,8 +152,9 @@ class Reading:
     """What was read at one position; fields not wanted are empty. Tensors are on the host, float32.
 
     tokens, logprobs (raw) and drawn_scores (in Want.scores) follow Want.draws; top and raw_top are best first (ties:
-    lower id first); gathered follows Want.gather; top_logprobs and gathered_logprobs are the raw log-probs of their
-    ids. next_score is None at the feed's last position. full: [vocab]. hidden: [hidden]. layers: index -> [vocab].
+    lower id first); gathered follows Want.gather; top_logprobs, gathered_logprobs and full_logprobs are the raw
+    log-probs of their ids. next_score is None at the feed's last position. full: [vocab]. hidden: [hidden]. layers:
+    index -> [vocab].
     attention: [heads, keys]. contrasted: the layer of Want.contrast that z was contrasted with.
     """
 
@@ -168,6 +169,7 @@ class Reading:
     gathered_logprobs: tuple[float, ...] = ()
     next_score: float | None = None
     full: torch.Tensor | None = None
+    full_logprobs: torch.Tensor | None = None
     entropy: float | None = None
     varentropy: float | None = None
     hidden: torch.Tensor | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from decoding import sampling
@@ -35,8 +36,9 @@ class RowTools:
         self._pipelines = pipelines
 
     def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
-        seed = self._live.request.seed
-        return [float(uniforms([seed], [draw.choice], [position], [draw.purpose], lane)[0]) for lane in range(count)]
+        seeds, choices, positions = ([key] * count for key in (self._live.request.seed, draw.choice, position))
+        numbers: list[float] = uniforms(seeds, choices, positions, [draw.purpose] * count, np.arange(count)).tolist()
+        return numbers
 
     def process(
         self,

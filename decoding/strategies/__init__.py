@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from decoding.params import BestOf, Request, Sampling
+from decoding.params import Beam, BeamSample, BestFirst, BestOf, GroupBeam, Request, Sampling
 from decoding.seam import Strategy, Tools
 from decoding.stopping import Stopping
+from decoding.strategies.beam import BeamStrategy
+from decoding.strategies.beam_sample import BeamSampleStrategy
+from decoding.strategies.best_first import BestFirstStrategy
 from decoding.strategies.best_of import BestOfStrategy
+from decoding.strategies.group_beam import GroupBeamStrategy
 from decoding.strategies.sampling import SamplingStrategy
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
@@ -15,6 +19,10 @@ Build = Callable[[Request, Stopping, Tools], Strategy]
 STRATEGIES: dict[str, Build] = {
     Sampling.NAME: SamplingStrategy,
     BestOf.NAME: BestOfStrategy,
+    Beam.NAME: BeamStrategy,
+    BeamSample.NAME: BeamSampleStrategy,
+    BestFirst.NAME: BestFirstStrategy,
+    GroupBeam.NAME: GroupBeamStrategy,
 }
 
 
