@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
-from decoding.params import BestOf, Request, Sampling
+from decoding.params import BestOf, Contrastive, Dola, Entropix, Guided, KlGuided, Request, Sampling
 from decoding.seam import Strategy, Tools
 from decoding.stopping import Stopping
 from decoding.strategies.best_of import BestOfStrategy
+from decoding.strategies.contrastive import ContrastiveStrategy
+from decoding.strategies.dola import DolaStrategy
+from decoding.strategies.entropix import EntropixStrategy
+from decoding.strategies.guided import GuidedStrategy
+from decoding.strategies.kl_guided import KlGuidedStrategy
 from decoding.strategies.sampling import SamplingStrategy
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
@@ -15,9 +21,18 @@ Build = Callable[[Request, Stopping, Tools], Strategy]
 STRATEGIES: dict[str, Build] = {
     Sampling.NAME: SamplingStrategy,
     BestOf.NAME: BestOfStrategy,
+    Contrastive.NAME: ContrastiveStrategy,
+    Dola.NAME: DolaStrategy,
+    Guided.NAME: GuidedStrategy,
+    KlGuided.NAME: KlGuidedStrategy,
+    Entropix.NAME: EntropixStrategy,
 }
 
 
 def build(request: Request, stopping: Stopping, tools: Tools) -> Strategy:
-    """The strategy that `request.strategy` asks for."""
+    """The strategy that `request.strategy` asks for. Where nothing is to be generated they are all one: sampling, which
+    scores the prompt at most.
+    """
+    if request.stopping.max_tokens == 0:
+        request = dataclasses.replace(request, strategy=Sampling(request.strategy.n))
     return STRATEGIES[request.strategy.NAME](request, stopping, tools)
