@@ -89,15 +89,21 @@ class Request:
         return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
 
     def _length(self, num_output: int) -> int:
-        return len(self.prompt_ids) + len(self.pause_ids) + max(num_output - 1, 0)
+        opened = max(len(self.prompt_ids) + len(self.pause_ids), len(_context_ids(self.strategy)))
+        return opened + max(num_output - 1, 0)
+
+
+def _context_ids(strategy: StrategyParams) -> tuple[int, ...]:
+    """What the row beside the prompt's is opened with, where the strategy has one."""
+    if isinstance(strategy, Guided):
+        return strategy.negative_ids
+    return strategy.context_ids if isinstance(strategy, KlGuided) else ()
 
 
 def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
     """Token ids that the strategy's own parameters name."""
-    if isinstance(strategy, Guided):
-        return strategy.negative_ids
-    if isinstance(strategy, KlGuided):
-        return strategy.context_ids
+    if isinstance(strategy, Guided | KlGuided):
+        return _context_ids(strategy)
     if isinstance(strategy, CotDecoding):
         return strategy.suffix_ids
     if isinstance(strategy, Sed):

@@ -16,12 +16,13 @@ from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.engine import Engine
 
+HIDDEN = 4
 _MASK = (1 << 23) - 1  # hashes stay exact in float32, also with a layer index added
 
 
 @dataclass(frozen=True)
 class TableHidden:
-    last: torch.Tensor  # [T, 1] float64: hash of the row's tokens up to here
+    last: torch.Tensor  # [T, HIDDEN] float64: hash of the row's tokens up to here, and directions made from it
     layers: dict[int, torch.Tensor]
     probed: dict[int, torch.Tensor]
 
@@ -72,10 +73,13 @@ class TableModel:
                 last[t] = self._hash(keys[: batch.positions[t] + 1])
             if r in batch.probe_rows:
                 probed[r] = torch.from_numpy(keys).float().unsqueeze(0)
-        hidden = torch.from_numpy(last).unsqueeze(1)
+        hashed = torch.from_numpy(last).unsqueeze(1)
+        directions = torch.sin(hashed * torch.arange(1.0, HIDDEN)) * _MASK  # as large as the hash, for cosines
+        hidden = torch.cat((hashed, directions), dim=1)
         return TableHidden(hidden, {j: hidden + j for j in layers}, probed)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden[:, :1]
         hashed = hidden.long() * 7919 + torch.arange(self.vocab) * 104729 + self._seed
         mixed = (hashed ^ (hashed >> 13)) * 0x5BD1E995 & 0x7FFFFFFF
         scores = ((mixed ^ (mixed >> 15)) % 1009).float() / 101
