@@ -161,9 +161,9 @@ class SedStrategy:
         """Settle the winner, and of its rollout what comes before its first chaotic point."""
         scores = [self._params.alpha * (r.p_se or 0.0) + (1 - self._params.alpha) * r.p_gen for r in self._rollouts]
         winner = self._rollouts[scores.index(max(scores))]
-        for r, score in zip(self._rollouts, scores, strict=True):
-            ids = [t.id for t in r.tokens]
-            self._note("candidate", tokens=ids, p_gen=r.p_gen, p_se=r.p_se, score=score, is_chosen=r is winner)
+        for j, (r, score) in enumerate(zip(self._rollouts, scores, strict=True)):
+            ids, is_chosen = [t.id for t in r.tokens], r is winner
+            self._note("candidate", candidate=j, tokens=ids, p_gen=r.p_gen, p_se=r.p_se, score=score, chosen=is_chosen)
         self._rollouts = []
         assert winner.row is not None
         num_fed = len(text_ids(winner.tokens, winner.finish)) + len(self._params.eval_ids)
