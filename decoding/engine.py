@@ -327,7 +327,7 @@ class Engine:
         output = self._output(live)
         output.failure = failure
         output.usage = Usage(
-            cached_tokens=live.num_cached,
+            cached_tokens=min(live.num_cached, len(live.request.prompt_ids)),  # pauses are cached too
             computed_tokens=live.num_computed,
             queue_seconds=admitted - live.submitted_at,
             prefill_seconds=first - admitted,

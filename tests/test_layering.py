@@ -43,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "link output",
-        "stopping logits/ sampling ranking drafting cache memory",
+        "stopping logits/ sampling ranking answers drafting cache memory",
         "strategies/ attention/ linear elementwise rows gguf_model",
         "plug rewrite support packing live reading embedded",
         "model scheduler",
@@ -88,7 +88,7 @@ SEPARATED: tuple[tuple[str, str], ...] = (
 )
 FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 
-SHARED_CONTRACTS = ("decoding.params", "decoding.frames")  # all that server/ may know of decoding/
+SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers")  # all that server/ may know of decoding/
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
 DECODING_NEEDS = (
@@ -98,6 +98,7 @@ DECODING_NEEDS = (
     "triton",
     "safetensors",
     "gguf",
+    "re2",
     "decoding",
 )  # beside the standard library
 DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames")

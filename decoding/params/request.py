@@ -78,8 +78,8 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        """The most positions one row can take: the last token drawn is never fed."""
-        return self._length(self.stopping.max_tokens)
+        """The most positions one row can take: the last token drawn is never fed, unless a question follows it."""
+        return self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
 
     @property
     def certain_length(self) -> int:
@@ -111,3 +111,10 @@ def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
     if isinstance(strategy, Entropix) and strategy.think_token_id is not None:
         return (strategy.think_token_id,)
     return ()
+
+
+def _num_behind(strategy: StrategyParams) -> int:
+    """Positions that the strategy may feed behind a finished text, the text's last token among them."""
+    if isinstance(strategy, CotDecoding) and strategy.suffix_ids:
+        return len(strategy.suffix_ids) + strategy.max_answer
+    return 1 + len(strategy.eval_ids) if isinstance(strategy, Sed) else 0
