@@ -36,6 +36,11 @@ class Stopping:
         self._token_bytes = token_bytes
         self._tail_length = max((len(s) for s in params.stop), default=1) - 1
 
+    @property
+    def ending_ids(self) -> frozenset[int]:
+        """Token ids that end a row."""
+        return self._eos | self._stop_ids
+
     def push(self, progress: Progress, token: int) -> tuple[Progress, Finish | None]:
         """The row after one more output token, and whether that ended it. Ids win over sequences, these over length."""
         num_tokens = progress.num_tokens + 1

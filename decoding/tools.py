@@ -37,6 +37,11 @@ class RowTools:
         seed = self._live.request.seed
         return [float(uniforms([seed], [draw.choice], [position], [draw.purpose], lane)[0]) for lane in range(count)]
 
+    def uniforms(self, draw: Draw, positions: Sequence[int]) -> list[float]:
+        count = len(positions)
+        seeds, choices, purposes = [self._live.request.seed] * count, [draw.choice] * count, [draw.purpose] * count
+        return [float(u) for u in uniforms(seeds, choices, positions, purposes)]
+
     def process(
         self,
         row: RowId,

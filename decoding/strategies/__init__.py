@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from decoding.params import BestOf, Request, Sampling
+from decoding.params import Assisted, BestOf, PromptLookup, Request, Sampling
 from decoding.seam import Strategy, Tools
 from decoding.stopping import Stopping
+from decoding.strategies.assisted import AssistedStrategy
 from decoding.strategies.best_of import BestOfStrategy
+from decoding.strategies.prompt_lookup import PromptLookupStrategy
 from decoding.strategies.sampling import SamplingStrategy
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
@@ -15,6 +17,8 @@ Build = Callable[[Request, Stopping, Tools], Strategy]
 STRATEGIES: dict[str, Build] = {
     Sampling.NAME: SamplingStrategy,
     BestOf.NAME: BestOfStrategy,
+    PromptLookup.NAME: PromptLookupStrategy,
+    Assisted.NAME: AssistedStrategy,
 }
 
 
