@@ -1,11 +1,12 @@
-"""Table models that can be guessed: one writes text that repeats itself, one agrees with another more or less."""
+"""Models to speculate with: one repeats itself, one agrees with another more or less, one has a closed form."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from tests.decoding.table_model import TableModel
+from decoding.attention.interface import Batch
+from tests.decoding.table_model import TableAttention, TableHidden, TableModel
 
 CYCLE = (5, 6, 7, 8, 9)
 
@@ -34,3 +35,20 @@ class NoisyModel(TableModel):
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return super().head(hidden) + self._noise * self._other.head(hidden)
+
+
+class MarkovModel:
+    """Scores that hang on the last id alone, [vocab, vocab] from a seed: what is drawn has a closed form."""
+
+    def __init__(self, vocab: int, seed: int, num_pages: int) -> None:
+        self.logits = torch.randn((vocab, vocab), generator=torch.Generator().manual_seed(seed))
+        self.attention = TableAttention(4, num_pages)
+
+    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> TableHidden:
+        return TableHidden(torch.from_numpy(batch.token_ids).unsqueeze(1), {}, {})
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.logits[hidden[:, 0]]
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError

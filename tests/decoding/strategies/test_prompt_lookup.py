@@ -79,9 +79,7 @@ def test_every_token_and_logprob_is_that_of_plain_decoding_at_the_same_seed() ->
         assert answer.failure is None
         assert said(answer) == said(expected), request
         assert answer.prompt == expected.prompt
-    drafted, accepted = (
-        sum(getattr(a.usage, name) for a in speculated if a.usage) for name in ("drafted", "accepted")
-    )
+    drafted, accepted = (sum(getattr(a.usage, name) for a in speculated if a.usage) for name in ("drafted", "accepted"))
     assert accepted > 200
     assert drafted > accepted + 200
 
