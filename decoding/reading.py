@@ -114,6 +114,7 @@ class ReadSlice:
         self._copy = copy
         self._handles: dict[tuple[str, int], tuple[int, int]] = {}  # (field, read) -> (handle, row in it)
         self._layer_handles: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, read) -> (handle, row in it)
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # read -> scores and raw log-probs
 
     def enqueue(self, model: Head, hidden: HiddenStates) -> None:
         self._enqueue_states(model, hidden)
@@ -233,6 +234,7 @@ class ReadSlice:
             self._add("drawn", rows, scores.gather(1, ids[at]))
             if raw is not None:
                 self._add("raw", rows, raw.gather(1, ids[at]))
+        self._keep(rows, scores, raw)
         width = max(r.want.top_k for r in reads)
         if width:
             best = top(scores, width)
@@ -252,6 +254,15 @@ class ReadSlice:
         if following:
             next_ids = torch.tensor([reads[k].next_id for k in following], device=scores.device)
             self._add("next", [rows[k] for k in following], scores[following, next_ids])
+
+    def _keep(self, rows: Sequence[int], scores: torch.Tensor, raw: torch.Tensor | None) -> None:
+        """Copies of what is to stay on the device: a view would keep the scores of every row alive."""
+        at = [k for k, row in enumerate(rows) if self._reads[row].want.keep]
+        if at:
+            kept, kept_raw = scores[at], None if raw is None else raw[at]
+            for i, k in enumerate(at):
+                own = kept_raw[i] if kept_raw is not None and self._reads[rows[k]].want.logprobs else None
+                self._kept[rows[k]] = kept[i], own
 
     def _raw(
         self, kind: Scores, scores: torch.Tensor, logits: torch.Tensor, reads: Sequence[Read]
@@ -282,11 +293,13 @@ class ReadSlice:
         tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
         following, raw, chosen = get("next", i), get("raw", i), get("contrasted", i)
         has_logprobs = read.want.logprobs and drawn is not None
+        has_scores = (read.want.logprobs or read.want.keep) and drawn is not None
+        kept, kept_raw = self._kept.get(i, (None, None))
         return Reading(
             position=read.position,
             tokens=() if tokens is None else tuple(int(t) for t in tokens[:num_draws]),
             logprobs=tuple(raw[:num_draws].tolist()) if has_logprobs and raw is not None else (),
-            drawn_scores=tuple(drawn[:num_draws].tolist()) if has_logprobs and drawn is not None else (),
+            drawn_scores=tuple(drawn[:num_draws].tolist()) if has_scores and drawn is not None else (),
             top=_pairs(get("top", i), read.want.top_k),
             top_logprobs=_floats(get("top_raw", i), read.want.top_k if read.want.logprobs else 0),
             raw_top=_pairs(get("raw_top", i), read.want.raw_top),
@@ -301,6 +314,8 @@ class ReadSlice:
             layers={layer: self._layer(layer, i) for layer in read.want.layers},
             attention=_tensor(get("attention", i)),
             contrasted=None if chosen is None else read.want.contrast[int(chosen)],
+            kept=kept,
+            kept_raw=kept_raw,
         )
 
     def _layer(self, layer: int, i: int) -> torch.Tensor:

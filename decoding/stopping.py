@@ -38,9 +38,9 @@ class Stopping:
         self._tail_length = max((len(s) for s in params.stop), default=1) - 1
 
     @property
-    def num_ending_ids(self) -> int:
-        """How many token ids end a row."""
-        return len(self._eos | self._stop_ids)
+    def ending_ids(self) -> frozenset[int]:
+        """Token ids that end a row."""
+        return self._eos | self._stop_ids
 
     def push(self, progress: Progress, token: int) -> tuple[Progress, Finish | None]:
         """The row after one more output token, and whether that ended it. Ids win over sequences, these over length."""

@@ -40,6 +40,11 @@ class RowTools:
         numbers: list[float] = uniforms(seeds, choices, positions, [draw.purpose] * count, np.arange(count)).tolist()
         return numbers
 
+    def uniforms(self, draw: Draw, positions: Sequence[int]) -> list[float]:
+        count = len(positions)
+        seeds, choices, purposes = [self._live.request.seed] * count, [draw.choice] * count, [draw.purpose] * count
+        return [float(u) for u in uniforms(seeds, choices, positions, purposes)]
+
     def process(
         self,
         row: RowId,

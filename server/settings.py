@@ -51,7 +51,10 @@ class ModelSettings(BaseModel):
     served_model_name: Names = Field(
         (), description="Names the API knows the model by (repeatable); empty: taken from the model."
     )
-    draft_model: str = Field("", description="Draft model for speculative decoding; not supported yet, must be empty.")
+    draft_model: str = Field(
+        "",
+        description="Draft model for speculative decoding (directory or hub id) with the model's tokens; empty: none.",
+    )
     allow_download: bool = Field(False, description="Let a hub id be downloaded at start; nothing else ever is.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; auto takes CUDA if there is any."
@@ -198,8 +201,6 @@ class Settings(
 
     @model_validator(mode="after")
     def _is_supported(self) -> Settings:
-        if self.draft_model:
-            raise ValueError("draft_model is not supported yet")
         if self.batch_invariant and self.device == "cuda":
             raise ValueError("batch_invariant is not supported with device = cuda yet")
         if self.stall_kill_seconds < self.stall_seconds:

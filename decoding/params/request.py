@@ -18,6 +18,9 @@ from decoding.params.speculation import Assisted, PromptLookup
 from decoding.params.stopping import StoppingParams
 
 MAX_SEED = 2**64 - 1
+MAIN = "main"
+DRAFT = "draft"
+"""The models that rows may live in."""
 
 StrategyParams = (
     Sampling
@@ -69,6 +72,13 @@ class Request:
     def max_rows(self) -> int:
         """The most rows that can live at once."""
         return self.strategy.max_rows
+
+    @property
+    def max_rows_in(self) -> dict[str, int]:
+        """The models it needs, and the most of its rows that can live in each."""
+        if isinstance(self.strategy, Assisted):
+            return {MAIN: self.strategy.n, DRAFT: self.strategy.n}
+        return {MAIN: self.max_rows}
 
     @property
     def highest_token_id(self) -> int:

@@ -38,8 +38,8 @@ from decoding.strategies.guided import GuidedStrategy
 from decoding.strategies.kl_guided import KlGuidedStrategy
 from decoding.strategies.prompt_lookup import PromptLookupStrategy
 from decoding.strategies.sampling import SamplingStrategy
-from decoding.strategies.sed import SedStrategy
 from decoding.strategies.scoring import ScoringStrategy
+from decoding.strategies.sed import SedStrategy
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
 

@@ -32,7 +32,7 @@ class BeamStrategy(Search):
         params = request.strategy
         assert isinstance(params, Beam | BeamSample)
         self._params = params
-        self._num_candidates = max(2, 1 + stopping.num_ending_ids) * params.num_beams  # M
+        self._num_candidates = max(2, 1 + len(stopping.ending_ids)) * params.num_beams  # M
         super().__init__(request, stopping, params.n, self._wanted(request))
         self._penalty = LengthPenalty(params.length_penalty, params.length_penalty_type)
         self._prune = params.prune if isinstance(params, Beam) else None

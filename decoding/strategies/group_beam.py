@@ -48,7 +48,7 @@ class GroupBeamStrategy(Search):
         self._params = params
         self._tools = tools
         self._size = params.num_beams // params.num_beam_groups  # K'
-        self._width = max(2, 1 + stopping.num_ending_ids) * self._size
+        self._width = max(2, 1 + len(stopping.ending_ids)) * self._size
         self._is_plain = is_plain(request)
         super().__init__(request, stopping, params.n, self._wanted(request))
         self._penalty = LengthPenalty(params.length_penalty)
