@@ -41,7 +41,8 @@ def test_edt_measures_the_entropy_before_any_penalty() -> None:
     row, theta = torch.tensor([2.0, 1.0, 0.0, -1.0]), 0.7
     params = LogitsParams(edt=Edt(theta), allowed_token_ids=(0, 1), repetition_penalty=2.0)
     entropy = float(torch.distributions.Categorical(logits=row).entropy())
-    got = run_all(row.expand(3, -1), [LogitsParams(), params, LogitsParams()], [NOWHERE, history([1]), NOWHERE])
+    rows = torch.stack((row * 3, row, row * 2))
+    got = run_all(rows, [LogitsParams(), params, LogitsParams()], [NOWHERE, history([1]), NOWHERE])
     expected = torch.tensor([2.0, 0.5]) / 0.8 ** (theta / entropy)
     torch.testing.assert_close(got[1, :2], expected)
     assert kept(got[1]) == [0, 1]
