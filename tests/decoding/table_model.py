@@ -7,6 +7,7 @@ exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -73,9 +74,7 @@ class TableModel:
                 last[t] = self._hash(keys[: batch.positions[t] + 1])
             if r in batch.probe_rows:
                 probed[r] = torch.from_numpy(keys).float().unsqueeze(0)
-        hashed = torch.from_numpy(last).unsqueeze(1)
-        directions = torch.sin(hashed * torch.arange(1.0, HIDDEN)) * _MASK  # as large as the hash, for cosines
-        hidden = torch.cat((hashed, directions), dim=1)
+        hidden = states(torch.from_numpy(last))
         return TableHidden(hidden, {j: hidden + j for j in layers}, probed)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -96,6 +95,18 @@ class TableModel:
         for key in keys.tolist():
             value = (value * 31 + key + 1) & _MASK
         return float(value)
+
+
+def states(hashes: torch.Tensor) -> torch.Tensor:  # [T] float64 -> [T, HIDDEN]
+    """Each hash and some directions made from it, of its size, so that cosines differ."""
+    directions = torch.sin(hashes.unsqueeze(1) * torch.arange(1.0, HIDDEN)) * _MASK
+    return torch.cat((hashes.unsqueeze(1), directions), dim=1)
+
+
+def states_of(model: TableModel, history: Sequence[int]) -> torch.Tensor:
+    """The hidden states of every position of a text: [T, HIDDEN]."""
+    keys = np.array(history)
+    return states(torch.tensor([model._hash(keys[: i + 1]) for i in range(len(keys))], dtype=torch.float64))
 
 
 def table_engine(
