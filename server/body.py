@@ -65,7 +65,8 @@ def _check_headers(request: Request) -> None:
 
 
 def _bad_field(wire: type[BaseModel], failure: ValidationError) -> ApiError:
-    first = failure.errors(include_url=False, include_context=False, include_input=False)[0]
+    errors = failure.errors(include_url=False, include_context=False, include_input=False)
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     location = first["loc"]
     if first["type"] == "extra_forbidden":
         return _unknown_nested(wire, location)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from decoding.params import InvalidParam
+from decoding.params import CotDecoding, InvalidParam
 from server.errors import ApiError
 from server.limits import Limits
 from server.mode import keys_of, mode_of
@@ -18,6 +18,7 @@ PARAM_TEXTS = (
     *("negative_prompt", "kl_guided.prompt", "cot_decoding.suffix", "entropix.think_text", "pause_tokens.text"),
     *("sed.question", "sed.yes", "sed.no"),
 )
+NEUTRAL_MAX_ANSWER = CotDecoding().max_answer
 ALIASES = (("min_tokens", "min_new_tokens"), ("n", "num_return_sequences"))
 
 
@@ -99,7 +100,7 @@ def _check_pairs(wire: Decoding) -> None:
         if None not in values and values[0] != values[1]:
             raise bad_field(one, f"and {other} are the same and must not differ")
     cot = wire.cot_decoding
-    if cot is not None and cot.max_answer is not None and cot.suffix is None:
+    if cot is not None and cot.max_answer not in (None, NEUTRAL_MAX_ANSWER) and cot.suffix is None:
         raise bad_field("cot_decoding.max_answer", "has no meaning without cot_decoding.suffix")
 
 

@@ -31,7 +31,7 @@ def logits_params(
     return LogitsParams(
         temperature=_temperature(wire) if draws else 0.0,
         top_k=_top_k(wire, served) if draws and method.params is not Contrastive else 0,
-        top_n_sigma=max(wire.top_n_sigma or 0.0, 0.0) if draws else 0.0,
+        top_n_sigma=wire.top_n_sigma or 0.0 if draws and wire.top_n_sigma != -1 else 0.0,
         logit_bias=_logit_bias(wire, served),
         allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
         bad_words=bad_words,

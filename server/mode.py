@@ -79,8 +79,7 @@ def _note_beams(keys: dict[str, str], wire: Decoding) -> None:
 def _note_sampling(keys: dict[str, str], wire: Decoding) -> None:
     if wire.temperature is not None and wire.temperature < LogitsParams.GREEDY_BELOW:
         keys.pop("temperature", None)
-        if not (wire.use_beam_search and wire.do_sample is None):
-            keys["temperature=0"] = "temperature"
+        keys["temperature=0"] = "temperature"
     elif wire.temperature == 1:
         keys.pop("temperature", None)
     if wire.do_sample is not None:

@@ -12,6 +12,7 @@ Threshold = Annotated[float, Field(ge=0, le=1000)]
 Drafts = Annotated[int, Field(ge=0, le=128)]
 Context = str | list[TokenId]
 
+KL_SIGMA = 1.0
 SED_QUESTION = "\nIs the answer above right? Answer yes or no:"
 SED_YES = " Yes"
 SED_NO = " No"
@@ -20,7 +21,9 @@ SED_NO = " No"
 class KlGuided(Wire):
     """T = temperature * 0.5 ** (KL(p with the source || p without) / sigma)."""
 
-    sigma: Annotated[float, Field(ge=1e-6, le=1e6)] | None = option("The divergence that halves the temperature.", 1.0)
+    sigma: Annotated[float, Field(ge=1e-6, le=1e6)] | None = option(
+        "The divergence that halves the temperature.", KL_SIGMA
+    )
     prompt: Context | None = option("Text or token ids of the prompt without its source; default: BOS, else EOS.")
 
 

@@ -10,6 +10,7 @@ import re2  # type: ignore[import-untyped]
 from decoding.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
 from server.combinations import Method
 from server.protocol import Decoding
+from server.search_fields import KL_SIGMA
 from server.wire import at
 from server.words import placeholders
 
@@ -67,4 +68,6 @@ def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:
         own["num_beams"] = wire.best_of or wire.num_choices
     if method.params is Guided:
         own["negative_ids"] = (last_id,)
+    if wire.kl_guided is not None and wire.kl_guided.sigma is None:
+        own["sigma"] = KL_SIGMA
     return own

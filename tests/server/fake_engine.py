@@ -48,7 +48,8 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
 def make_served(max_model_len: int = 256) -> Served:
     tokenizer = Tokenizer(byte_tokenizer(), ChatTemplate(TEMPLATE, {}))
     size = tokenizer.vocabulary.size
-    return Served(("tiny", "alias"), size + 6, max_model_len, (size - 1,), 1700000000, tokenizer, "FakeForCausalLM")
+    eos = (size - 1,)
+    return Served(("tiny", "alias"), size + 6, max_model_len, eos, 1700000000, tokenizer, "FakeForCausalLM", 8)
 
 
 def logprob_of(token_id: int) -> float:
