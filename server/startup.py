@@ -99,6 +99,9 @@ class Startup:
             created=self._created,
             tokenizer=tokenizer,
             architecture=loaded.architecture,
+            num_layers=loaded.num_layers,
+            ties_embeddings=loaded.ties_embeddings,
+            has_draft=loaded.has_draft,
         )
 
 

@@ -8,7 +8,7 @@ in `Request`. Everything here is per request: nothing is ever shared by a batch.
 from decoding.params.beams import Beam, BeamSample, BestFirst, GroupBeam
 from decoding.params.branches import CotDecoding, Sed
 from decoding.params.contrastive import Contrastive
-from decoding.params.dola import Dola
+from decoding.params.dola import Dola, premature_layers
 from decoding.params.entropix import Entropix
 from decoding.params.guidance import Guided, KlGuided
 from decoding.params.invalid import InvalidParam
@@ -23,5 +23,5 @@ __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
     "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided",
     "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling",
-    "Schedule", "Sed", "StoppingParams", "StrategyParams",
+    "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
 ]  # fmt: skip
