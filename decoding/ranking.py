@@ -1,4 +1,4 @@
-"""Order among finished candidates."""
+"""Order among finished candidates, and what a length costs them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from decoding.params import RankBy
+from decoding.params.beams import LengthPenaltyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,24 @@ class Candidate:
 def best(candidates: Sequence[Candidate], n: int, rank_by: RankBy) -> list[Candidate]:
     """The n best, best first; the lower index among equals."""
     return sorted(candidates, key=lambda c: (-c.score(rank_by), c.index))[:n]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPenalty:
+    """lp(Y) = |Y| ** alpha ("hf"), or ((5 + |Y|) / 6) ** alpha ("gnmt", arXiv 1609.08144); |Y| counts an ending EOS."""
+
+    alpha: float
+    kind: LengthPenaltyType = "hf"
+
+    def score(self, total: float, length: int) -> float:
+        """A total log-prob over the penalty of its length."""
+        base = (5 + length) / 6 if self.kind == "gnmt" else float(length)
+        return float(total / base**self.alpha)
+
+    def bound(self, total: float, length: int, longest: int) -> float:
+        """The best score that any continuation can reach: no token adds to `total`, and it may end anywhere from
+        `length` to `longest` tokens."""
+        return self.score(total, longest if self.alpha > 0 else length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """The signature test: every answer in a crowd equals the same request alone, token for token and log-prob for log-prob.
 
-Requests arrive, are cancelled and get preempted at random over a page pool that is much too small. Two deliberate
-breakages of the engine, each a bug somebody could write, must make the comparison fail.
+Requests of every strategy arrive, are cancelled and get preempted at random over a page pool that is much too small.
+Two deliberate breakages of the engine, each a bug somebody could write, must make the comparison fail.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -15,9 +16,10 @@ import decoding.reading
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.model import Model, wrap
-from decoding.params import Request
+from decoding.params import PARAMS, LogitsParams, Request
+from decoding.strategies import STRATEGIES
 from tests.decoding.conftest import one_thread
-from tests.decoding.crowd import random_requests, run_crowd
+from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import TableModel, table_engine
 from tests.decoding.tiny import tiny
@@ -31,7 +33,9 @@ MakeEngine = Callable[[int], Engine]
 
 
 def small_table_engine(num_pages: int) -> Engine:
-    return table_engine(num_pages=num_pages, eos=EOS, max_rows=24, tick_tokens=48)
+    models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
+    options = {"token_bytes": crowd_token_bytes(VOCAB), "max_rows": 24, "tick_tokens": 48}
+    return table_engine(models=models, eos=EOS, **options)
 
 
 def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
@@ -50,8 +54,17 @@ def assert_parity(make: MakeEngine, requests: list[Request], solo: list[Answer],
     return crowded
 
 
-def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
-    requests = random_requests(random.Random(1), 200, VOCAB)
+def test_the_crowd_holds_every_strategy_and_every_step_of_the_pipeline() -> None:
+    requests = random_requests(random.Random(1), 500, VOCAB)
+    assert set(MAKERS) == set(PARAMS)
+    neutral = LogitsParams()
+    for step in dataclasses.fields(LogitsParams):
+        assert sum(getattr(r.logits, step.name) != getattr(neutral, step.name) for r in requests) >= 10, step.name
+    assert {r.strategy.NAME for r in requests} == set(STRATEGIES)
+
+
+def test_500_requests_in_a_crowd_answer_as_they_do_alone() -> None:
+    requests = random_requests(random.Random(1), 500, VOCAB)
     solo = alone(small_table_engine, requests)
     crowded = assert_parity(small_table_engine, requests, solo, num_pages=60, seed=1)
     counters = crowded.scheduler.counters

@@ -13,7 +13,7 @@ from typing import Any
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.model import Model, wrap
-from decoding.params import Request
+from decoding.params import BestOf, Request, Sampling
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import table_engine
@@ -42,9 +42,15 @@ def golden_engine(index: int, num_pages: int = 400) -> Engine:
     return Engine({"main": model}, caches, eos_token_ids=eos, token_bytes=TOKEN_BYTES, max_rows=40)
 
 
+def sampling_requests(rng: random.Random, count: int, vocab: int) -> list[Request]:
+    """Those of the crowd's random requests that sample, in as many ways."""
+    drawn = random_requests(rng, count * 20, vocab)
+    return [request for request in drawn if isinstance(request.strategy, Sampling | BestOf)][:count]
+
+
 def answers_among_neighbours(index: int, requests: list[Request]) -> list[Answer]:
     """The requests' answers from one batch with sampling neighbours, over so few pages that they lose them again."""
-    neighbours = random_requests(random.Random(index), len(requests), 96)
+    neighbours = sampling_requests(random.Random(index), len(requests), 96)
     mixed = [request for pair in zip(requests, neighbours, strict=True) for request in pair]
     engine = golden_engine(index, FEW_PAGES)
     answers = run(engine, mixed)
@@ -61,7 +67,7 @@ def assert_same_in_a_crowd(draw: Callable[[random.Random, Request], Request], se
         return table_engine(num_pages=num_pages, eos=(3,), max_rows=24, tick_tokens=48, token_bytes=letters)
 
     rng = random.Random(seed)
-    plain = random_requests(rng, count, 40)
+    plain = sampling_requests(rng, count, 40)
     requests = [draw(rng, request) if i % 3 else request for i, request in enumerate(plain)]
     solo = [run(make(300), [request])[0] for request in requests]
     crowded = make(45)

@@ -186,6 +186,24 @@ def test_the_suffix_and_its_answer_are_not_part_of_the_text() -> None:
     assert [figures(asked, i) for i in range(3)] != [figures(plain, i) for i in range(3)]
 
 
+def test_the_suffix_is_fed_like_pauses_that_no_penalty_sees() -> None:
+    """What is said after it equals plain decoding of prompt + text with the suffix as pauses."""
+    suffix, logits = (*range(0, 40, 2),), LogitsParams(temperature=0, repetition_penalty=2.5)
+    letters = tuple(bytes([0x41 + i]) for i in range(40))
+
+    def said(request: Request) -> Answer:
+        return run(table_engine(token_bytes=letters), [request])[0]
+
+    asked = said(ask(CotDecoding(k=4, n=4, suffix_ids=suffix, max_answer=6), logits=logits))
+    for i in range(4):
+        prompt = (*PROMPT, *asked.tokens(i))
+        plain = Request(prompt, Sampling(), logits, StoppingParams(6), pause_ids=suffix)
+        text = b"".join(letters[t] for t in said(plain).tokens()).decode()
+        assert figures(asked, i)["answer"] == text.casefold()
+        seen = changed(plain, prompt_ids=prompt + suffix, pause_ids=())
+        assert said(seen).tokens() != said(plain).tokens()
+
+
 def test_a_suffixed_branch_stays_within_the_length_it_announces() -> None:
     request = ask(CotDecoding(k=2, suffix_ids=(20, 21, 22), max_answer=4))
     assert request.max_length == len(PROMPT) + 12 - 1 + 3 + 4
