@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import re2  # type: ignore[import-untyped]
-
+from decoding.answers import compile_answer
 from decoding.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
 from server.combinations import Method
 from server.protocol import Decoding
 from server.search_fields import KL_SIGMA
 from server.wire import at
 from server.words import placeholders
-
-_RE2_BYTES = 1 << 20  # memory that one pattern may take
 
 
 def strategy_params(method: Method, wire: Decoding, derived: Mapping[str, Any], last_id: int) -> StrategyParams:
@@ -44,19 +41,13 @@ def num_second_context(strategy: StrategyParams) -> int:
 
 
 def check_regex(wire: Decoding, max_chars: int) -> None:
-    """Raises InvalidParam unless the answer's pattern is one that RE2 takes."""
+    """Raises InvalidParam unless the answer's pattern is one that the strategy takes."""
     pattern = at(wire, "cot_decoding.answer_regex")
     if pattern is None:
         return
     if len(pattern) > max_chars:
         raise InvalidParam("cot_decoding.answer_regex", f"must have at most {max_chars} characters")
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = _RE2_BYTES
-    try:
-        re2.compile(pattern, options)
-    except re2.error:
-        raise InvalidParam("cot_decoding.answer_regex", "must be a regular expression that RE2 takes") from None
+    compile_answer(pattern)
 
 
 def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:

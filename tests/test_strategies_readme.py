@@ -13,8 +13,8 @@ import torch
 
 from decoding.params import LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.strategies import STRATEGIES, build
-from tests.decoding.crowd import random_requests
 from tests.decoding.drive import run
+from tests.decoding.strategies.branching import sampling_requests
 from tests.decoding.table_model import TableModel, table_engine
 
 README = Path(__file__).parent.parent / "decoding" / "strategies" / "README.md"
@@ -63,7 +63,7 @@ def test_it_equals_its_definition_alone_and_in_a_crowd(
     (alone,) = run(table_engine(), [ask(example, k)])
     assert alone.tokens() == look_ahead(k)
     engine = table_engine(num_pages=40, max_rows=24)
-    neighbours = random_requests(random.Random(2), 20, 40)
+    neighbours = sampling_requests(random.Random(2), 12, 40)
     mixed = run(engine, [ask(example, k), *neighbours, ask(example, k)], build)
     assert engine.scheduler.counters.preemptions > 0
     assert mixed[0].said == mixed[-1].said == alone.said

@@ -76,7 +76,8 @@ class CotDecodingStrategy:
         self._request = request
         self._stopping = stopping
         self._tools = tools
-        self._pattern = compile_answer(self._params.answer_regex or LAST_NUMBER)
+        regex = self._params.answer_regex
+        self._pattern = compile_answer(LAST_NUMBER if regex is None else regex)
         self._branches = [_Branch()]
         self._unfinished = self._branches
         self._num_steps = 0

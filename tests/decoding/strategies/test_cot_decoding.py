@@ -114,21 +114,16 @@ def test_branches_share_the_prompt_and_what_precedes_the_crossing() -> None:
 
 
 @pytest.mark.parametrize("mode", ["raw", "processed"])
-def test_a_branch_reports_the_logprobs_that_its_tokens_have_in_plain_decoding(mode: Any) -> None:
-    """The forced first token too: its score is that of the prompt's last position."""
-    logits = LogitsParams(temperature=0, presence_penalty=0.5)
-    request = ask(CotDecoding(k=3, n=3), logits=logits, logprobs=LogprobsParams(3, mode=mode))
+def test_every_branch_reports_the_logprobs_that_its_text_has_as_a_prompt(mode: Any) -> None:
+    """The forced first tokens too."""
+    logits = LogitsParams(temperature=0, repetition_penalty=1.5)
+    request = ask(CotDecoding(k=3, n=3, branch_at=2), logits=logits, logprobs=LogprobsParams(3, mode=mode))
     for choice in answer(request).choices.values():
-        forced = changed(logits, allowed_token_ids=None, logit_bias=((choice.token_ids[0], 0.0),))
-        plain = changed(request, strategy=Sampling(), logits=forced)
-        tail = changed(plain, prompt_ids=(*PROMPT, choice.token_ids[0]), stopping=StoppingParams(11))
-        assert choice.top[0] == answer(plain).choices[0].top[0]
-        if mode == "raw":
-            assert choice.token_ids[0] in dict(choice.top[0])
-            assert dict(choice.top[0])[choice.token_ids[0]] == choice.logprobs[0]
-            assert choice.logprobs[1:] != []
-        assert len(choice.logprobs) == len(choice.token_ids) == len(choice.top)
-        assert answer(tail).tokens()[:1]
+        scored = Request((*PROMPT, *choice.token_ids), logits=logits, logprobs=LogprobsParams(prompt=3, mode=mode))
+        prompt = answer(scored).prompt
+        assert prompt is not None
+        assert tuple(choice.logprobs) == prompt.logprobs[len(PROMPT) :]
+        assert tuple(choice.top) == prompt.top[len(PROMPT) :]
 
 
 def test_the_finish_tells_what_it_was_ranked_by() -> None:
@@ -180,7 +175,7 @@ def test_where_fewer_tokens_are_allowed_than_choices_asked_the_best_is_repeated(
 
 def test_a_text_that_ends_before_the_crossing_is_the_only_branch() -> None:
     short = answer(ask(CotDecoding(k=4, n=2, branch_at=5), stopping=StoppingParams(3)))
-    greedy = answer(ask(CotDecoding(), strategy=Sampling(), stopping=StoppingParams(3)))
+    greedy = answer(changed(ask(CotDecoding()), strategy=Sampling(), stopping=StoppingParams(3)))
     assert short.tokens(0) == short.tokens(1) == greedy.tokens()
 
 
@@ -189,6 +184,24 @@ def test_the_suffix_and_its_answer_are_not_part_of_the_text() -> None:
     asked = answer(ask(CotDecoding(k=3, n=3, span="all", suffix_ids=(20, 21), max_answer=4)))
     assert {tuple(asked.tokens(i)) for i in range(3)} == {tuple(plain.tokens(i)) for i in range(3)}
     assert [figures(asked, i) for i in range(3)] != [figures(plain, i) for i in range(3)]
+
+
+def test_the_suffix_is_fed_like_pauses_that_no_penalty_sees() -> None:
+    """What is said after it equals plain decoding of prompt + text with the suffix as pauses."""
+    suffix, logits = (*range(0, 40, 2),), LogitsParams(temperature=0, repetition_penalty=2.5)
+    letters = tuple(bytes([0x41 + i]) for i in range(40))
+
+    def said(request: Request) -> Answer:
+        return run(table_engine(token_bytes=letters), [request])[0]
+
+    asked = said(ask(CotDecoding(k=4, n=4, suffix_ids=suffix, max_answer=6), logits=logits))
+    for i in range(4):
+        prompt = (*PROMPT, *asked.tokens(i))
+        plain = Request(prompt, Sampling(), logits, StoppingParams(6), pause_ids=suffix)
+        text = b"".join(letters[t] for t in said(plain).tokens()).decode()
+        assert figures(asked, i)["answer"] == text.casefold()
+        seen = changed(plain, prompt_ids=prompt + suffix, pause_ids=())
+        assert said(seen).tokens() != said(plain).tokens()
 
 
 def test_a_suffixed_branch_stays_within_the_length_it_announces() -> None:

@@ -148,17 +148,15 @@ def test_what_is_settled_is_emitted_at_once_and_never_more() -> None:
 
 
 @pytest.mark.parametrize("mode", ["raw", "processed"])
-def test_forced_tokens_report_the_logprobs_of_plain_decoding(mode: Any) -> None:
-    """Sampling restricted to the very token scores it as SED does where it forces it (raw is before restrictions)."""
-    logits = LogitsParams(temperature=0, presence_penalty=0.4)
-    logprobs = LogprobsParams(40, mode=mode)
-    settled = answer(ask(alpha=1.0, logits=logits, logprobs=logprobs)).choices[0]
-    history = list(PROMPT)
-    for token, logprob, top in zip(settled.token_ids, settled.logprobs, settled.top, strict=True):
-        assert dict(top)[token] == logprob
-        history.append(token)
-    shown = answer(changed(ask(logits=logits, logprobs=logprobs), strategy=Sampling(), stopping=StoppingParams(1)))
-    assert settled.top[0] == shown.choices[0].top[0]
+def test_the_text_reports_the_logprobs_that_it_has_as_a_prompt(mode: Any) -> None:
+    logits = LogitsParams(temperature=0, repetition_penalty=1.5)
+    settled = answer(ask(alpha=1.0, logits=logits, logprobs=LogprobsParams(3, mode=mode)))
+    assert figures(settled)["points"] > 2
+    text = (*PROMPT, *settled.tokens())
+    prompt = answer(Request(text, logits=logits, logprobs=LogprobsParams(prompt=3, mode=mode))).prompt
+    assert prompt is not None
+    assert tuple(settled.choices[0].logprobs) == prompt.logprobs[len(PROMPT) :]
+    assert tuple(settled.choices[0].top) == prompt.top[len(PROMPT) :]
 
 
 def test_the_question_is_unseen_by_penalties() -> None:
