@@ -34,8 +34,8 @@ MakeEngine = Callable[[int], Engine]
 
 def small_table_engine(num_pages: int) -> Engine:
     models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
-    options = {"token_bytes": crowd_token_bytes(VOCAB), "max_rows": 24, "tick_tokens": 48}
-    return table_engine(models=models, eos=EOS, **options)
+    token_bytes = crowd_token_bytes(VOCAB)
+    return table_engine(models=models, eos=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=48)
 
 
 def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
