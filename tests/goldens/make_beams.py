@@ -51,19 +51,20 @@ class Gaps:
     def __init__(self) -> None:
         self.smallest = math.inf
 
-    def between(self, first: float, second: float) -> None:
-        self.smallest = min(self.smallest, abs(first - second))
+    def between(self, first: float, second: float, scale: float = 1.0) -> None:
+        """scale: what the two were divided by."""
+        self.smallest = min(self.smallest, abs(first - second) * max(scale, 1.0))
 
-    def cut(self, values: Iterable[float], at: int) -> None:
+    def cut(self, values: Iterable[float], at: int, scale: float = 1.0) -> None:
         """The best `at` of the values are taken; excluded ones (-1e8 and below) are no rivals."""
         ranked = sorted((v for v in values if v > -1e8), reverse=True)
         if len(ranked) > at:
-            self.between(ranked[at - 1], ranked[at])
+            self.between(ranked[at - 1], ranked[at], scale)
 
-    def order(self, values: Iterable[float]) -> None:
+    def order(self, values: Iterable[float], scale: float = 1.0) -> None:
         ranked = sorted(values, reverse=True)
         for first, second in itertools.pairwise(ranked):
-            self.between(first, second)
+            self.between(first, second, scale)
 
 
 @contextmanager
@@ -87,19 +88,20 @@ def watched_beams(gaps: Gaps) -> Iterator[None]:
     def watch_update(self: Any, **given: Any) -> Any:
         out = update(self, **given)
         fresh = given["next_token_hits_stopping_criteria"] & given["top_num_beam_mask"][None, :]
-        length = given["cur_len"] + 1 - given["decoder_prompt_len"]
-        scores = given["topk_log_probs"][fresh] / length ** given["length_penalty"]
+        scale = (given["cur_len"] + 1 - given["decoder_prompt_len"]) ** given["length_penalty"]
+        scores = given["topk_log_probs"][fresh] / scale
         old = given["beam_scores"][given["is_sent_finished"]]
-        gaps.cut(old.tolist() + scores.tolist(), given["num_beams"])
-        gaps.order(v for v in out[1][0].tolist() if v > -1e8)
+        gaps.cut(old.tolist() + scores.tolist(), given["num_beams"], scale)
+        gaps.order((v for v in out[1][0].tolist() if v > -1e8), scale)
         return out
 
     def watch_early(**given: Any) -> Any:
         if bool(given["is_sent_finished"].all()):
             is_far = given["early_stopping"] == "never" and given["length_penalty"] > 0
             length = given["max_length" if is_far else "cur_len"] - given["decoder_prompt_len"]
-            best = float(given["running_beam_scores"][0, 0]) / length ** given["length_penalty"]
-            gaps.between(best, float(given["beam_scores"].min()))
+            scale = length ** given["length_penalty"]
+            best = float(given["running_beam_scores"][0, 0]) / scale
+            gaps.between(best, float(given["beam_scores"].min()), scale)
         return early(**given)
 
     with (

@@ -25,7 +25,7 @@ from decoding.params import (
     StrategyParams,
 )
 from tests.decoding.drive import Answer, run
-from tests.goldens.tiny import TinySpec, build
+from tests.goldens.tiny import TinySpec, build, weights_sha256
 
 RECORDED = json.loads((Path(__file__).parents[2] / "goldens" / "beams.json").read_text(encoding="utf-8"))
 ENTRIES = {entry["model_type"]: entry for entry in RECORDED["models"]}
@@ -90,6 +90,19 @@ def model(model_type: str) -> Model:
 def engine(model_type: str, num_pages: int) -> Engine:
     caches = {"main": PageCache(num_pages, model(model_type).attention.page_size)}
     return Engine({"main": model(model_type)}, caches, eos_token_ids=ENTRIES[model_type]["eos_token_ids"], max_rows=64)
+
+
+@pytest.mark.parametrize("model_type", ENTRIES)
+def test_the_recording_is_of_these_weights_and_of_every_kind_of_ending(model_type: str) -> None:
+    entry = ENTRIES[model_type]
+    spec = TinySpec(model_type, entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))
+    assert weights_sha256(build(spec)) == entry["weights_sha256"]
+    own = cases(model_type)
+    beams = {(p.length_penalty, p.early_stopping) for p in (c.request.strategy for c in own) if isinstance(p, Beam)}
+    assert len(beams) == 15
+    for name in FAMILIES:
+        lengths = [len(ids) for c in own if name == c.request.strategy.NAME for ids in c.sequences]
+        assert min(lengths) < MAX_TOKENS == max(lengths)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
