@@ -11,6 +11,7 @@ rewrites an ending EOS into the first of the list, so for that the ending id its
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,8 @@ from tests.goldens.make import MIN_GAP, TINY_SPECS, write
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
 NEW_TOKENS = 12
-NUM_PROMPTS = 4
+NUM_PROMPTS = 3
+MANY_EOS = tuple(range(2, 96, 12))  # so that beams and groups end early, and some have to go on without them
 VOCAB = 96
 PROCESSORS: tuple[dict[str, Any], ...] = (
     {},
@@ -284,4 +286,5 @@ def model_entry(spec: TinySpec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    write("beams.json", {"max_new_tokens": NEW_TOKENS}, models=[model_entry(spec) for spec in TINY_SPECS])
+    specs = (*TINY_SPECS, *(dataclasses.replace(spec, eos_token_ids=MANY_EOS) for spec in TINY_SPECS))
+    write("beams.json", {"max_new_tokens": NEW_TOKENS}, models=[model_entry(spec) for spec in specs])
