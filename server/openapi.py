@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
 
 
+@cache
 def described(wire: type[BaseModel]) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes `wire`."""
     schema = inlined(wire.model_json_schema(), {})

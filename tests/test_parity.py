@@ -34,8 +34,8 @@ MakeEngine = Callable[[int], Engine]
 
 def small_table_engine(num_pages: int) -> Engine:
     models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
-    options = {"token_bytes": crowd_token_bytes(VOCAB), "max_rows": 24, "tick_tokens": 48}
-    return table_engine(models=models, eos=EOS, **options)
+    token_bytes = crowd_token_bytes(VOCAB)
+    return table_engine(models=models, eos=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=48)
 
 
 def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
@@ -73,20 +73,24 @@ def test_500_requests_in_a_crowd_answer_as_they_do_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def llama() -> Model:
-    model = wrap(tiny("llama"))
-    model.attention.allocate(200)
-    return model
+def llamas() -> dict[str, Model]:
+    """A model and its draft model."""
+    models = {"main": wrap(tiny("llama")), "draft": wrap(tiny("llama", num_hidden_layers=1))}
+    for model in models.values():
+        model.attention.allocate(200)
+    return models
 
 
-def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llama: Model) -> None:
+def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llamas: dict[str, Model]) -> None:
     """All sums of a Llama in float32: attention, products and softmax see other neighbours, chunks and paddings."""
+    vocab = llamas["main"].info.vocab_size
 
     def make(num_pages: int) -> Engine:
-        caches = {"main": PageCache(num_pages, llama.attention.page_size)}
-        return Engine({"main": llama}, caches, eos_token_ids=EOS, max_rows=24, tick_tokens=64)
+        caches = {name: PageCache(num_pages, model.attention.page_size) for name, model in llamas.items()}
+        token_bytes = crowd_token_bytes(vocab)
+        return Engine(llamas, caches, eos_token_ids=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=64)
 
-    requests = random_requests(random.Random(9), 80, llama.info.vocab_size, longest=60)
+    requests = random_requests(random.Random(9), 120, vocab, longest=60)
     crowded = assert_parity(make, requests, alone(make, requests), num_pages=36, seed=9)
     assert crowded.scheduler.counters.preemptions > 5
     assert crowded.scheduler.counters.prefix_hits > 100
@@ -126,10 +130,10 @@ def test_a_row_of_nans_fails_alone() -> None:
     """Token 9 poisons the model's scores; the neighbour never meets it."""
 
     def make() -> Engine:
-        return table_engine(models={"main": TableModel(nan_after=9)}, eos=EOS)
+        return table_engine(models={"main": TableModel(nan_after=9), "draft": DraftTableModel()}, eos=EOS)
 
-    clean = next(r for r in random_requests(random.Random(8), 50, VOCAB) if 9 not in r.prompt_ids)
-    (alone,) = run(make(), [clean])
+    candidates = [r for r in random_requests(random.Random(8), 50, VOCAB) if 9 not in r.prompt_ids]
+    clean, alone = next((r, said) for r in candidates if (said := run(make(), [r])[0]).failure is None)
     poisoned, answer = run(make(), [Request((1, 2, 9)), clean])
     assert poisoned.failure is not None
     assert poisoned.failure.code == "nan_logits"

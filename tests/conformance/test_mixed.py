@@ -96,8 +96,8 @@ def body(name: str, roll: Roll) -> Body:
     """Half of the prompts share a long beginning, which is prefilled in chunks."""
     head = roll.choice([HARBOUR, BATTERIES, QUEUE]) if roll.random() < 0.5 else ""
     tail = roll.choice([" He said that", " It was", " The answer is", " 2 + 3 =", " Once upon a time there was"])
-    steps = roll.choice([{}, {}, {"repetition_penalty": 1.1}, {"min_tokens": 6}, {"no_repeat_ngram_size": 3}])
-    common = {
+    steps: Body = roll.choice([{}, {}, {"repetition_penalty": 1.1}, {"min_tokens": 6}, {"no_repeat_ngram_size": 3}])
+    common: Body = {
         "prompt": head + f"Note {roll.randrange(100)}." + tail,
         "max_tokens": roll.randrange(8, 17),
         "logprobs": roll.randrange(3),

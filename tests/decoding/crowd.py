@@ -135,8 +135,8 @@ def _entropix(rng: random.Random, vocab: int) -> Entropix:
 
 
 def _assisted(rng: random.Random, vocab: int) -> Assisted:
-    schedule = rng.choice(["constant", "heuristic"])
-    return Assisted(rng.randrange(1, 7), schedule, rng.choice([0.0, 0.4]), rng.choice([1, 1, 2]))
+    num_tokens = rng.randrange(1, 7)
+    return Assisted(num_tokens, rng.choice(["constant", "heuristic"]), rng.choice([0.0, 0.4]), rng.choice([1, 1, 2]))
 
 
 MAKERS: dict[str, Make] = {
@@ -199,7 +199,7 @@ def _random_request(
 def _logits(rng: random.Random, vocab: int, strategy: StrategyParams) -> LogitsParams:
     """Each step is off more often than on, so that all kinds of pipelines meet in a batch."""
     is_hot = not isinstance(strategy, NEVER_DRAWING)
-    dynamic = _dynamic_temperature(rng) if isinstance(strategy, FREELY_HEATED) else {}
+    edt, adapt = _dynamic_temperature(rng) if isinstance(strategy, FREELY_HEATED) else (None, None)
     return LogitsParams(
         temperature=rng.choice([0.0, 0.0, 0.3, 1.0, 1.0, 1.7]) if is_hot else 0.0,
         top_k=rng.choice([0, 0, 1, 5, 20]),
@@ -228,17 +228,18 @@ def _logits(rng: random.Random, vocab: int, strategy: StrategyParams) -> LogitsP
         lz_window=rng.choice([512, 16]),
         sampler_order=rng.choice(["hf", "vllm"]),
         min_tokens_to_keep=rng.choice([1, 1, 2]),
-        **dynamic,
+        edt=edt,
+        adapt=adapt,
     )
 
 
-def _dynamic_temperature(rng: random.Random) -> dict[str, Edt | Adapt]:
+def _dynamic_temperature(rng: random.Random) -> tuple[Edt | None, Adapt | None]:
     kind = rng.random()
     if kind < 0.15:
-        return {"edt": Edt(rng.choice([0.5, 2.0]), rng.choice([0.8, 0.5]))}
+        return Edt(rng.choice([0.5, 2.0]), rng.choice([0.8, 0.5])), None
     if kind < 0.3:
-        return {"adapt": Adapt(rng.choice([0.8, 1.5]), rng.choice([0.0, 0.4]), first_token=rng.random() < 0.5)}
-    return {}
+        return None, Adapt(rng.choice([0.8, 1.5]), rng.choice([0.0, 0.4]), first_token=rng.random() < 0.5)
+    return None, None
 
 
 def run_crowd(engine: Engine, requests: list[Request], rng: random.Random) -> dict[int, Answer]:

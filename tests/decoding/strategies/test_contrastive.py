@@ -117,7 +117,7 @@ def test_the_trace_shows_every_candidate_with_probability_and_penalty() -> None:
         tokens, p, penalties, scores = (event.values[key] for key in ("tokens", "probabilities", "penalties", "scores"))
         expected = [0.4 * a - 0.6 * b for a, b in zip(p, penalties, strict=True)]  # type: ignore[arg-type, operator]
         assert scores == pytest.approx(expected, abs=1e-6)
-        assert event.values["token"] == tokens[expected.index(max(expected))]  # type: ignore[index, call-overload]
+        assert event.values["token"] == tokens[expected.index(max(expected))]  # type: ignore[index]
 
 
 def test_pause_tokens_count_as_context_and_not_as_history() -> None:

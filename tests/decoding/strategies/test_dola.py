@@ -84,3 +84,13 @@ def test_a_rows_contrast_does_not_depend_on_its_neighbours(num_layers: int) -> N
 def test_at_least_one_layer_is_needed() -> None:
     with pytest.raises(InvalidParam, match="dola_layers"):
         Dola(())
+
+
+def test_masks_that_forbid_every_plausible_token_end_the_request() -> None:
+    """The masks come after the contrast, as in transformers, which would go on with token 0."""
+    model = TableModel()
+    logp = model.head(states_of(model, PROMPT)[-1:])[0].log_softmax(-1)
+    implausible = int(logp.argmin())
+    (answer,) = run(table_engine(), [ask(logits=LogitsParams(0, allowed_token_ids=(implausible,)))])
+    assert answer.failure is not None
+    assert answer.failure.code == "nan_logits"

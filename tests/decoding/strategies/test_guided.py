@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -113,7 +112,7 @@ def test_the_temperature_halves_for_every_sigma_of_divergence() -> None:
         assert event.values["divergence"] == pytest.approx(d)
         assert event.values["temperature"] == pytest.approx(temperature)
         number = torch.from_numpy(uniforms([3], [0], [position], [Purpose.SAMPLE]))
-        assert token == int(draw((z / np.float32(temperature)).unsqueeze(0), number))
+        assert token == int(draw((z / temperature).unsqueeze(0), number))
         output += (token,)
 
 

@@ -20,27 +20,40 @@ VOCAB = 40
 
 def some_strategy(rng: random.Random) -> StrategyParams:
     context = tuple(rng.randrange(VOCAB) for _ in range(rng.randrange(1, 50)))
-    adaptive = {"high_varentropy": 1.0, "low_varentropy": 0.8, "medium_entropy": 2.0, "high_entropy": 3.5}
-    return rng.choice(
-        [
-            Contrastive(rng.choice([0.0, 0.3, 0.8]), rng.randrange(1, 6)),
-            Dola(rng.choice([(0,), (3, 1), (0, 2, 4)]), rng.randrange(1, 4)),
-            Guided(rng.choice([0.5, 1.5, 3.0]), context, rng.randrange(1, 3)),
-            KlGuided(rng.choice([0.5, 4.0]), context, rng.randrange(1, 3)),
-            Entropix(rng.choice([None, 5]), uses_attention=rng.random() < 0.7, compat=rng.random() < 0.3, **adaptive),
-        ]
+    entropix = Entropix(
+        rng.choice([None, 5]),
+        compat=rng.random() < 0.3,
+        uses_attention=rng.random() < 0.7,
+        low_varentropy=0.8,
+        medium_entropy=2.0,
+        high_entropy=3.5,
+        high_varentropy=1.0,
     )
+    strategies: list[StrategyParams] = [
+        Contrastive(rng.choice([0.0, 0.3, 0.8]), rng.randrange(1, 6)),
+        Dola(rng.choice([(0,), (3, 1), (0, 2, 4)]), rng.randrange(1, 4)),
+        Guided(rng.choice([0.5, 1.5, 3.0]), context, rng.randrange(1, 3)),
+        KlGuided(rng.choice([0.5, 4.0]), context, rng.randrange(1, 3)),
+        entropix,
+    ]
+    return rng.choice(strategies)
 
 
 def crowd_of(seed: int, count: int) -> list[Request]:
     """Three in four are of this chapter; a few of them pause before they speak."""
     rng = random.Random(seed)
-    return [
-        dataclasses.replace(r, strategy=some_strategy(rng), pause_ids=rng.choice([(), (), (7, 7, 7)]), trace=True)
-        if rng.random() < 0.75
-        else r
-        for r in random_requests(rng, count, VOCAB)
-    ]
+    requests = random_requests(rng, count, VOCAB)
+    return [layered(rng, request) if rng.random() < 0.75 else request for request in requests]
+
+
+def layered(rng: random.Random, request: Request) -> Request:
+    pauses = rng.choice([(), (), (7, 7, 7)])
+    request = dataclasses.replace(request, strategy=some_strategy(rng), pause_ids=pauses, trace=True)
+    if not isinstance(request.strategy, Dola):
+        return request
+    # DoLa leaves few tokens: a mask may forbid all of them, which ends the request
+    logits = dataclasses.replace(request.logits, allowed_token_ids=None)
+    return dataclasses.replace(request, logits=logits, stopping=dataclasses.replace(request.stopping, min_tokens=0))
 
 
 def engine(num_pages: int) -> Engine:
