@@ -56,12 +56,14 @@ class KernelAttention:
         self._room = max(room_bytes(s.heads, s.kv_heads, s.head_dim, _padded(s.v_head_dim)) for s in shapes)
         self._room += -self._room % 64
         self._scratch = np.zeros(self._room * self.team.size // 8, np.int64)
+        self.num_allocations = 0
         self._records: dict[int, tuple[LayerSpec, np.ndarray]] = {}
         self._sinks: dict[int, torch.Tensor] = {}
         self._kernel = attention.address
 
     def allocate(self, num_pages: int) -> None:
         self._records = {}
+        self.num_allocations += 1
         self.keys = [torch.zeros(num_pages, s.kv_heads, s.head_dim, PAGE) for s in self.shapes]
         self.values = [torch.zeros(num_pages, s.kv_heads, PAGE, _padded(s.v_head_dim)) for s in self.shapes]
 
@@ -103,7 +105,7 @@ class KernelAttention:
     ) -> torch.Tensor:
         parts = [_readable(part) for part in (query, key, value)]
         out = parts[0].new_empty(query.shape[2], query.shape[1], value.shape[3])
-        record = self.record(spec)
+        record = self._record(spec)
         words = record.view(np.int64)
         words[:4] = (*(part.data_ptr() for part in parts), out.data_ptr())
         words[4:11] = (*(4 * part.stride(axis) for part in parts for axis in (2, 1)), plan.address)
@@ -115,11 +117,10 @@ class KernelAttention:
     def probed(self, plan: KernelPlan) -> dict[int, torch.Tensor]:
         return dict(plan.scores)
 
-    def record(self, spec: LayerSpec) -> np.ndarray:
-        """The layer's ATTENTION record; whoever runs it fills in what changes from call to call."""
+    def _record(self, spec: LayerSpec) -> np.ndarray:
         known, record = self._records.get(spec.layer, (None, None))
         if known is not spec or record is None:
-            record = self._new_record(spec)
+            record = self.new_record(spec)
             self._records[spec.layer] = (spec, record)
         return record
 
@@ -143,7 +144,8 @@ class KernelAttention:
             scores[:, : max(0, keys - spec.sliding_window)] = float("-inf")
         return scores
 
-    def _new_record(self, spec: LayerSpec) -> np.ndarray:
+    def new_record(self, spec: LayerSpec) -> np.ndarray:
+        """An ATTENTION record, valid until the next `allocate`; tensors, strides and batch are still to be filled in."""
         shape = self.shapes[spec.layer]
         record = np.zeros(1, ATTENTION)
         record["key_pages"] = self.keys[spec.layer].data_ptr()

@@ -23,6 +23,7 @@ LAYER = record(
     cos="address",  # [T, rotary]
     sin="address",  # [T, rotary]
     batch="address",  # BATCH
+    rotary="count",
     normed="address",  # [T, hidden]
     qkv="address",  # [T, qkv_columns]
     attended="address",  # [T, heads * head_dim]
@@ -49,7 +50,6 @@ LAYER = record(
     down_bias="address",
     hidden="count",
     intermediate="count",
-    rotary="count",
 )
 
 _batch_at, _attention_at = reader(BATCH), reader(ATTENTION)

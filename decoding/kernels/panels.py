@@ -47,12 +47,12 @@ def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [column
 class PanelLinear(torch.nn.Module):
     """x W^T + b in float32."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team) -> None:  # [N, K], [N]
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team | None = None) -> None:  # [N, K], [N]
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
         self._panels = pack(weight)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
-        self._team = team
+        self._team = team or Team()
         self._counter = np.zeros(1, np.int64)
         self._record = np.zeros(1, LINEAR)
         self._record["weight"] = self._panels.address
