@@ -124,7 +124,9 @@ def _describe(record: np.ndarray, weights: Weights) -> None:
     record["qkv_columns"] = weights.qkv.panels.columns
 
 
-def fuse_layers(blocks: nn.ModuleList, plugged: PluggedAttention, attention: KernelAttention, progress: Progress) -> None:
+def fuse_layers(
+    blocks: nn.ModuleList, plugged: PluggedAttention, attention: KernelAttention, progress: Progress
+) -> None:
     """Replace each layer that is recognised and passes its trial."""
     workspace: Workspace | None = None
     attention.allocate(2)
@@ -134,7 +136,8 @@ def fuse_layers(blocks: nn.ModuleList, plugged: PluggedAttention, attention: Ker
             continue
         workspace = workspace or Workspace(_widths(weights))
         candidates = (
-            FusedLayer(weights, plugged.specs[index], attention, workspace, rotates=rotates) for rotates in (True, False)
+            FusedLayer(weights, plugged.specs[index], attention, workspace, rotates=rotates)
+            for rotates in (True, False)
         )
         fitting = next((each for each in candidates if agrees(each, layer, plugged, attention, index)), None)
         if fitting is not None:

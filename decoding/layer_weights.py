@@ -77,7 +77,9 @@ def read_weights(layer: nn.Module) -> Weights | None:
     return _packed(norms, head_norms, *linears)
 
 
-def _packed(norms: list[Any], head_norms: list[Any], qkv: _Linear, out: _Linear, both: _Linear, down: _Linear) -> Weights | None:
+def _packed(
+    norms: list[Any], head_norms: list[Any], qkv: _Linear, out: _Linear, both: _Linear, down: _Linear
+) -> Weights | None:
     gate_up = _alternate(both)
     products = (qkv, out, gate_up, down)
     columns = [len(each.weight) for each in products]

@@ -8,10 +8,10 @@ add exact zeros, so queries of one row can share a tile and a query's result is 
 
 from __future__ import annotations
 
-from numba import carray, float32, njit
+from numba import carray, float32
 
-from decoding.kernels.compiled import kernel, reader, record
-from decoding.kernels.products import MAX_ROWS, PANEL, make_product
+from decoding.kernels.compiled import inner, kernel, reader, record
+from decoding.kernels.products import MAX_ROWS, PANEL, make_product, products
 from decoding.kernels.tile import Format
 from decoding.kernels.vectors import (
     LANES,
@@ -77,7 +77,7 @@ BATCH = record(
 COUNTERS = 16
 COUNTER_STRIDE = 64
 
-_scores = make_product(Format.FLOAT32)
+_scores = products[Format.FLOAT32]
 _weighted = make_product(Format.FLOAT32, accumulates=True)
 
 
@@ -87,7 +87,7 @@ def room_bytes(heads: int, kv_heads: int, head_dim: int, v_width: int) -> int:
     return 4 * rows * (head_dim + BLOCK + v_width + 2) + 64
 
 
-@njit
+@inner
 def write(a, slots, token):  # type: ignore[no-untyped-def]
     """Put the token's keys and values into its slot."""
     slot = word(slots, token)
@@ -103,7 +103,7 @@ def write(a, slots, token):  # type: ignore[no-untyped-def]
             store_one(target + 4 * d, load_one(source + 4 * d))
 
 
-@njit
+@inner
 def _mask(scores, keys, first, end, scaling, softcap):  # type: ignore[no-untyped-def]
     """Scale and cap one row's scores of a block, hide keys outside first <= key < end; returns the largest."""
     hidden = splat(float32(-INFINITY))
@@ -122,7 +122,7 @@ def _mask(scores, keys, first, end, scaling, softcap):  # type: ignore[no-untype
     return largest(best)
 
 
-@njit
+@inner
 def _exponentiate(scores, keys, peak):  # type: ignore[no-untyped-def]
     """scores = e^(scores - peak); returns their sum."""
     height, sums = splat(peak), splat(float32(0))
@@ -133,18 +133,18 @@ def _exponentiate(scores, keys, peak):  # type: ignore[no-untyped-def]
     return total(sums)
 
 
-@njit
+@inner
 def _fill(address, count, number):  # type: ignore[no-untyped-def]
     for at in range(0, 4 * count, 4):
         store_one(address + at, number)
 
 
-@njit
+@inner
 def _exp_one(x):  # type: ignore[no-untyped-def]
     return lane(exp(splat(x)), 0)
 
 
-@njit
+@inner
 def _soften(a, scores, sums, state, keys, first, end):  # type: ignore[no-untyped-def]
     """One row's weights of one block, and its running state: the peak so far and the sum of weights."""
     if first >= end:
@@ -160,7 +160,7 @@ def _soften(a, scores, sums, state, keys, first, end):  # type: ignore[no-untype
             store(sums + at, load(sums + at) * splat(shrink))
 
 
-@njit
+@inner
 def _finish(a, sums, state, sink, has_sink, out):  # type: ignore[no-untyped-def]
     """out = sums / weights, a sink counting as one more key."""
     weights, shrink = load_one(state + 4), float32(1)
@@ -173,7 +173,7 @@ def _finish(a, sums, state, sink, has_sink, out):  # type: ignore[no-untyped-def
         store_one(out + 4 * d, load_one(sums + 4 * d) * scale)
 
 
-@njit
+@inner
 def _attend_block(a, table, kv_head, room, rows, group, position, start, end):  # type: ignore[no-untyped-def]
     """One block of keys [start, end) for every row of the tile."""
     queries, scores = room, room + 4 * rows * a.head_dim
@@ -197,12 +197,10 @@ def _attend_block(a, table, kv_head, room, rows, group, position, start, end):  
             some, to = min(MAX_ROWS, rows - row), sums + 4 * row * a.v_width
             at = scores + 4 * (row * BLOCK + key - start)
             depth = min(PAGE, end - key)
-            _weighted(
-                some, a.v_width // PANEL, at, 4 * BLOCK, page, 4 * a.v_width, 4 * PANEL, depth, to, 4 * a.v_width
-            )
+            _weighted(some, a.v_width // PANEL, at, 4 * BLOCK, page, 4 * a.v_width, 4 * PANEL, depth, to, 4 * a.v_width)
 
 
-@njit
+@inner
 def _attend_piece(a, table, kv_head, room, token, tokens, position):  # type: ignore[no-untyped-def]
     """Consecutive queries of one row, all heads of one group."""
     group = a.heads // a.kv_heads
@@ -228,7 +226,7 @@ def _attend_piece(a, table, kv_head, room, token, tokens, position):  # type: ig
         _finish(a, sums + 4 * row * a.v_width, state + 8 * row, sink, a.sinks != 0, out)
 
 
-@njit
+@inner
 def attend(a, batch, counter, thread):  # type: ignore[no-untyped-def]
     """One thread's share: takes pieces, head group by head group, until none are left."""
     room = batch.scratch + thread * batch.room

@@ -19,6 +19,9 @@ from numba import types
 from numba.core import config
 from numba.extending import intrinsic
 
+# Functions called by kernels alone: without the wrappers that Python would call them by, and without exceptions.
+inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+
 
 def cache_directory() -> Path:
     digest = hashlib.sha256()
@@ -40,9 +43,9 @@ class Kernel:
         config.CACHE_DIR = config.CACHE_DIR or str(cache_directory())
         signature = types.void(types.CPointer(numba.from_dtype(self._record)))
         try:
-            return numba.cfunc(signature, cache=True)(self._function)
+            return numba.cfunc(signature, cache=True, error_model="numpy")(self._function)
         except (RuntimeError, OSError):  # "no locator available": nowhere to write
-            return numba.cfunc(signature)(self._function)
+            return numba.cfunc(signature, error_model="numpy")(self._function)
 
     @property
     def address(self) -> int:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
 from decoding.kernels.attend import ATTENTION, BATCH, COUNTER_STRIDE, attend, write
-from decoding.kernels.compiled import kernel, reader, record
+from decoding.kernels.compiled import inner, kernel, reader, record
 from decoding.kernels.products import make_multiply
 from decoding.kernels.rows import add, gate, rms_norm, rotate
 from decoding.kernels.tile import Format
@@ -56,18 +56,18 @@ _batch_at, _attention_at = reader(BATCH), reader(ATTENTION)
 ROWS_AT_ONCE = 4
 
 
-@njit
+@inner
 def _meet(batch):  # type: ignore[no-untyped-def]
     if batch.team > 1:
         call(batch.barrier)
 
 
-@njit
+@inner
 def _counter(batch, step):  # type: ignore[no-untyped-def]
     return batch.counters + COUNTER_STRIDE * step
 
 
-@njit
+@inner
 def _begin(layer, batch, counter):  # type: ignore[no-untyped-def]
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
@@ -77,7 +77,7 @@ def _begin(layer, batch, counter):  # type: ignore[no-untyped-def]
         first = take(counter, ROWS_AT_ONCE)
 
 
-@njit
+@inner
 def _prepare(layer, a, batch, counter):  # type: ignore[no-untyped-def]
     """Rotate queries and keys, put keys and values into their pages."""
     first = take(counter, ROWS_AT_ONCE)
@@ -98,7 +98,7 @@ def _prepare(layer, a, batch, counter):  # type: ignore[no-untyped-def]
         first = take(counter, ROWS_AT_ONCE)
 
 
-@njit
+@inner
 def _continue(layer, batch, counter):  # type: ignore[no-untyped-def]
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
@@ -109,7 +109,7 @@ def _continue(layer, batch, counter):  # type: ignore[no-untyped-def]
         first = take(counter, ROWS_AT_ONCE)
 
 
-@njit
+@inner
 def _end(layer, batch, counter):  # type: ignore[no-untyped-def]
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
@@ -123,7 +123,7 @@ def _make_layer(form: Format) -> Any:
     multiply = make_multiply(form)
     multiply_gated = make_multiply(form, gate)
 
-    @njit
+    @inner
     def run(layer, a, batch):  # type: ignore[no-untyped-def]
         thread = take(_counter(batch, 0), 1)
         rows, hidden, middle = batch.tokens, layer.hidden, layer.intermediate

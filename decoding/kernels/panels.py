@@ -47,7 +47,9 @@ def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [column
 class PanelLinear(torch.nn.Module):
     """x W^T + b in float32."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team | None = None) -> None:  # [N, K], [N]
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team | None = None
+    ) -> None:  # [N, K], [N]
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
         self._panels = pack(weight)

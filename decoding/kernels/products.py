@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from decoding.kernels.compiled import kernel, record
+from decoding.kernels.compiled import inner, kernel, record
 from decoding.kernels.tile import Format, make_tile
 from decoding.kernels.vectors import LANES, load, store, take
 
@@ -28,7 +28,7 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
     one_by_four, two_by_two = tile(1, 4), tile(2, 2)
     one, two, three, four, five, six = (tile(rows) for rows in range(1, 7))
 
-    @njit
+    @inner
     def product(rows, panels, a, lda, b, ldb, stride, depth, c, ldc):  # type: ignore[no-untyped-def]
         p = 0
         if rows == 1:
@@ -58,21 +58,24 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
     return product
 
 
-@njit
+@inner
 def add_bias(out, ldc, bias, rows, columns):  # type: ignore[no-untyped-def]
     for row in range(rows):
         for at in range(0, 4 * columns, 4 * LANES):
             store(out + row * ldc + at, load(out + row * ldc + at) + load(bias + at))
 
 
+products = {form: make_product(form) for form in Format}
+
+
 def make_multiply(form: Format, finish: Any = None) -> Any:
     """One thread's share of a linear; `finish(out, ldc, rows, columns, column, also)` may work on what a chunk gave."""
-    product = make_product(form)
+    product = products[form]
     size = form.value
     finishes = finish is not None
     end = finish or add_bias
 
-    @njit
+    @inner
     def multiply(x, weight, bias, out, rows, depth, columns, counter, also):  # type: ignore[no-untyped-def]
         panels = columns // PANEL
         ldb = PANEL * size

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 
-from numba import float32, njit
+from numba import float32
 
+from decoding.kernels.compiled import inner
 from decoding.kernels.vectors import LANES, exp, fma, load, load_one, splat, store, store_one, total
 
 
-@njit
+@inner
 def add(x, y, out, width):  # type: ignore[no-untyped-def]
     """out = x + y, each [width]; width is a multiple of LANES."""
     for at in range(0, 4 * width, 4 * LANES):
         store(out + at, load(x + at) + load(y + at))
 
 
-@njit
+@inner
 def rms_norm(x, weight, eps, out, width):  # type: ignore[no-untyped-def]
     """out = weight * x / sqrt(mean(x^2) + eps), each [width]."""
     squares = splat(float32(0))
@@ -28,7 +29,7 @@ def rms_norm(x, weight, eps, out, width):  # type: ignore[no-untyped-def]
         store(out + at, load(weight + at) * (load(x + at) * scale))
 
 
-@njit
+@inner
 def rotate(head, cos, sin, width):  # type: ignore[no-untyped-def]
     """Rotate the first `width` numbers of a head in place, number i together with number i + width / 2."""
     half = 2 * width
@@ -38,12 +39,12 @@ def rotate(head, cos, sin, width):  # type: ignore[no-untyped-def]
         store_one(head + half + at, b * load_one(cos + half + at) + a * load_one(sin + half + at))
 
 
-@njit
+@inner
 def silu(v):  # type: ignore[no-untyped-def]
     return v / (splat(float32(1)) + exp(splat(float32(0)) - v))
 
 
-@njit
+@inner
 def gate(out, ldc, rows, columns, column, activated):  # type: ignore[no-untyped-def]
     """silu(gate) * up for panels that alternate between gate and up, at their place in `activated` [rows, ldc / 2]."""
     panel = 8 * LANES  # bytes

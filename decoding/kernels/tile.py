@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from decoding.kernels.vectors import _F32, _F32S, _I32, _I32S, _I64, LANES, call_fma, floats_at, pointer, splat_scalar
+from decoding.kernels.vectors import _F32, _F32S, _I32S, _I64, LANES, call_fma, floats_at, pointer, splat_scalar
 
 
 class Format(Enum):
@@ -44,7 +44,9 @@ class _Shape:
         self.rows, self.panels, self.vectors, self.form, self.accumulates = rows, panels, vectors, form, accumulates
 
 
-def _build(builder: Any, shape: _Shape, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, depth: Any, c: Any, ldc: Any) -> None:
+def _build(
+    builder: Any, shape: _Shape, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, depth: Any, c: Any, ldc: Any
+) -> None:
     starts = [builder.add(a, builder.mul(lda, _i64(m))) for m in range(shape.rows)]
     targets = [
         builder.add(builder.add(c, builder.mul(ldc, _i64(m))), _i64(4 * LANES * v))

@@ -17,6 +17,7 @@ from numba.extending import intrinsic, models, overload, register_model
 
 LANES = 8
 
+_inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 _F32 = ir.FloatType()
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _F32S, _I32S = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
@@ -211,7 +212,7 @@ def take(_context: Any, address: Any, count: Any) -> Any:
     return types.int64(types.int64, types.int64), build
 
 
-@njit(forceinline=True)
+@_inner
 def total(v):  # type: ignore[no-untyped-def]
     """The sum of the lanes, always in the same order."""
     return ((lane(v, 0) + lane(v, 4)) + (lane(v, 1) + lane(v, 5))) + (
@@ -219,7 +220,7 @@ def total(v):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(forceinline=True)
+@_inner
 def largest(v):  # type: ignore[no-untyped-def]
     best = lane(v, 0)
     for i in range(1, LANES):
@@ -227,7 +228,7 @@ def largest(v):  # type: ignore[no-untyped-def]
     return best
 
 
-@njit(forceinline=True)
+@_inner
 def exp(x):  # type: ignore[no-untyped-def]
     """e ** x within 1 ulp or so (Cephes): -inf gives 0."""
     x = larger(splat(types.float32(-88.0)), x)
