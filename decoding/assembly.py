@@ -1,15 +1,18 @@
-"""From a loaded model to an engine that has decoded a token: sizes the KV cache by the memory there is."""
+"""From loaded models to an engine whose models have decoded a token: sizes the KV caches by the memory there is."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 
 from decoding.cache import PageCache
-from decoding.engine import MAIN, Engine
+from decoding.engine import Engine
 from decoding.frames import Loaded, Start
 from decoding.memory import available_memory
 from decoding.model import Model
-from decoding.params import LogitsParams, Request, StoppingParams
+from decoding.params import DRAFT, MAIN, LogitsParams, Request, StoppingParams
 from decoding.strategies import build
 
 # Prefill tokens a tick: every running stream waits for them, so a CPU takes fewer. Both fill the machine.
@@ -17,48 +20,85 @@ CPU_TICK_TOKENS = 256
 GPU_TICK_TOKENS = 8192
 
 
-def build_engine(start: Start, model: Model) -> tuple[Engine, Loaded]:
-    """Size the KV cache, make the engine, decode one canary token. Raises ValueError where the memory is too small."""
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the memory and the models allow. num_pages: of each model, page 0 included."""
+
+    max_model_len: int
+    num_pages: dict[str, int]
+
+
+def build_engine(start: Start, model: Model, draft: Model | None = None) -> tuple[Engine, Loaded]:
+    """Size the KV caches, make the engine, decode one canary token with each model.
+
+    Raises ValueError where the memory is too small or the draft model does not go with the other.
+    """
+    models = {MAIN: model} | ({} if draft is None else {DRAFT: draft})
+    _check_widths(models)
+    sizes = size_caches(start, models)
+    for name, each in models.items():
+        each.attention.allocate(sizes.num_pages[name])
+        _decode_canary(_engine(start, {MAIN: each}, Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]})))
     info = model.info
-    max_model_len = min(info.max_model_len, start.max_model_len or info.max_model_len)
-    page_size = model.attention.page_size
-    num_pages = _num_pages(start, model, max_model_len)
-    max_model_len = min(max_model_len, (num_pages - 1) * page_size)
-    model.attention.allocate(num_pages)
-    engine = Engine(
-        {MAIN: model},
-        {MAIN: PageCache(num_pages, page_size)},
-        eos_token_ids=info.eos_token_ids,
-        token_bytes=start.token_bytes,
-        max_rows=start.max_rows,
-        tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
-        max_model_len=max_model_len,
-        shares_prefixes=start.prefix_cache,
-    )
-    _decode_canary(engine)
     loaded = Loaded(
         vocab_size=info.vocab_size,
-        max_model_len=max_model_len,
+        max_model_len=sizes.max_model_len,
         eos_token_ids=info.eos_token_ids,
-        num_pages=num_pages,
-        page_size=page_size,
+        num_pages=sizes.num_pages[MAIN],
+        page_size=model.attention.page_size,
         max_rows=start.max_rows,
         device=str(info.device),
         dtype=str(info.dtype).removeprefix("torch."),
         architecture=info.architecture,
+        num_layers=info.num_layers,
+        ties_embeddings=info.ties_embeddings,
+        has_draft=draft is not None,
     )
-    return engine, loaded
+    return _engine(start, models, sizes), loaded
 
 
-def _num_pages(start: Start, model: Model, max_model_len: int) -> int:
-    """Pages that the configured memory holds (page 0 included), never more than all rows at full length could use."""
-    page_size = model.attention.page_size
-    most = 1 + start.max_rows * -(-max_model_len // page_size)
-    memory = start.kv_memory_bytes or _default_kv_memory(model.info.device)
-    num_pages = min(most, memory // model.attention.bytes_per_page())
-    if num_pages < 2:
+def _check_widths(models: dict[str, Model]) -> None:
+    """A draft model proposes the other's token ids and is weighed against it id by id."""
+    widths = {name: model.info.vocab_size for name, model in models.items()}
+    if widths.get(DRAFT, widths[MAIN]) != widths[MAIN]:
+        raise ValueError(
+            f"the draft model has another vocabulary: {widths[DRAFT]} token ids, where the model has {widths[MAIN]}"
+        )
+
+
+def size_caches(start: Start, models: dict[str, Model]) -> Sizes:
+    """Divide the memory so that all caches hold equally many tokens: what a draft row holds, its target row holds too.
+
+    Never more than all rows at full length could use.
+    """
+    own_limit = min(model.info.max_model_len for model in models.values())
+    max_model_len = min(own_limit, start.max_model_len or own_limit)
+    backends = {name: model.attention for name, model in models.items()}
+    memory = start.kv_memory_bytes or _default_kv_memory(models[MAIN].info.device)
+    bytes_per_token = sum(Fraction(b.bytes_per_page(), b.page_size) for b in backends.values())
+    num_tokens = int(memory / bytes_per_token)
+    num_pages = {
+        name: min(1 + start.max_rows * -(-max_model_len // backend.page_size), num_tokens // backend.page_size)
+        for name, backend in backends.items()
+    }
+    if min(num_pages.values()) < 2:
         raise ValueError("kv_memory is too small for a single page")
-    return int(num_pages)
+    held = min((num_pages[name] - 1) * backend.page_size for name, backend in backends.items())
+    return Sizes(min(max_model_len, held), num_pages)
+
+
+def _engine(start: Start, models: dict[str, Model], sizes: Sizes) -> Engine:
+    info = models[MAIN].info
+    return Engine(
+        models,
+        {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
+        eos_token_ids=info.eos_token_ids,
+        token_bytes=start.token_bytes,
+        max_rows=start.max_rows,
+        tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
+        max_model_len=sizes.max_model_len,
+        shares_prefixes=start.prefix_cache,
+    )
 
 
 def _default_kv_memory(device: torch.device) -> int:

@@ -27,8 +27,6 @@ from decoding.seam import Feed, Move, Observation, Open, Reading, RowId, Strateg
 from decoding.stopping import Stopping
 from decoding.tools import NotBegun, RowTools
 
-MAIN = "main"
-
 Build = Callable[[Request, Stopping, Tools], Strategy]
 
 
@@ -114,8 +112,9 @@ class Engine:
         live = self._new_live(request_id, request)
         self._live[request_id] = live
         self.scheduler.enqueue(live)
-        if not self._fits(request):
-            self._fail(live, Failure("never_fits", "the request needs more KV cache or rows than the server has"))
+        failure = self._refusal(request)
+        if failure is not None:
+            self._fail(live, failure)
             return
         try:
             stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes)
@@ -327,7 +326,7 @@ class Engine:
         output = self._output(live)
         output.failure = failure
         output.usage = Usage(
-            cached_tokens=live.num_cached,
+            cached_tokens=min(live.num_cached, len(live.request.prompt_ids)),  # pauses are cached too
             computed_tokens=live.num_computed,
             queue_seconds=admitted - live.submitted_at,
             prefill_seconds=first - admitted,
@@ -362,15 +361,28 @@ class Engine:
         self._num_rows += 1
         return RowId(self._num_rows)
 
+    def _refusal(self, request: Request) -> Failure | None:
+        """Why the request can never run here, if so."""
+        missing = [name for name in request.max_rows_in if name not in self._models]
+        if missing:
+            return Failure("no_model", f"the request needs a {missing[0]} model and the server has none")
+        if not self._fits(request):
+            return Failure("never_fits", "the request needs more KV cache or rows than the server has")
+        return None
+
     def _fits(self, request: Request) -> bool:
-        """Whether the request can possibly run, alone: its rows at the length they take for sure, full prompt pages
-        shared. One that may end early is tried; it is ended when it outgrows the cache all the same."""
-        cache = self._caches[MAIN]
-        shared = len(request.prompt_ids) // cache.page_size
-        own = cache.pages_for(request.certain_length) - shared
+        """Whether the request can possibly run, alone. One that may end early is tried; it is ended when it outgrows a
+        cache all the same."""
         return (
             request.max_rows <= self._max_rows
             and request.max_length <= self._max_model_len
-            and cache.pages_for(request.max_length) <= cache.num_usable
-            and shared + request.max_rows * own <= cache.num_usable
+            and all(_can_hold(self._caches[name], request, count) for name, count in request.max_rows_in.items())
         )
+
+
+def _can_hold(cache: PageCache, request: Request, num_rows: int) -> bool:
+    """Whether so many rows fit at the length they take for sure, full prompt pages shared."""
+    shared = len(request.prompt_ids) // cache.page_size
+    own = cache.pages_for(request.certain_length) - shared
+    is_row_short = cache.pages_for(request.max_length) <= cache.num_usable
+    return is_row_short and shared + num_rows * own <= cache.num_usable

@@ -35,13 +35,17 @@ AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], Att
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """vocab_size is the width of the logits; max_model_len counts positions, prompt and output together."""
+    """vocab_size is the width of the logits; max_model_len counts positions, prompt and output together.
+
+    ties_embeddings: the output matrix is the embedding.
+    """
 
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
     hidden_size: int
     num_layers: int
+    ties_embeddings: bool
     dtype: torch.dtype
     device: torch.device
     architecture: str
@@ -276,6 +280,7 @@ def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:
         eos_token_ids=_eos_token_ids(causal_lm),
         hidden_size=config.hidden_size,
         num_layers=num_layers,
+        ties_embeddings=bool(config.tie_word_embeddings),
         dtype=causal_lm.dtype,
         device=causal_lm.device,
         architecture=type(causal_lm).__name__,

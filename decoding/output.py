@@ -23,7 +23,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request ended without an answer. code: never_fits | nan_logits | internal. `cause` is for the log only."""
+    """Why a request ended without an answer. `cause` is for the log only.
+
+    code: never_fits | no_model | nan_logits | internal.
+    """
 
     code: str
     message: str

@@ -1,11 +1,13 @@
-"""Order among finished candidates."""
+"""Order among finished candidates, and what a length costs them."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from decoding.params import RankBy
+from decoding.params.beams import LengthPenaltyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +29,56 @@ class Candidate:
 def best(candidates: Sequence[Candidate], n: int, rank_by: RankBy) -> list[Candidate]:
     """The n best, best first; the lower index among equals."""
     return sorted(candidates, key=lambda c: (-c.score(rank_by), c.index))[:n]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthPenalty:
+    """lp(Y) = |Y| ** alpha ("hf"), or ((5 + |Y|) / 6) ** alpha ("gnmt", arXiv 1609.08144); |Y| counts an ending EOS."""
+
+    alpha: float
+    kind: LengthPenaltyType = "hf"
+
+    def score(self, total: float, length: int) -> float:
+        """A total log-prob over the penalty of its length."""
+        base = (5 + length) / 6 if self.kind == "gnmt" else float(length)
+        return float(total / base**self.alpha)
+
+    def bound(self, total: float, length: int, longest: int) -> float:
+        """The best score that any continuation can reach: no token adds to `total`, and it may end anywhere from
+        `length` to `longest` tokens."""
+        return self.score(total, longest if self.alpha > 0 else length)
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A finished sequence's index, the answer it gives (None: one that nobody shares) and how sure it is of it."""
+
+    index: int
+    answer: str | None
+    confidence: float
+
+    @property
+    def party(self) -> str | int:
+        """What votes with equal answers have in common."""
+        return self.index if self.answer is None else self.answer
+
+
+def surest(votes: Sequence[Vote]) -> list[tuple[Vote, float]]:
+    """Surest first, each with its confidence; the lower index among equals."""
+    return [(v, v.confidence) for v in sorted(votes, key=lambda v: (-v.confidence, v.index))]
+
+
+def by_agreement(votes: Sequence[Vote]) -> list[tuple[Vote, float]]:
+    """The surest vote of each answer, best sum of confidences first, then each answer's second and so on; with the sum.
+
+    So the first n of them give n different answers where there are as many.
+    """
+    sums: defaultdict[str | int, float] = defaultdict(float)
+    places: Counter[str | int] = Counter()
+    placed = []
+    for vote, confidence in surest(votes):
+        placed.append((places[vote.party], vote))
+        places[vote.party] += 1
+        sums[vote.party] += confidence
+    placed.sort(key=lambda pair: (pair[0], -sums[pair[1].party]))
+    return [(vote, sums[vote.party]) for _, vote in placed]

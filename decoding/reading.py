@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
+from decoding.logits.entropy import entropies
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
-from decoding.logits.step import row_sum
 from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
@@ -113,6 +114,7 @@ class ReadSlice:
         self._copy = copy
         self._handles: dict[tuple[str, int], tuple[int, int]] = {}  # (field, read) -> (handle, row in it)
         self._layer_handles: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, read) -> (handle, row in it)
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # read -> scores and raw log-probs
 
     def enqueue(self, model: Head, hidden: HiddenStates) -> None:
         self._enqueue_states(model, hidden)
@@ -190,8 +192,8 @@ class ReadSlice:
         pipelines = [r.pipeline for r in reads]
         if not any(p.processors or p.warpers for p in pipelines):
             return logits
-        histories = [r.history for r in reads]
-        return warp(process(logits.clone(), pipelines, histories), pipelines, histories)
+        context = Context([r.history for r in reads], logits)
+        return warp(process(logits.clone(), pipelines, context), pipelines, context)
 
     def _enqueue_draws(self, logits: torch.Tensor, headed: Sequence[int]) -> torch.Tensor | None:
         """Drawn ids [n, most draws of a row], or None when nobody draws. Row order is that of `headed`."""
@@ -232,6 +234,7 @@ class ReadSlice:
             self._add("drawn", rows, scores.gather(1, ids[at]))
             if raw is not None:
                 self._add("raw", rows, raw.gather(1, ids[at]))
+        self._keep(rows, scores, raw)
         width = max(r.want.top_k for r in reads)
         if width:
             best = top(scores, width)
@@ -245,10 +248,21 @@ class ReadSlice:
                     self._add("gathered_raw", [row], raw[k : k + 1, list(read.want.gather)])
             if read.want.full:
                 self._add("full", [row], scores[k : k + 1])
+                if raw is not None and read.want.logprobs:
+                    self._add("full_raw", [row], raw[k : k + 1])
         following = [k for k, r in enumerate(reads) if r.want.gather_next and r.next_id is not None]
         if following:
             next_ids = torch.tensor([reads[k].next_id for k in following], device=scores.device)
             self._add("next", [rows[k] for k in following], scores[following, next_ids])
+
+    def _keep(self, rows: Sequence[int], scores: torch.Tensor, raw: torch.Tensor | None) -> None:
+        """Copies of what is to stay on the device: a view would keep the scores of every row alive."""
+        at = [k for k, row in enumerate(rows) if self._reads[row].want.keep]
+        if at:
+            kept, kept_raw = scores[at], None if raw is None else raw[at]
+            for i, k in enumerate(at):
+                own = kept_raw[i] if kept_raw is not None and self._reads[rows[k]].want.logprobs else None
+                self._kept[rows[k]] = kept[i], own
 
     def _raw(
         self, kind: Scores, scores: torch.Tensor, logits: torch.Tensor, reads: Sequence[Read]
@@ -266,9 +280,9 @@ class ReadSlice:
             return logits.log_softmax(dim=-1)
         if kind is Scores.PROCESSED:
             return self._processed(logits, reads).log_softmax(dim=-1)
-        pipelines, histories = [r.pipeline for r in reads], [r.history for r in reads]
-        scores = process(logits.log_softmax(dim=-1), pipelines, histories)
-        return warp(scores, pipelines, histories) if kind is Scores.WARPED else scores
+        pipelines, context = [r.pipeline for r in reads], Context([r.history for r in reads], logits)
+        scores = process(logits.log_softmax(dim=-1), pipelines, context)
+        return warp(scores, pipelines, context) if kind is Scores.WARPED else scores
 
     def _reading(self, i: int) -> Reading | Unreadable:
         read, get = self._reads[i], self._get
@@ -279,11 +293,13 @@ class ReadSlice:
         tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
         following, raw, chosen = get("next", i), get("raw", i), get("contrasted", i)
         has_logprobs = read.want.logprobs and drawn is not None
+        has_scores = (read.want.logprobs or read.want.keep) and drawn is not None
+        kept, kept_raw = self._kept.get(i, (None, None))
         return Reading(
             position=read.position,
             tokens=() if tokens is None else tuple(int(t) for t in tokens[:num_draws]),
             logprobs=tuple(raw[:num_draws].tolist()) if has_logprobs and raw is not None else (),
-            drawn_scores=tuple(drawn[:num_draws].tolist()) if has_logprobs and drawn is not None else (),
+            drawn_scores=tuple(drawn[:num_draws].tolist()) if has_scores and drawn is not None else (),
             top=_pairs(get("top", i), read.want.top_k),
             top_logprobs=_floats(get("top_raw", i), read.want.top_k if read.want.logprobs else 0),
             raw_top=_pairs(get("raw_top", i), read.want.raw_top),
@@ -291,12 +307,15 @@ class ReadSlice:
             gathered_logprobs=_floats(get("gathered_raw", i), len(read.want.gather) if read.want.logprobs else 0),
             next_score=None if following is None else float(following),
             full=_tensor(get("full", i)),
+            full_logprobs=_tensor(get("full_raw", i)),
             entropy=None if entropy is None else float(entropy[0]),
             varentropy=None if entropy is None else float(entropy[1]),
             hidden=_tensor(get("hidden", i)),
             layers={layer: self._layer(layer, i) for layer in read.want.layers},
             attention=_tensor(get("attention", i)),
             contrasted=None if chosen is None else read.want.contrast[int(chosen)],
+            kept=kept,
+            kept_raw=kept_raw,
         )
 
     def _layer(self, layer: int, i: int) -> torch.Tensor:
@@ -347,15 +366,6 @@ def _pairs(array: np.ndarray | None, count: int) -> tuple[tuple[int, float], ...
     if array is None or not count:
         return ()
     return tuple((int(token), float(score)) for score, token in zip(array[0, :count], array[1, :count], strict=True))
-
-
-def entropies(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropy and varentropy in nats of softmax(logits [rows, vocab]), both [rows]; a row's do not depend on others."""
-    logp = logits.log_softmax(dim=-1)
-    p = logits.softmax(dim=-1)
-    surprise = torch.where(p > 0, logp, 0.0)
-    entropy = -row_sum(p * surprise)
-    return entropy, row_sum(p * (surprise + entropy.unsqueeze(1)).square())
 
 
 def _tensor(array: np.ndarray | None) -> torch.Tensor | None:

@@ -32,9 +32,13 @@ def philox(counters: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def uniforms(
-    seeds: Sequence[int], choices: Sequence[int], positions: Sequence[int], purposes: Sequence[Purpose], lane: int = 0
+    seeds: Sequence[int],
+    choices: Sequence[int],
+    positions: Sequence[int],
+    purposes: Sequence[Purpose],
+    lane: int | np.ndarray = 0,
 ) -> np.ndarray:
-    """One float64 in [0, 1) per key, [N]. `lane` separates several numbers drawn for one key."""
+    """One float64 in [0, 1) per key, [N]. `lane` (one for all, or [N]) separates several numbers drawn for one key."""
     seed = np.asarray(seeds, dtype=np.uint64)
     keys = np.stack(((seed & _LOW), seed >> _32), axis=1).astype(np.uint32)
     counters = np.empty((len(seed), 4), dtype=np.uint32)
@@ -51,13 +55,13 @@ _BLOCK = 256
 
 def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Invert the distribution function, ids in order: scores [rows, vocab] (-inf: excluded), uniform [rows] -> ids
-    [rows].
+    [rows]. A row with NaN or nothing but -inf gives some id of the vocabulary.
 
     Two levels, blocks of ids and then ids of one block, because a running sum over a whole vocabulary costs more than
     the rest of a draw. Sums over blocks and within the chosen block are float64.
     """
     num_rows, vocab = scores.shape
-    weights = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    weights = scores.softmax(dim=-1)  # row by row, where exp would depend on how the batch divides into vectors
     blocks = torch.nn.functional.pad(weights, (0, -vocab % _BLOCK)).view(num_rows, -1, _BLOCK)
     block_ends = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [rows, blocks]
     target = uniform.unsqueeze(1) * block_ends[:, -1:]  # [rows, 1]
@@ -67,7 +71,33 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     # The block's own sum rounds differently from the running sum: stay below it, so that no excluded id is ever hit.
     below_end = torch.nextafter(inner[:, -1:], torch.zeros_like(target))
     offset = torch.searchsorted(inner, torch.minimum((target - before).clamp_(min=0), below_end), right=True)
-    return (block * _BLOCK + offset).squeeze(1)
+    return (block * _BLOCK + offset).squeeze(1).clamp_(max=vocab - 1)  # NaN compares as beyond the end
+
+
+def draw_without_replacement(weights: np.ndarray, uniforms: Sequence[float]) -> list[int]:
+    """Indices in the order drawn, one for each uniform: each proportional to what is left of weights [n] >= 0.
+
+    Ends early when no weight is left. Two levels of sums as in `draw`; a drawn index leaves its block, and only that
+    block is added up again.
+    """
+    blocks = np.zeros((-(-len(weights) // _BLOCK), _BLOCK), dtype=weights.dtype)
+    blocks.ravel()[: len(weights)] = weights
+    sums = blocks.sum(axis=1, dtype=np.float64)
+    drawn: list[int] = []
+    for uniform in uniforms:
+        ends = sums.cumsum()
+        if not ends[-1] > 0:
+            break
+        # Products and sums round: stay below each end, so that no zero weight is ever hit.
+        target = min(uniform * ends[-1], np.nextafter(ends[-1], 0.0))
+        block = int(ends.searchsorted(target, side="right"))
+        inner = blocks[block].cumsum(dtype=np.float64)
+        rest = min(target - (ends[block - 1] if block else 0.0), np.nextafter(inner[-1], 0.0))
+        offset = int(inner.searchsorted(rest, side="right"))
+        drawn.append(block * _BLOCK + offset)
+        blocks[block, offset] = 0
+        sums[block] = blocks[block].sum(dtype=np.float64)
+    return drawn
 
 
 def greedy(scores: torch.Tensor) -> torch.Tensor:

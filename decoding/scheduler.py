@@ -1,13 +1,15 @@
 """Which rows run in the next tick. Owns the waiting and the running requests; knows pages and rows, not what they mean.
 
-Admission is by rows and pages, in order. Running rows get their pages oldest request first; when none is left the
-youngest request loses all of its pages and waits again, to be re-fed later. The oldest request therefore always goes
-on; should it outgrow the whole cache by itself it is `starved`, and the engine ends it. So nothing can block for ever.
+Admission is by rows and pages, in order. Running rows get their pages oldest request first; when a model has none left,
+the youngest request that holds some loses all of its pages and waits again, to be re-fed later. The oldest request
+therefore always goes on; should it outgrow a whole cache by itself it is `starved`, and the engine ends it. So nothing
+can block for ever.
 """
 
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -98,7 +100,7 @@ class Scheduler:
             return False
         if not self.running:
             return True
-        needed = {name: sum(len(r.rows) for r in self.running) for name in self._caches}
+        needed = Counter(row.model for r in self.running for row in r.rows.values())
         for at, work in enumerate(live.works):
             cache = self._caches[work.row.model]
             needed[work.row.model] += 1 if at else cache.pages_for(work.row.num_pending)
@@ -109,12 +111,15 @@ class Scheduler:
         that the one before published: re-fed forks share their prompt again, as they did before."""
         if not live.is_running:  # preempted earlier in this very tick
             return []
-        unfinished = [w for w in live.works if not w.is_done]
-        empty = [w for w in unfinished if w.row.table.length == 0]
-        if not empty or len(empty) < len(unfinished):
-            return [w for w in unfinished if w.row.table.length]
-        self._adopt(live, empty[0])
-        return empty[:1]
+        ready = []
+        for model in self._caches:
+            unfinished = [w for w in live.works if w.row.model == model and not w.is_done]
+            fed = [w for w in unfinished if w.row.table.length]
+            if unfinished and not fed:
+                self._adopt(live, unfinished[0])
+                fed = unfinished[:1]
+            ready += fed
+        return ready
 
     def _chunk_length(self, work: Work, budget: int) -> int:
         """Tokens of a long feed for this tick; borders lie on multiples of the chunk, whatever the load."""
@@ -130,8 +135,9 @@ class Scheduler:
             return 0
         row, cache = work.row, self._caches[work.row.model]
         while cache.pages_to_grow(row.table, count) > cache.num_available:
-            victim = self.running[-1]
-            if len(self.running) == 1:
+            owners = [r for r in self.running if r is live or _has_pages(r, row.model)]
+            victim = owners[-1]
+            if len(owners) == 1:
                 self.starved.append(victim)
             self._preempt(victim)
             chosen.pop(victim, None)
@@ -147,7 +153,8 @@ class Scheduler:
         row = work.row
         limit = min(work.next_read, row.indexable_length)
         adopted = self._caches[row.model].adopt_prefix(row.table, row.log.ids, live.salt, limit)
-        if not live.num_computed and not live.num_preemptions:
+        is_prompt = work is live.works[0]
+        if is_prompt and not live.num_computed and not live.num_preemptions:
             live.num_cached += adopted
             self.counters.prefix_queries += row.log.length
             self.counters.prefix_hits += adopted
@@ -163,3 +170,8 @@ class Scheduler:
     def _release(self, live: LiveRequest) -> None:
         for row in live.rows.values():
             self._caches[row.model].free(row.table)
+
+
+def _has_pages(live: LiveRequest, model: str) -> bool:
+    """Whether preempting the request would give the model's cache anything back."""
+    return any(row.model == model and row.table.pages for row in live.rows.values())

@@ -20,7 +20,7 @@ from typing import NewType, Protocol
 
 import torch
 
-from decoding.params import LogitsParams
+from decoding.params import MAIN, LogitsParams
 
 RowId = NewType("RowId", int)
 
@@ -75,13 +75,14 @@ class Want:
     """What to read at a position. The default reads nothing: the feed only fills the cache.
 
     draws: tokens drawn (argmax where the row's temperature is 0). logprobs: report the drawn tokens' raw log-probs, and
-    their scores in the kind that `scores` names; of the ids in `top_k` and `gather` the raw log-probs too.
+    their scores in the kind that `scores` names; of the ids in `top_k`, `gather` and `full` the raw log-probs too.
     top_k: the k best (id, score). raw_top: the k best (id, raw log-prob), whatever `scores` says.
     gather: scores of these ids. gather_next: score of the token that follows in the feed. entropy: entropy and
     varentropy in nats of softmax(z). hidden: last hidden state after the final norm. layers: logits of these hidden
     layers through the head, without final norm. attention: last layer's scores of the last query.
     contrast: hidden layers to contrast z with before the pipeline sees it (`logits/contrast.py`); raw log-probs and
-    entropy stay those of the untouched z.
+    entropy stay those of the untouched z. keep: as full, but the scores stay on the model's device (with logprobs the
+    raw ones too), and those of the drawn tokens are reported.
     """
 
     draws: tuple[Draw, ...] = ()
@@ -96,6 +97,7 @@ class Want:
     layers: tuple[int, ...] = ()
     attention: bool = False
     contrast: tuple[int, ...] = ()
+    keep: bool = False
     scores: Scores = Scores.RAW
 
     @property
@@ -106,7 +108,7 @@ class Want:
     @property
     def reads_scores(self) -> bool:
         """Whether anything is read in the kind that `scores` names."""
-        return bool(self.logprobs or self.top_k or self.gather or self.gather_next or self.full)
+        return bool(self.logprobs or self.top_k or self.gather or self.gather_next or self.full or self.keep)
 
     @property
     def reads_head(self) -> bool:
@@ -126,7 +128,7 @@ NOTHING = Want()
 class Open:
     """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths."""
 
-    model: str = "main"
+    model: str = MAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +151,13 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read at one position; fields not wanted are empty. Tensors are on the host, float32.
+    """What was read at one position; fields not wanted are empty. Tensors are on the host, but for the kept, float32.
 
     tokens, logprobs (raw) and drawn_scores (in Want.scores) follow Want.draws; top and raw_top are best first (ties:
-    lower id first); gathered follows Want.gather; top_logprobs and gathered_logprobs are the raw log-probs of their
-    ids. next_score is None at the feed's last position. full: [vocab]. hidden: [hidden]. layers: index -> [vocab].
-    attention: [heads, keys]. contrasted: the layer of Want.contrast that z was contrasted with.
+    lower id first); gathered follows Want.gather; top_logprobs, gathered_logprobs and full_logprobs are the raw
+    log-probs of their ids. next_score is None at the feed's last position. full: [vocab]. hidden: [hidden]. layers:
+    index -> [vocab]. attention: [heads, keys]. contrasted: the layer of Want.contrast that z was contrasted with. kept,
+    kept_raw: scores and raw log-probs [vocab].
     """
 
     position: int
@@ -168,12 +171,15 @@ class Reading:
     gathered_logprobs: tuple[float, ...] = ()
     next_score: float | None = None
     full: torch.Tensor | None = None
+    full_logprobs: torch.Tensor | None = None
     entropy: float | None = None
     varentropy: float | None = None
     hidden: torch.Tensor | None = None
     layers: dict[int, torch.Tensor] = field(default_factory=dict)
     attention: torch.Tensor | None = None
     contrasted: int | None = None
+    kept: torch.Tensor | None = None
+    kept_raw: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +281,9 @@ class Tools(Protocol):
 
     def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
         """`count` numbers in [0, 1) keyed by (request seed, draw.choice, position, draw.purpose)."""
+
+    def uniforms(self, draw: Draw, positions: Sequence[int]) -> list[float]:
+        """The first such number of every position."""
 
     def process(
         self,

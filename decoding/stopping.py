@@ -30,11 +30,17 @@ class Stopping:
     def __init__(self, params: StoppingParams, eos_token_ids: Sequence[int], token_bytes: Sequence[bytes] = ()) -> None:
         self.max_tokens = params.max_tokens
         self._min_tokens = params.min_tokens
+        self.pad_id = eos_token_ids[0] if eos_token_ids else None
         self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
         self._stop_ids = frozenset(params.stop_token_ids)
         self._stops = params.stop
         self._token_bytes = token_bytes
         self._tail_length = max((len(s) for s in params.stop), default=1) - 1
+
+    @property
+    def ending_ids(self) -> frozenset[int]:
+        """Token ids that end a row."""
+        return self._eos | self._stop_ids
 
     def push(self, progress: Progress, token: int) -> tuple[Progress, Finish | None]:
         """The row after one more output token, and whether that ended it. Ids win over sequences, these over length."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from decoding import sampling
 from decoding.live import LiveRequest
 from decoding.logits import pipeline
+from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines
 from decoding.params import LogitsParams
@@ -34,8 +36,14 @@ class RowTools:
         self._pipelines = pipelines
 
     def uniform(self, draw: Draw, position: int, count: int = 1) -> list[float]:
-        seed = self._live.request.seed
-        return [float(uniforms([seed], [draw.choice], [position], [draw.purpose], lane)[0]) for lane in range(count)]
+        seeds, choices, positions = ([key] * count for key in (self._live.request.seed, draw.choice, position))
+        numbers: list[float] = uniforms(seeds, choices, positions, [draw.purpose] * count, np.arange(count)).tolist()
+        return numbers
+
+    def uniforms(self, draw: Draw, positions: Sequence[int]) -> list[float]:
+        count = len(positions)
+        seeds, choices, purposes = [self._live.request.seed] * count, [draw.choice] * count, [draw.purpose] * count
+        return [float(u) for u in uniforms(seeds, choices, positions, purposes)]
 
     def process(
         self,
@@ -50,8 +58,9 @@ class RowTools:
         log = live.rows[row]
         history = History(log.log.history(log.log.length), log.num_prompt).extended(list(hypothetical))
         own = live.pipeline if logits is None else self._pipelines.build(logits, live.request.stopping)
-        processed = pipeline.process(scores.unsqueeze(0).clone(), [own], [history])
-        return (pipeline.warp(processed, [own], [history]) if warps else processed).squeeze(0)
+        context = Context([history], scores.unsqueeze(0))
+        processed = pipeline.process(scores.unsqueeze(0).clone(), [own], context)
+        return (pipeline.warp(processed, [own], context) if warps else processed).squeeze(0)
 
     def draw(self, scores: torch.Tensor, draw: Draw, position: int, lane: int = 0) -> int:
         number = uniforms([self._live.request.seed], [draw.choice], [position], [draw.purpose], lane)

@@ -38,7 +38,7 @@ from decoding.frames import (
 )
 from decoding.frames import Output as OutputFrame
 from decoding.link import Link, ParentGone
-from decoding.model import load
+from decoding.model import Model, load
 from decoding.output import Output
 from decoding.seam import Emit
 from decoding.strategies import build
@@ -184,6 +184,16 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
+    """The model of that directory; the server hears of it under the prefix."""
+    return load(
+        directory,
+        device=start.device,
+        dtype=start.dtype,
+        progress=lambda stage, fraction: link.send(Progress(prefix + stage, fraction)),
+    )
+
+
 def _serve(link: Link) -> None:
     start = link.receive_one()
     if not isinstance(start, Start):
@@ -192,13 +202,9 @@ def _serve(link: Link) -> None:
         torch.set_num_threads(start.threads)
     during = "load"
     try:
-        model = load(
-            start.model,
-            device=start.device,
-            dtype=start.dtype,
-            progress=lambda stage, fraction: link.send(Progress(stage, fraction)),
-        )
-        engine, loaded = build_engine(start, model)
+        model = _load(start, start.model, link, "")
+        draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
+        engine, loaded = build_engine(start, model, draft)
         gc.collect()
         gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
         link.send(loaded)

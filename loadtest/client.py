@@ -18,6 +18,7 @@ import httptools
 import msgspec
 
 from loadtest.outcome import Failed, Outcome
+from loadtest.plain import PlainAnswer
 from loadtest.stream import Answer
 from loadtest.target import Target
 
@@ -90,12 +91,13 @@ class Client:
         self._parts = urlsplit(target.url)
         self._host = self._parts.hostname or "localhost"
 
-    async def complete(self, prompt: str, max_tokens: int, started: float | None = None) -> Outcome:
-        """Streams one completion; never raises for what the server or the network does."""
+    async def complete(self, prompt: str, max_tokens: int, started: float | None = None, beams: int = 1) -> Outcome:
+        """One completion, streamed if it can be; never raises for what the server or the network does."""
         begin = time.perf_counter() if started is None else started
-        fields = self._target.body(prompt, max_tokens)
+        fields = self._target.body(prompt, max_tokens, beams)
         # The target's extra fields may ask for another length than the scenario does.
-        answer = Answer(begin, fields.get("max_tokens", max_tokens))
+        wanted = fields.get("max_tokens", max_tokens) * beams
+        answer: Answer | PlainAnswer = (Answer if fields.get("stream") else PlainAnswer)(begin, wanted)
         body = msgspec.json.encode(fields)
         try:
             status, detail = await self._exchange(

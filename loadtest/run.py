@@ -21,7 +21,7 @@ from loadtest.statistics import Summary, summarise
 class Completer(Protocol):
     """What a run needs of a client."""
 
-    async def complete(self, prompt: str, max_tokens: int, started: float | None = None) -> Outcome: ...
+    async def complete(self, prompt: str, max_tokens: int, started: float | None = None, beams: int = 1) -> Outcome: ...
 
 
 Watcher = Callable[[Phase, Outcome], None]
@@ -91,7 +91,7 @@ class Player:
 
     async def _request(self, phase: Phase, index: int, due: float | None = None) -> Outcome:
         shape = self._prompts.shape(phase, index)
-        outcome = await self._client.complete(self._prompts.text(phase, index), shape.max_tokens, due)
+        outcome = await self._client.complete(self._prompts.text(phase, index), shape.max_tokens, due, shape.beams)
         self._watch(phase, outcome)
         return outcome
 

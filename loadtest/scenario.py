@@ -10,12 +10,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One kind of request. `shared_words` come first and are the same for every request of the run."""
+    """One kind of request. `shared_words` come first and are the same for every request of the run.
+
+    beams: 1 is greedy; more is beam search of that width which returns them all, so that usage counts every row.
+    """
 
     prompt_words: int
     max_tokens: int
     shared_words: int = 0
     weight: float = 1.0
+    beams: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,14 @@ SCENARIOS = (
         shapes=(Shape(prompt_words=32, max_tokens=64),),
         requests=128,
         warmup=64,
+    ),
+    Scenario(
+        name="beams",
+        description="4 requests at once, beam search of width 4, 64 tokens out each",
+        load=Closed(streams=4),
+        shapes=(Shape(prompt_words=32, max_tokens=64, beams=4),),
+        requests=8,
+        warmup=4,
     ),
     Scenario(
         name="shared-prefix",

@@ -19,17 +19,28 @@ class Dialect:
     """How one kind of server differs.
 
     `extra`: fields that make it generate max_tokens tokens whatever the model says. `ready_path`: 200 when it can.
+    `beam_counts`: the fields that take the number of beams, none where it has no beam search; `beam_extra`: what else
+    it wants to be told then.
     """
 
     name: str
     ready_path: str
     extra: Mapping[str, Any]
+    beam_counts: tuple[str, ...] = ()
+    beam_extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 DIALECTS = (
-    Dialect(name="polydecode", ready_path="/ready", extra={"ignore_eos": True}),
+    Dialect(name="polydecode", ready_path="/ready", extra={"ignore_eos": True}, beam_counts=("num_beams", "n")),
     Dialect(name="openai", ready_path="/v1/models", extra={}),
-    Dialect(name="vllm", ready_path="/health", extra={"ignore_eos": True}),
+    # vLLM does not stream beams, and returns as many as it keeps.
+    Dialect(
+        name="vllm",
+        ready_path="/health",
+        extra={"ignore_eos": True},
+        beam_counts=("n",),
+        beam_extra={"use_beam_search": True, "stream": None, "stream_options": None},
+    ),
     Dialect(name="llama-cpp", ready_path="/health", extra={"ignore_eos": True}),
     # transformers refuses ignore_eos (422) but takes a whole generation config as a JSON string; an EOS id below
     # zero is none. The first request's config is the one its continuous batching keeps, so every request sends it.
@@ -68,8 +79,11 @@ class Target:
     def headers(self) -> dict[str, str]:
         return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
 
-    def body(self, prompt: str, max_tokens: int) -> dict[str, Any]:
-        """A streamed greedy request that asks for usage."""
+    def body(self, prompt: str, max_tokens: int, beams: int = 1) -> dict[str, Any]:
+        """A greedy request that asks for usage, streamed; one for beams, where the server streams them.
+
+        Raises LookupError for beams that the server has not.
+        """
         fields = {
             "model": self.model,
             **self._prompt(prompt),
@@ -78,9 +92,17 @@ class Target:
             "stream": True,
             "stream_options": {"include_usage": True},
             **self.dialect.extra,
+            **self._beams(beams),
             **self.extra,
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+    def _beams(self, beams: int) -> dict[str, Any]:
+        if beams == 1:
+            return {}
+        if not self.dialect.beam_counts:
+            raise LookupError(f"{self.dialect.name} has no beam search")
+        return {**dict.fromkeys(self.dialect.beam_counts, beams), **self.dialect.beam_extra}
 
     def _prompt(self, prompt: str) -> dict[str, Any]:
         if self.endpoint == "chat":

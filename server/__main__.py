@@ -6,7 +6,7 @@ import sys
 
 from server import logs
 from server.http_server import BindError, bind
-from server.model_files import ModelError, check
+from server.model_files import ModelError, about_the_draft, check
 from server.progress import for_terminal
 from server.settings import Settings, SettingsError, load
 from server.settings_text import default_toml, effective_toml
@@ -39,6 +39,9 @@ def serve(settings: Settings) -> int:
     logs.configure(settings.log_format, settings.log_level)
     try:
         check(settings.model, may_download=settings.allow_download)
+        if settings.draft_model:
+            with about_the_draft():
+                check(settings.draft_model, may_download=settings.allow_download)
         listener = bind(settings.host, settings.port)
     except (BindError, ModelError) as error:
         return _fail(str(error))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from decoding.frames import Chunk, Finished, Output, PromptScores
+from msgspec import UNSET
+
+from decoding.frames import Chunk, Finished, Output, PromptScores, TraceEvent
 from server.choice import Choice, Piece, echo, joined
 from server.errors import ApiError
 from server.plan import Plan, Prompt, Shown
-from server.replies import CompletionTokensDetails, Decoding, PromptTokensDetails, Usage
+from server.replies import CompletionTokensDetails, Decoding, PromptTokensDetails, TraceStep, Usage
 from server.served import Served
 
 
@@ -22,6 +24,9 @@ class Answer:
         self._num_completion_tokens = 0
         self._cached_tokens = 0
         self._computed_tokens = 0
+        self._drafted = 0
+        self._accepted = 0
+        self._trace: list[TraceStep] = []
         self.prompt_scores: list[PromptScores | None] = [None] * len(plan.prompts)
 
     @property
@@ -39,8 +44,23 @@ class Answer:
 
     @property
     def final_decoding(self) -> Decoding:
-        """After the end: what ran, and how much work it was."""
-        return Decoding(self._plan.strategy, self._plan.effective, self._computed_tokens)
+        """After the end: what ran, how much work it was, and what was not taken of the trace."""
+        trace = self.take_trace() if self.is_traced else UNSET
+        return Decoding(self._plan.strategy, self._plan.effective, self._computed_tokens, trace)
+
+    @property
+    def is_traced(self) -> bool:
+        return any(request.trace for request in self._plan.requests)
+
+    @property
+    def has_trace(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._trace)
+
+    def take_trace(self) -> list[TraceStep]:
+        """What the strategies said since it was last taken."""
+        taken, self._trace = self._trace, []
+        return taken
 
     def push(self, prompt: int, output: Output) -> Iterator[tuple[int, Piece]]:
         """The pieces this output adds. Raises ApiError 500 when the engine gave a choice up."""
@@ -48,6 +68,7 @@ class Answer:
             self.prompt_scores[prompt] = output.prompt
         if output.finished is not None:
             self._finish(output.finished)
+        self._trace += (self._trace_step(prompt, event) for event in output.trace)
         for chunk in output.chunks:
             yield self._piece(prompt, chunk)
 
@@ -61,8 +82,8 @@ class Answer:
             prompt_tokens=num_prompt,
             completion_tokens=num_completion,
             total_tokens=num_prompt + num_completion,
-            prompt_tokens_details=PromptTokensDetails(self._cached_tokens),
-            completion_tokens_details=CompletionTokensDetails(),
+            prompt_tokens_details=PromptTokensDetails(self._cached_tokens, self._plan.num_pause_tokens or UNSET),
+            completion_tokens_details=CompletionTokensDetails(self._accepted, self._drafted - self._accepted),
         )
 
     @property
@@ -95,3 +116,9 @@ class Answer:
             raise ApiError(500, finished.error_message or "decoding failed", code=finished.error_code)
         self._cached_tokens += finished.cached_tokens
         self._computed_tokens += finished.computed_tokens
+        self._drafted += finished.drafted
+        self._accepted += finished.accepted
+
+    def _trace_step(self, prompt: int, event: TraceEvent) -> TraceStep:
+        where = prompt if len(self._plan.prompts) > 1 else UNSET
+        return TraceStep(event.step, event.kind, event.values, where)

@@ -16,7 +16,7 @@ from server.errors import add_error_handlers
 from server.limits import Limits
 from server.metrics import Metrics
 from server.request_id import RequestId
-from server.routes import chat, completions, models, ops, tokenize
+from server.routes import chat, completions, models, ops, strategies, tokenize
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -37,6 +37,7 @@ def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
         completions.router(batcher, limits),
         chat.router(batcher, limits),
         models.router(batcher),
+        strategies.router(batcher, limits),
         tokenize.router(batcher, limits),
     ]
 

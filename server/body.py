@@ -7,7 +7,8 @@ library's runs behind it for the one thing it lets through, a field named twice.
 from __future__ import annotations
 
 import json
-from typing import Any, TypeVar
+from itertools import takewhile
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
@@ -15,8 +16,10 @@ from starlette.requests import Request
 
 from server.errors import ApiError
 from server.fields import unknown_field
+from server.protocol import MUST_BE
 
 Wire = TypeVar("Wire", bound=BaseModel)
+Location = tuple[int | str, ...]
 
 
 async def read_object(request: Request) -> dict[str, Any]:
@@ -63,26 +66,48 @@ def _check_headers(request: Request) -> None:
 
 def _bad_field(wire: type[BaseModel], failure: ValidationError) -> ApiError:
     errors = failure.errors(include_url=False, include_context=False, include_input=False)
-    first = errors[0]
+    first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
+    location = first["loc"]
     if first["type"] == "extra_forbidden":
-        return _unknown_nested(wire, first["loc"])
-    field = str(first["loc"][0])
-    about = wire.model_fields[field].description
+        return _unknown_nested(wire, location)
+    about = _description(location)
     if about is not None:
-        return ApiError(400, f"{field} must be {about}", param=field)
-    path = _path(first["loc"])
+        return ApiError(400, f"{about} must be {MUST_BE[about]}", param=about)
+    path, field = _path(location), _field(location)
     if first["type"] == "missing":
         return ApiError(400, f"{path} is required", param=field)
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
     return ApiError(400, f"{path} {message}", param=field)
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    """messages[3].content. Unions and maps have a description instead, so that every string here is a name of ours."""
+def _description(location: Location) -> str | None:
+    """The field of that path whose form is described as a whole."""
+    paths = (".".join(map(str, location[:end])) for end in range(1, len(location) + 1))
+    return next((path for path in paths if path in MUST_BE), None)
+
+
+def _field(location: Location) -> str:
+    """The field to blame: edt.theta, but messages rather than messages[3].content."""
+    return ".".join(str(step) for step in takewhile(lambda step: isinstance(step, str), location))
+
+
+def _path(location: Location) -> str:
+    """messages[3].content. Unions and maps are described as a whole, so that every string here is a name of ours."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
     return "".join(steps).removeprefix(".")
 
 
-def _unknown_nested(wire: type[BaseModel], location: tuple[int | str, ...]) -> ApiError:
+def _unknown_nested(wire: type[BaseModel], location: Location) -> ApiError:
     parent = f"{_path(location[:-1])}." if len(location) > 1 else ""
-    return unknown_field(str(location[-1]), () if parent else wire.model_fields, parent)
+    known: Any = wire
+    for name in location[:-1]:
+        known = known if isinstance(name, int) else _object(known.model_fields[name].annotation)
+    return unknown_field(str(location[-1]), known.model_fields, parent)
+
+
+def _object(annotation: Any) -> type[BaseModel]:
+    """The object type somewhere inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_object(part) for part in get_args(annotation) if part is not type(None))
+    return next(found, BaseModel)

@@ -1,21 +1,39 @@
-"""The bounds of a request that need the settings but no model: checked before a place in the queue is asked for."""
+"""The bounds of a request that need the settings but no model: checked before a place in the queue is asked for.
+
+`check_limits` raises ApiError 400; behind it, the strategy and its rows are known to be sound.
+"""
 
 from __future__ import annotations
 
+from decoding.params import CotDecoding, InvalidParam
 from server.errors import ApiError
 from server.limits import Limits
+from server.mode import keys_of, mode_of
 from server.prompts import num_prompts
 from server.protocol import PROMPT, ChatRequest, CompletionRequest, Decoding
+from server.strategy import check_regex, counted_params
+from server.wire import at
+
+PARAM_TEXTS = (
+    *("negative_prompt", "kl_guided.prompt", "cot_decoding.suffix", "entropix.think_text", "pause_tokens.text"),
+    *("sed.question", "sed.yes", "sed.no"),
+)
+NEUTRAL_MAX_ANSWER = CotDecoding().max_answer
+ALIASES = (("min_tokens", "min_new_tokens"), ("n", "num_return_sequences"))
 
 
 def num_rows(wire: CompletionRequest | ChatRequest) -> int:
     """The most rows the request can have alive at once, over all its prompts."""
-    rows = max(wire.n or 1, wire.best_of or 1)
+    rows = counted_params(mode_of(wire), wire).max_rows
     return rows * num_prompts(wire.prompt) if isinstance(wire, CompletionRequest) else rows
 
 
 def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
     """Every bound that depends on the settings, and every contradiction inside the request."""
+    try:
+        _check_strategy(wire, limits)
+    except InvalidParam as invalid:
+        raise refused(invalid) from None
     _check_sizes(wire, limits)
     _check_pairs(wire)
     if isinstance(wire, CompletionRequest):
@@ -23,14 +41,19 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
             raise bad_field("prompt", f"must be {PROMPT}")
         _at_most(wire.logprobs, limits.max_logprobs, "logprobs")
         if num_rows(wire) > limits.max_request_rows:
-            raise bad_field("prompt", f"times the rows of each (n, best_of) must be at most {limits.max_request_rows}")
+            raise bad_field("prompt", f"times the rows of each must be at most {limits.max_request_rows}")
         if wire.suffix:
             message = "is not supported: the model has no fill-in-the-middle tokens"
             raise bad_field("suffix", message, code="unsupported_field")
     else:
         _at_most(len(wire.messages), limits.max_messages, "messages", "entries")
         _at_most(wire.top_logprobs, limits.max_logprobs, "top_logprobs")
-        _check_chat_pairs(wire)
+        if None not in (wire.max_tokens, wire.max_completion_tokens) and wire.max_tokens != wire.max_completion_tokens:
+            raise bad_field("max_tokens", "and max_completion_tokens are the same and must not differ")
+
+
+def refused(invalid: InvalidParam) -> ApiError:
+    return ApiError(400, str(invalid), param=invalid.param)
 
 
 def stops_of(wire: Decoding) -> tuple[str, ...]:
@@ -43,9 +66,16 @@ def bad_field(field: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, f"{field} {message}", param=field, code=code)
 
 
+def _check_strategy(wire: Decoding, limits: Limits) -> None:
+    method = mode_of(wire)
+    check_regex(wire, limits.max_regex_chars)
+    rows = counted_params(method, wire).max_rows
+    if rows > limits.max_rows:
+        field = keys_of(wire).get(method.rows, method.rows)
+        raise InvalidParam(field, f"makes {rows} rows with {method.name}; a prompt can have {limits.max_rows}")
+
+
 def _check_sizes(wire: Decoding, limits: Limits) -> None:
-    _at_most(wire.n, limits.max_rows, "n")
-    _at_most(wire.best_of, limits.max_rows, "best_of")
     _at_most(wire.prompt_logprobs, limits.max_logprobs, "prompt_logprobs")
     _at_most(len(wire.logit_bias or ()), limits.max_logit_bias, "logit_bias", "entries")
     _at_most(len(wire.allowed_token_ids or ()), limits.max_allowed_token_ids, "allowed_token_ids", "entries")
@@ -56,24 +86,22 @@ def _check_sizes(wire: Decoding, limits: Limits) -> None:
     _at_most(max(map(len, stops), default=0), limits.max_stop_chars, "stop", "characters a string")
     if not all(stops):
         raise bad_field("stop", "must not hold an empty string")
+    words = wire.bad_words or ()
+    _at_most(len(words), limits.max_bad_words, "bad_words", "strings")
+    _at_most(max(map(len, words), default=0), limits.max_bad_word_chars, "bad_words", "characters a string")
+    for path in PARAM_TEXTS:
+        value = at(wire, path)
+        _at_most(len(value) if isinstance(value, str) else 0, limits.max_param_chars, path, "characters")
 
 
 def _check_pairs(wire: Decoding) -> None:
-    if wire.best_of is not None and wire.best_of < (wire.n or 1):
-        raise bad_field("best_of", "must not be less than n")
-    if wire.best_of_rank is not None and wire.best_of is None:
-        raise bad_field("best_of_rank", "has no meaning without best_of")
-    if wire.stream_options is not None and not wire.stream:
-        raise bad_field("stream_options", "has no meaning without stream")
-    if None not in (wire.min_tokens, wire.min_new_tokens) and wire.min_tokens != wire.min_new_tokens:
-        raise bad_field("min_tokens", "and min_new_tokens are the same and must not differ")
-
-
-def _check_chat_pairs(wire: ChatRequest) -> None:
-    if wire.top_logprobs and not wire.logprobs:
-        raise bad_field("top_logprobs", "has no meaning without logprobs")
-    if None not in (wire.max_tokens, wire.max_completion_tokens) and wire.max_tokens != wire.max_completion_tokens:
-        raise bad_field("max_tokens", "and max_completion_tokens are the same and must not differ")
+    for one, other in ALIASES:
+        values = (at(wire, one), at(wire, other))
+        if None not in values and values[0] != values[1]:
+            raise bad_field(one, f"and {other} are the same and must not differ")
+    cot = wire.cot_decoding
+    if cot is not None and cot.max_answer not in (None, NEUTRAL_MAX_ANSWER) and cot.suffix is None:
+        raise bad_field("cot_decoding.max_answer", "has no meaning without cot_decoding.suffix")
 
 
 def _at_most(value: int | None, limit: int, field: str, unit: str = "") -> None:

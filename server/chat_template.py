@@ -40,7 +40,7 @@ class ChatTemplate:
         config = _read_json(directory / "tokenizer_config.json")
         file = directory / "chat_template.jinja"
         source = file.read_text(encoding="utf-8") if file.is_file() else _default(config.get("chat_template"))
-        return None if source is None else cls(source, _special_tokens(directory, config))
+        return None if source is None else cls(source, special_tokens(directory))
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """Raises ApiError 400 when the template refuses the messages."""
@@ -114,7 +114,8 @@ def _default(template: object) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _special_tokens(directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    values = {**_read_json(directory / "special_tokens_map.json"), **config}
+def special_tokens(directory: Path) -> dict[str, str]:
+    """bos_token, eos_token …, as the tokenizer's files name them."""
+    values = {**_read_json(directory / "special_tokens_map.json"), **_read_json(directory / "tokenizer_config.json")}
     tokens = {name: values[name] for name in SPECIAL_TOKENS if values.get(name) is not None}
     return {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}

@@ -5,8 +5,8 @@ Plain answers join the same pieces that a stream sends, so both say the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from decoding.frames import Chunk, PromptScores
 from server.detokenizer import Detokenizer
@@ -28,13 +28,14 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a chunk adds to a choice. finish_reason and score come with the last."""
+    """What a chunk adds to a choice. finish_reason, score and figures come with the last."""
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
     scored: tuple[ScoredToken, ...] = ()
     finish_reason: str | None = None
     score: float | None = None
+    figures: Mapping[str, int | float | str] = field(default_factory=dict)
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
@@ -45,6 +46,7 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         scored=tuple(token for piece in pieces for token in piece.scored),
         finish_reason=pieces[-1].finish_reason if pieces else None,
         score=pieces[-1].score if pieces else None,
+        figures=pieces[-1].figures if pieces else {},
     )
 
 
@@ -75,6 +77,7 @@ class Choice:
             scored=self._scored(chunk, offsets),
             finish_reason=chunk.finish_reason,
             score=chunk.score,
+            figures=chunk.figures or {},
         )
 
     def _read(self, chunk: Chunk) -> list[int]:

@@ -1,13 +1,23 @@
-"""What a request runs with, in wire names: the answer's `decoding.effective`. Neutral parameters are left out."""
+"""What a request runs with, in wire names: the answer's `decoding.effective`. Neutral parameters are left out.
+
+Sent back as a request it asks for the same. Texts are given as the client gave them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from decoding.params import BestOf, LogitsParams, Request, StoppingParams
+from decoding.params import LogitsParams, Request, StoppingParams
+from server.combinations import Method
 from server.plan import Shown
+from server.protocol import Decoding
+from server.search_fields import Sed
+from server.wire import at
+from server.words import PLACEHOLDERS
 
-IGNORED_BY_GREEDY = frozenset({"top_k", "top_p", "min_p", "sampler_order"})
+HIDDEN = {"min_tokens_to_keep", "bad_words"}  # not on the wire; on the wire as text
+DERIVED_AS_THEY_ARE = {"layers", "think_token_id"}  # numbers on the wire too
 
 
 def strategy_name(request: Request) -> str:
@@ -17,25 +27,55 @@ def strategy_name(request: Request) -> str:
     return request.strategy.NAME
 
 
-def effective_params(request: Request, shown: Shown) -> dict[str, Any]:
+def effective_params(request: Request, wire: Decoding, method: Method, shown: Shown) -> dict[str, Any]:
     """Everything but the seed, which can differ between the prompts of a request."""
-    return _strategy(request) | _logits(request.logits) | _stopping(request.stopping, shown) | _logprobs(request, shown)
+    return (
+        _strategy(request, wire, method)
+        | _logits(request.logits, wire, method)
+        | _stopping(request.stopping, shown)
+        | _service(request, wire, shown)
+    )
 
 
-def _strategy(request: Request) -> dict[str, Any]:
-    strategy = request.strategy
-    values: dict[str, Any] = {} if strategy.n == 1 else {"n": strategy.n}
-    if isinstance(strategy, BestOf):
-        values |= {"best_of": strategy.best_of, "best_of_rank": strategy.rank_by}
+def _strategy(request: Request, wire: Decoding, method: Method) -> dict[str, Any]:
+    values: dict[str, Any] = {} if request.strategy.n == 1 else {"n": request.strategy.n}
+    values |= method.fixed
+    for name, path in method.paths.items():
+        value = _value(request, wire, name, path)
+        if name != "n" and value is not None:
+            _put(values, path, value)
     return values
 
 
-def _logits(logits: LogitsParams) -> dict[str, Any]:
-    skipped = IGNORED_BY_GREEDY if logits.is_greedy else frozenset()
-    values = {name: value for name, value in _changed(logits, LogitsParams()).items() if name not in skipped}
+def _value(request: Request, wire: Decoding, name: str, path: str) -> Any:
+    if name not in PLACEHOLDERS or name in DERIVED_AS_THEY_ARE:
+        return getattr(request.strategy, name)
+    given = at(wire, path)
+    if given is None and path.startswith("sed."):
+        return _default(path.removeprefix("sed."))
+    return given
+
+
+def _default(name: str) -> Any:
+    extra = Sed.model_fields[name].json_schema_extra
+    return extra["default"] if isinstance(extra, dict) else None
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    """`path` may name a field of an object."""
+    parent, _, name = path.rpartition(".")
+    (values.setdefault(parent, {}) if parent else values)[name] = value
+
+
+def _logits(logits: LogitsParams, wire: Decoding, method: Method) -> dict[str, Any]:
+    changed = _changed(logits, LogitsParams())
+    hidden = HIDDEN if method.name == "greedy" or method.draws else {*HIDDEN, "temperature"}
+    values = {name: value for name, value in changed.items() if name not in hidden}
     if logits.logit_bias:
         values["logit_bias"] = {str(token_id): bias for token_id, bias in logits.logit_bias}
-    return values
+    if wire.bad_words:
+        values["bad_words"] = wire.bad_words
+    return values | {name: asdict(value) for name in ("edt", "adapt") if (value := getattr(logits, name)) is not None}
 
 
 def _stopping(stopping: StoppingParams, shown: Shown) -> dict[str, Any]:
@@ -45,12 +85,14 @@ def _stopping(stopping: StoppingParams, shown: Shown) -> dict[str, Any]:
     return values
 
 
-def _logprobs(request: Request, shown: Shown) -> dict[str, Any]:
-    values = {"logprobs": shown.logprobs, "prompt_logprobs": shown.prompt_logprobs}
+def _service(request: Request, wire: Decoding, shown: Shown) -> dict[str, Any]:
+    values: dict[str, Any] = {"logprobs": shown.logprobs, "prompt_logprobs": shown.prompt_logprobs}
     values = {name: value for name, value in values.items() if value is not None}
     if values and request.logprobs.mode != "raw":
-        values["logprobs_mode"] = request.logprobs.mode  # type: ignore[assignment]
-    return values | ({"priority": request.priority} if request.priority else {})
+        values["logprobs_mode"] = request.logprobs.mode
+    if wire.pause_tokens is not None:
+        values["pause_tokens"] = wire.pause_tokens.model_dump(exclude_none=True)
+    return values | {name: value for name in ("priority", "trace") if (value := getattr(request, name))}
 
 
 def _changed(params: LogitsParams | StoppingParams, neutral: LogitsParams | StoppingParams) -> dict[str, Any]:

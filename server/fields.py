@@ -11,61 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import ApiError
+from server.wire import same
 
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"})
 
 # field -> the values that ask for nothing; null always does
 LATER: Mapping[str, tuple[Any, ...]] = {
-    # filters, penalties and temperatures
-    "top_n_sigma": (-1,),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "repetition_penalty_scope": ("prompt+output",),
-    "repetition_penalty_window": (0,),
-    "no_repeat_ngram_size": (0,),
-    "bad_words": ([],),
-    "eos_penalty": (0,),
-    "eos_penalty_until": (),
-    "exponential_decay_length_penalty": (),
-    "lz_penalty": (0,),
-    "lz_buffer": (),
-    "lz_window": (),
-    "edt": (),
-    "kl_guided": (),
-    "adapt": (),
-    "entropix": (),
-    "guidance_scale": (1,),
-    "negative_prompt": (),
-    # search
-    "num_beams": (1,),
-    "use_beam_search": (False,),
-    "length_penalty": (1,),
-    "length_penalty_type": ("hf",),
-    "coverage_penalty": (0,),
-    "early_stopping": (False,),
-    "beam_prune": (),
-    "beam_mode": ("standard",),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0,),
-    "do_sample": (True,),
-    "penalty_alpha": (0,),
-    "dola_layers": (),
-    "cot_decoding": (),
-    "sed": (),
-    # speculation
-    "prompt_lookup_num_tokens": (0,),
-    "max_matching_ngram_size": (),
-    "speculative": (False,),
-    "num_assistant_tokens": (0,),
-    "num_assistant_tokens_schedule": (),
-    "assistant_confidence_threshold": (),
-    # latent, structure, service
-    "pause_tokens": (),
     "latent_thoughts": (),
     "response_format": ({"type": "text"},),
     "structured": (),
-    "trace": (False,),
 }
 
 LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
@@ -108,11 +62,6 @@ def unknown_field(name: str, known: Iterable[str], parent: str = "") -> ApiError
 
 
 def _refuse_unless_neutral(name: str, value: Any, neutral: tuple[Any, ...]) -> None:
-    if value is None or any(_same(value, other) for other in neutral):
+    if value is None or any(same(value, other) for other in neutral):
         return
     raise ApiError(400, f"{name} is not supported yet", param=name, code="unsupported_field")
-
-
-def _same(value: Any, neutral: Any) -> bool:
-    """Equal, and not a number that merely equals a boolean."""
-    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

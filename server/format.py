@@ -58,4 +58,5 @@ class Format(Protocol):
 
 
 def choice_decoding(piece: Piece) -> ChoiceDecoding | UnsetType:
-    return UNSET if piece.score is None else ChoiceDecoding(piece.score)
+    score = {} if piece.score is None else {"score": piece.score}
+    return {**score, **piece.figures} or UNSET

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Limits:
     """Rows are the sequences of one prompt (n, best_of); max_request_rows counts them over all prompts of a request.
 
-    Characters are Unicode code points. send_seconds: how long a client may leave one piece of a stream unread.
+    Characters are Unicode code points; max_param_chars bounds a prompt among the
+    parameters (negative_prompt and the like). send_seconds: how long a client may leave one piece of a stream unread.
     """
 
     max_rows: int = 64
@@ -22,4 +23,8 @@ class Limits:
     max_logit_bias: int = 1024
     max_allowed_token_ids: int = 8192
     max_cache_salt_chars: int = 256
+    max_bad_words: int = 256
+    max_bad_word_chars: int = 256
+    max_param_chars: int = 65536
+    max_regex_chars: int = 512
     send_seconds: float = 30.0

@@ -112,8 +112,8 @@ class Metrics:
         self.preemptions = self._counter("preemptions", "Rows dropped for want of KV pages and fed again.")
         self.prefix_queries = self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.")
         self.prefix_hits = self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.")
-        self.drafted = self._counter("drafted_tokens", "Tokens proposed by speculation.")
-        self.accepted = self._counter("accepted_tokens", "Proposed tokens that were accepted.")
+        self.drafted = self._counter("spec_drafted", "Tokens proposed by speculation.")
+        self.accepted = self._counter("spec_accepted", "Proposed tokens that were accepted.")
         self.worker_restarts = self._counter("worker_restarts", "Decode workers that were lost and replaced.")
 
     def _make_gauges(self) -> None:

@@ -1,4 +1,4 @@
-"""What --model means: a local directory as it is, the embedded model, or a hub id that may be downloaded.
+"""What --model and --draft-model mean: a local directory as it is, the embedded model, a hub id to be downloaded.
 
 Whatever takes time runs in a subprocess that prints JSON lines (`{"stage", "fraction"}`, at the end `{"directory"}`),
 so the server never imports torch and answers /health meanwhile.
@@ -12,7 +12,7 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -58,6 +58,15 @@ def check(model: str, *, may_download: bool) -> None:
         _preparation(model, may_download=may_download)
     else:
         _local(model)
+
+
+@contextlib.contextmanager
+def about_the_draft() -> Iterator[None]:
+    """What goes wrong inside is the draft model's fault, and the message says so."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"draft model: {error}") from None
 
 
 def _is_remote(model: str) -> bool:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
 
 
+@cache
 def described(wire: type[BaseModel]) -> dict[str, Any]:
     """The `openapi_extra` of a route that takes `wire`."""
-    schema = _inlined(wire.model_json_schema(), {})
+    schema = inlined(wire.model_json_schema(), {})
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
-    """References point into the schema itself, which is not OpenAPI's root: put what they name in their place."""
+def inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """The schema without references, which point into itself, and that is not the root of what it becomes part of."""
     if isinstance(node, list):
-        return [_inlined(item, definitions) for item in node]
+        return [inlined(item, definitions) for item in node]
     if not isinstance(node, dict):
         return node
     definitions = definitions | node.get("$defs", {})
     if "$ref" in node:
-        return _inlined(definitions[node["$ref"].removeprefix("#/$defs/")], definitions)
-    return {key: _inlined(value, definitions) for key, value in node.items() if key != "$defs"}
+        return inlined(definitions[node["$ref"].removeprefix("#/$defs/")], definitions)
+    return {key: inlined(value, definitions) for key, value in node.items() if key != "$defs"}

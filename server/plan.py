@@ -48,4 +48,9 @@ class Plan:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return sum(len(prompt.ids) for prompt in self.prompts)
+        """Pause tokens included."""
+        return sum(len(prompt.ids) for prompt in self.prompts) + self.num_pause_tokens
+
+    @property
+    def num_pause_tokens(self) -> int:
+        return sum(len(request.pause_ids) for request in self.requests)

@@ -1,79 +1,66 @@
 """The requests of OpenAI's API and our extensions, as they come over the wire: types and fixed bounds.
 
 Strict: no number from a string or a boolean, no NaN, no unknown field. null means the default everywhere. What depends
-on the settings is checked in `bounds.py`, what depends on the model in `translate.py`; `fields.py` refuses what is not
-supported yet.
+on the settings is checked in `bounds.py`, what excludes what in `mode.py`, what depends on the model in `translate.py`;
+`fields.py` refuses what is not supported yet.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-MAX_INT = 2**31 - 1
-
-Count = Annotated[int, Field(ge=0, le=MAX_INT)]
-TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-BiasKey = Annotated[str, Field(pattern=r"\A(0|[1-9][0-9]{0,9})\z")]
+from server.search_fields import SearchFields
+from server.token_fields import PauseTokens, TokenFields
+from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
 
 PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
-STOP = "a string or a list of strings"
-LOGIT_BIAS = "a map from token ids, as strings, to numbers in [-100, 100]"
+CONTEXT = "a string or a list of token ids"
 
-
-class Wire(BaseModel):
-    """What every object of a request body obeys. A field's description completes "<field> must be …"."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+# Unions and maps: completes "<field> must be …", for pydantic would name its own types and the client's keys
+MUST_BE = {
+    "prompt": PROMPT,
+    "stop": "a string or a list of strings",
+    "logit_bias": "a map from token ids, as strings, to numbers in [-100, 100]",
+    "early_stopping": 'true, false or "never"',
+    "dola_layers": '"low", "high" or a list of layer numbers',
+    "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
+    "negative_prompt": CONTEXT,
+    "kl_guided.prompt": CONTEXT,
+}
 
 
 class StreamOptions(Wire):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    include_usage: bool | None = option("A last chunk with the usage.", False)
+    continuous_usage_stats: bool | None = option("The usage so far in each chunk.", False)
 
 
-class Decoding(Wire):
+class Decoding(TokenFields, SearchFields):
     """The fields that completions and chat share."""
 
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    stream: bool | None = option("Answer as server-sent events.", False)
+    stream_options: StreamOptions | None = option("What a stream says beside the text.")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = option("Same seed, same answer; default: drawn.")
 
-    n: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
-    best_of_rank: Literal["mean", "sum"] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: str | list[str] | None = option("Texts that end a choice.")
+    stop_token_ids: list[TokenId] | None = option("Tokens that end a choice.")
+    ignore_eos: bool | None = option("Go on behind EOS.", False)
+    min_tokens: Count | None = option("No end of the text before that many tokens.", 0)
+    min_new_tokens: Count | None = option("Another name of min_tokens.", 0)
+    pause_tokens: PauseTokens | None = option("Filler between prompt and answer, never part of the answer.")
 
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=-1, le=MAX_INT)] | None = None
-    min_p: Probability | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: dict[BiasKey, Bias] | None = Field(None, description=LOGIT_BIAS)
-    allowed_token_ids: list[TokenId] | None = None
-    sampler_order: Literal["hf", "vllm"] | None = None
+    prompt_logprobs: Count | None = option("Log-probs of the prompt's tokens, and of that many alternatives.")
+    logprobs_mode: Literal["raw", "processed"] | None = option("Log-probs of the model, or of the pipeline.", "raw")
+    return_token_ids: bool | None = option("Also return token ids.", False)
+    skip_special_tokens: bool | None = option("Leave special tokens out of the text.", True)
+    include_stop_str_in_output: bool | None = option("Leave the stop text in the answer.", False)
+    trace: bool | None = option("Also return what the strategy saw and did at each step.", False)
 
-    stop: str | list[str] | None = Field(None, description=STOP)
-    stop_token_ids: list[TokenId] | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Count | None = None
-    min_new_tokens: Count | None = None
-
-    prompt_logprobs: Count | None = None
-    logprobs_mode: Literal["raw", "processed"] | None = None
-    return_token_ids: bool | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-
-    cache_salt: str | None = None
-    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
+    cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = option("Seconds in which the answer must be complete.")
 
 
 def _prompt_form(prompt: object) -> str:
@@ -96,11 +83,11 @@ Prompt = Annotated[
 class CompletionRequest(Decoding):
     """POST /v1/completions."""
 
-    prompt: Prompt = Field(description=PROMPT)
-    suffix: str | None = None
-    max_tokens: Count | None = None
-    echo: bool | None = None
-    logprobs: Count | None = None
+    prompt: Prompt
+    suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
+    max_tokens: Count | None = option("Most tokens of a choice.", 16)
+    echo: bool | None = option("Put the prompt before the answer.", False)
+    logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
 
 
 class TextPart(Wire):
@@ -142,10 +129,10 @@ class ChatRequest(Decoding):
     """POST /v1/chat/completions."""
 
     messages: Messages
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_INT)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Count | None = None
+    max_tokens: Positive | None = option("Most tokens of a choice; default: the rest of the context.")
+    max_completion_tokens: Positive | None = option("Another name of max_tokens.")
+    logprobs: bool | None = option("Log-probs of the tokens.", False)
+    top_logprobs: Count | None = option("Alternatives beside each token.", 0)
 
 
 class TokenizeRequest(Wire):

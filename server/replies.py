@@ -16,7 +16,10 @@ class Wire(msgspec.Struct, frozen=True):
 
 
 class PromptTokensDetails(Wire, frozen=True):
+    """pause_tokens: how many of the prompt's tokens were filler behind it."""
+
     cached_tokens: int
+    pause_tokens: int | UnsetType = UNSET
 
 
 class CompletionTokensDetails(Wire, frozen=True):
@@ -32,18 +35,26 @@ class Usage(Wire, frozen=True):
     completion_tokens_details: CompletionTokensDetails
 
 
+class TraceStep(Wire, frozen=True):
+    """One thing that the strategy saw or did. prompt: the index of its prompt, where there are several."""
+
+    step: int
+    kind: str
+    values: dict[str, Any]
+    prompt: int | UnsetType = UNSET
+
+
 class Decoding(Wire, frozen=True):
-    """What ran. computed_tokens is known when all is over: in a stream, with the usage."""
+    """What ran. computed_tokens is known when all is over: in a stream, with the usage. trace: as far as it is new."""
 
-    strategy: str
-    effective: dict[str, Any]
+    strategy: str | UnsetType = UNSET
+    effective: dict[str, Any] | UnsetType = UNSET
     computed_tokens: int | UnsetType = UNSET
+    trace: list[TraceStep] | UnsetType = UNSET
 
 
-class ChoiceDecoding(Wire, frozen=True):
-    """score: cumulative raw log-prob of the choice."""
-
-    score: float
+ChoiceDecoding = dict[str, int | float | str]
+"""What the strategy says of a choice: `score`, which it ranks by, and figures of its own."""
 
 
 class PromptLogprob(Wire, frozen=True):
@@ -153,17 +164,73 @@ class ChatChunk(Wire, frozen=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
+class Support(Wire, frozen=True):
+    """What the model can do beyond completions. strategies: the ids that GET /v1/strategies describes."""
+
+    chat: bool
+    draft_model: bool
+    strategies: list[str]
+
+
 class Model(Wire, frozen=True):
     id: str
     created: int
     max_model_len: int
     architecture: str
+    supports: Support
     object: str = "model"
     owned_by: str = "polydecode"
 
 
 class ModelList(Wire, frozen=True):
     data: list[Model]
+    object: str = "list"
+
+
+class Exclusive(Wire, frozen=True):
+    """None of `keys` goes together with any of `others`. A key is a field that is set, or field=value."""
+
+    keys: tuple[str, ...]
+    others: tuple[str, ...]
+    reason: str
+
+
+class Needed(Wire, frozen=True):
+    key: str
+    needs: str
+
+
+class StrategyEntry(Wire, frozen=True):
+    """when: the keys that ask for it. parameters: JSON schema of its own fields. combines_with: ids of steps."""
+
+    id: str
+    purpose: str
+    paper: str | None
+    available: bool
+    when: tuple[str, ...]
+    parameters: dict[str, Any]
+    combines_with: list[str]
+    excludes: list[Exclusive]
+    object: str = "strategy"
+
+
+class StepEntry(Wire, frozen=True):
+    id: str
+    purpose: str
+    paper: str | None
+    parameters: dict[str, Any]
+    object: str = "step"
+
+
+class StrategyList(Wire, frozen=True):
+    """common: JSON schema of the fields that every strategy takes. bounds: what one request may ask for."""
+
+    data: list[StrategyEntry]
+    steps: list[StepEntry]
+    common: dict[str, Any]
+    needs: list[Needed]
+    exclusions: list[Exclusive]
+    bounds: dict[str, int]
     object: str = "list"
 
 

@@ -9,7 +9,10 @@ from server.text import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default."""
+    """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
+
+    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`.
+    """
 
     names: tuple[str, ...]
     vocab_size: int
@@ -18,3 +21,6 @@ class Served:
     created: int
     tokenizer: Tokenizer
     architecture: str
+    num_layers: int = 0
+    ties_embeddings: bool = False
+    has_draft: bool = False

@@ -51,7 +51,10 @@ class ModelSettings(BaseModel):
     served_model_name: Names = Field(
         (), description="Names the API knows the model by (repeatable); empty: taken from the model."
     )
-    draft_model: str = Field("", description="Draft model for speculative decoding; not supported yet, must be empty.")
+    draft_model: str = Field(
+        "",
+        description="Draft model for speculative decoding (directory or hub id) with the model's tokens; empty: none.",
+    )
     allow_download: bool = Field(False, description="Let a hub id be downloaded at start; nothing else ever is.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; auto takes CUDA if there is any."
@@ -128,6 +131,10 @@ class LimitSettings(BaseModel):
     max_logit_bias: int = Field(1024, ge=0, description="Entries of logit_bias.")
     max_allowed_token_ids: int = Field(8192, ge=0, description="Entries of allowed_token_ids.")
     max_cache_salt_chars: int = Field(256, ge=0, description="Characters of cache_salt.")
+    max_bad_words: int = Field(256, ge=0, description="Entries of bad_words.")
+    max_bad_word_chars: int = Field(256, ge=1, description="Characters of one of bad_words.")
+    max_param_chars: int = Field(65536, ge=1, description="Characters of a text parameter (negative_prompt, suffix …).")
+    max_regex_chars: int = Field(512, ge=1, description="Characters of cot_decoding.answer_regex.")
     send_timeout: Seconds = Field(
         30.0, description="Seconds a client may leave a piece of a stream unread; then it is cut off."
     )
@@ -198,8 +205,6 @@ class Settings(
 
     @model_validator(mode="after")
     def _is_supported(self) -> Settings:
-        if self.draft_model:
-            raise ValueError("draft_model is not supported yet")
         if self.batch_invariant and self.device == "cuda":
             raise ValueError("batch_invariant is not supported with device = cuda yet")
         if self.stall_kill_seconds < self.stall_seconds:
@@ -223,6 +228,10 @@ class Settings(
             max_logit_bias=self.max_logit_bias,
             max_allowed_token_ids=self.max_allowed_token_ids,
             max_cache_salt_chars=self.max_cache_salt_chars,
+            max_bad_words=self.max_bad_words,
+            max_bad_word_chars=self.max_bad_word_chars,
+            max_param_chars=self.max_param_chars,
+            max_regex_chars=self.max_regex_chars,
             send_seconds=self.send_timeout,
         )
 

@@ -15,7 +15,7 @@ import structlog
 from decoding.frames import Loaded, Progress, Start, Tick
 from server.batcher import Batcher
 from server.mailbox import Mailbox
-from server.model_files import ModelError, default_name, resolve
+from server.model_files import ModelError, about_the_draft, default_name, resolve
 from server.progress import ProgressDisplay
 from server.served import Served
 from server.settings import Settings
@@ -41,8 +41,9 @@ class Startup:
         try:
             directory = await resolve(settings.model, self._display.show, may_download=settings.allow_download)
             tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+            draft = await self._draft_directory(token_bytes) if settings.draft_model else None
             self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer))
-            await mailbox.run(start_frame(settings, directory, token_bytes))
+            await mailbox.run(start_frame(settings, directory, token_bytes, draft))
         finally:
             self._display.close()
 
@@ -63,6 +64,7 @@ class Startup:
             max_model_len=loaded.max_model_len,
             max_rows=loaded.max_rows,
             kv_tokens=loaded.num_pages * loaded.page_size,
+            has_draft=loaded.has_draft,
         )
 
     def worker_ticked(self, tick: Tick) -> None:
@@ -78,6 +80,16 @@ class Startup:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
 
+    async def _draft_directory(self, token_bytes: tuple[bytes, ...]) -> Path:
+        """The draft model's, once it is certain that both models mean the same by a token id."""
+        settings = self._settings
+        with about_the_draft():
+            directory = await resolve(settings.draft_model, self._display.show, may_download=settings.allow_download)
+            _, own_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+            if own_bytes != token_bytes:
+                raise ModelError("its tokenizer has other tokens than the model's")
+        return directory
+
     def _describe(self, loaded: Loaded, tokenizer: Tokenizer) -> Served:
         return Served(
             names=served_names(self._settings),
@@ -87,6 +99,9 @@ class Startup:
             created=self._created,
             tokenizer=tokenizer,
             architecture=loaded.architecture,
+            num_layers=loaded.num_layers,
+            ties_embeddings=loaded.ties_embeddings,
+            has_draft=loaded.has_draft,
         )
 
 
@@ -94,7 +109,7 @@ def served_names(settings: Settings) -> tuple[str, ...]:
     return settings.served_model_name or (default_name(settings.model),)
 
 
-def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, ...]) -> Start:
+def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, ...], draft: Path | None) -> Start:
     return Start(
         model=str(directory),
         device=settings.device,
@@ -106,4 +121,5 @@ def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, .
         prefix_cache=settings.prefix_cache,
         threads=settings.threads,
         token_bytes=token_bytes,
+        draft_model=str(draft) if draft else "",
     )

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
@@ -24,6 +24,7 @@ from server.choice import Piece
 from server.errors import ApiError
 from server.format import Extras, Format
 from server.outputs import outputs
+from server.replies import Decoding
 
 FIRST_EVENT_SECONDS = 10.0  # how long the status line waits for the first event: an error before it is a plain answer
 PING_SECONDS = 10
@@ -48,7 +49,8 @@ class EventStream:
         """Each yield is what one output adds, then the end. Raises the ApiError that ended any of the tickets."""
         async with aclosing(outputs(self._tickets)) as numbered:
             async for prompt, output in numbered:
-                events = b"".join(self._piece(*piece) for piece in self._answer.push(prompt, output))
+                events = b"".join([self._piece(*piece) for piece in self._answer.push(prompt, output)])
+                events += self._untold_trace()
                 if events:
                     yield events
         yield self._usage_chunk() + DONE
@@ -75,11 +77,22 @@ class EventStream:
 
     def _extras(self) -> Extras:
         """usage: running if asked for, null where a usage chunk follows, else absent. decoding: in the first chunk."""
-        decoding = UNSET if self._has_said_decoding else self._answer.decoding
-        self._has_said_decoding = True
+        decoding = self._decoding()
         if self._shown.usage_always:
             return Extras(self._answer.usage(), decoding)
         return Extras(None if self._shown.usage_chunk else UNSET, decoding)
+
+    def _decoding(self) -> Decoding | UnsetType:
+        """What runs, in the first chunk; in each what is new of the trace."""
+        trace = self._answer.take_trace() or UNSET
+        if self._has_said_decoding:
+            return UNSET if trace is UNSET else Decoding(trace=trace)
+        self._has_said_decoding = True
+        return msgspec.structs.replace(self._answer.decoding, trace=trace)
+
+    def _untold_trace(self) -> bytes:
+        """A chunk without choices, for what a strategy said of a step in which it committed nothing."""
+        return self._event(self._form.end(self._extras())) if self._answer.has_trace else b""
 
     def _usage_chunk(self) -> bytes:
         if not self._shown.usage_chunk:

@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from server.chat_template import ChatTemplate
+from server.chat_template import ChatTemplate, special_tokens
 from server.detokenizer import Detokenizer
 from server.errors import ApiError
 from server.vocabulary import Vocabulary
@@ -32,11 +32,14 @@ class Encoded:
 class Tokenizer:
     """The model's tokenizer and chat template."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None = None, bos_token: str | None = None
+    ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
+        self._bos_token = bos_token
         self.vocabulary = Vocabulary.of(tokenizer)
         self._longest_token = max(map(len, self.vocabulary.shown), default=1)
 
@@ -49,7 +52,18 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError("tokenizer.json cannot be read") from error
-        return cls(tokenizer, ChatTemplate.from_directory(path))
+        return cls(tokenizer, ChatTemplate.from_directory(path), special_tokens(path).get("bos_token"))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text: the one that is named so, else the one put before every text."""
+        if self._bos_token is not None:
+            return self._tokenizer.token_to_id(self._bos_token)
+        return next(iter(self.encode("")), None)
 
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes each id stands for in an answer's text; empty for special tokens."""

@@ -10,23 +10,18 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from decoding.params import (
-    BestOf,
-    InvalidParam,
-    LogitsParams,
-    LogprobsParams,
-    Request,
-    Sampling,
-    StoppingParams,
-    StrategyParams,
-)
-from server.bounds import bad_field, stops_of
+from decoding.params import InvalidParam, LogprobsParams, Request, StoppingParams
+from server.bounds import bad_field, refused, stops_of
 from server.effective import effective_params, strategy_name
 from server.errors import ApiError, too_long
+from server.logits import check_ids, logits_params
+from server.mode import mode_of
 from server.plan import Plan, Prompt, Shown
 from server.prompts import completion_prompts
 from server.protocol import ChatRequest, CompletionRequest, Decoding, Message
 from server.served import Served
+from server.strategy import num_beside, num_second_context, strategy_params
+from server.words import bad_word_ids, derived, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
 TEMPLATE_FIELDS = {"role", "content", "name", "tool_call_id"}
@@ -51,7 +46,7 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
     )
     shown = replace(_shown(wire), echo=bool(wire.echo), logprobs=wire.logprobs)
     limit = TokenLimit(wire.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
-    return _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
+    return await _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
 
 
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
@@ -64,7 +59,8 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
     asked = wire.max_completion_tokens if wire.max_completion_tokens is not None else wire.max_tokens
     limit = TokenLimit(asked, served.max_model_len, "messages")
-    return _plan(wire, served, (prompt,), limit, logprobs=logprobs, shown=replace(_shown(wire), logprobs=top))
+    shown = replace(_shown(wire), logprobs=top)
+    return await _plan(wire, served, (prompt,), limit, logprobs=logprobs, shown=shown)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
@@ -80,20 +76,25 @@ class TokenLimit:
     default: int
     field: str
 
-    def within(self, num_prompt: int, context: int) -> int:
+    def within(self, request: Request, context: int) -> int:
         """max_tokens: what was asked, or the default as far as the context goes. Raises ApiError 400."""
+        num_prompt = len(request.prompt_ids) + len(request.pause_ids)
+        taken = max(num_prompt, num_second_context(request.strategy)) + num_beside(request.strategy)
+        words = f"{num_prompt} in the {self.field}" + (
+            f", {taken} with the strategy's own" if taken > num_prompt else ""
+        )
         if self.asked is None:
-            if num_prompt >= context:
-                raise too_long(context, f"your {self.field} resulted in {num_prompt} tokens", self.field)
-            return min(self.default, context - num_prompt)
-        total = num_prompt + self.asked
+            if taken >= context:
+                raise too_long(context, f"your request resulted in {taken} tokens ({words})", self.field)
+            return min(self.default, context - taken)
+        total = taken + self.asked
         if total > context:
-            parts = f"{num_prompt} in the {self.field}, {self.asked} in the completion"
-            raise too_long(context, f"you requested {total} tokens ({parts})", self.field)
+            needed = f"you requested {total} tokens ({words}, {self.asked} in the completion)"
+            raise too_long(context, needed, self.field)
         return self.asked
 
 
-def _plan(
+async def _plan(
     wire: Decoding,
     served: Served,
     prompts: tuple[Prompt, ...],
@@ -103,17 +104,18 @@ def _plan(
     shown: Shown,
 ) -> Plan:
     seeds = _seeds(wire.seed, len(prompts))
-    max_tokens = [limit.within(len(prompt.ids), served.max_model_len) for prompt in prompts]
     try:
-        first = _request(wire, served, prompts[0], max_tokens[0], logprobs)
+        opened = await _requests(wire, served, prompts, logprobs)
         requests = tuple(
-            replace(first, prompt_ids=prompt.ids, seed=seed, stopping=replace(first.stopping, max_tokens=most))
-            for prompt, seed, most in zip(prompts, seeds, max_tokens, strict=True)
+            replace(each, seed=seed, stopping=_stopping(wire, served, limit.within(each, served.max_model_len)))
+            for each, seed in zip(opened, seeds, strict=True)
         )
     except InvalidParam as invalid:
-        raise ApiError(400, str(invalid), param=invalid.param) from None
+        raise refused(invalid) from None
+    first = requests[0]
     _check_masks(first, served)
-    effective = effective_params(first, shown) | ({} if wire.timeout is None else {"timeout": wire.timeout})
+    effective = effective_params(first, wire, mode_of(wire), shown)
+    effective |= {"timeout": wire.timeout} if wire.timeout is not None else {}
     effective["seed"] = seeds[0] if len(set(seeds)) == 1 else seeds
     model = resolve_model(wire.model, served)
     return Plan(model, prompts, requests, strategy_name(first), effective, shown, wire.timeout)
@@ -124,42 +126,27 @@ def _seeds(asked: int | None, count: int) -> list[int]:
     return [secrets.randbits(63) for _ in range(count)] if asked is None else [asked % 2**64] * count
 
 
-def _request(wire: Decoding, served: Served, prompt: Prompt, max_tokens: int, logprobs: LogprobsParams) -> Request:
-    return Request(
-        prompt_ids=prompt.ids,
-        strategy=_strategy(wire),
-        logits=_logits(wire, served),
-        stopping=_stopping(wire, served, max_tokens),
-        logprobs=logprobs,
-        cache_salt=wire.cache_salt or "",
-        priority=wire.priority or 0,
-    )
-
-
-def _strategy(wire: Decoding) -> StrategyParams:
-    n = wire.n or 1
-    if wire.best_of is None or (wire.best_of == n and wire.best_of_rank is None):
-        return Sampling(n=n)
-    return BestOf(n=n, best_of=wire.best_of, rank_by=wire.best_of_rank or "mean")
-
-
-def _logits(wire: Decoding, served: Served) -> LogitsParams:
-    top_k = max(wire.top_k or 0, 0)
-    bias = {int(token_id): value for token_id, value in (wire.logit_bias or {}).items()}
-    check_ids("logit_bias", list(bias), served)
-    check_ids("allowed_token_ids", wire.allowed_token_ids, served)
-    return LogitsParams(
-        temperature=_or(wire.temperature, 1.0),
-        top_k=top_k if top_k < served.vocab_size else 0,
-        top_p=_or(wire.top_p, 1.0),
-        min_p=_or(wire.min_p, 0.0),
-        repetition_penalty=_or(wire.repetition_penalty, 1.0),
-        frequency_penalty=_or(wire.frequency_penalty, 0.0),
-        presence_penalty=_or(wire.presence_penalty, 0.0),
-        logit_bias=tuple(sorted((token_id, float(value)) for token_id, value in bias.items() if value)),
-        allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
-        sampler_order=wire.sampler_order or "hf",
-    )
+async def _requests(
+    wire: Decoding, served: Served, prompts: Sequence[Prompt], logprobs: LogprobsParams
+) -> list[Request]:
+    """A request per prompt, but for seed and stopping. Raises ApiError, InvalidParam."""
+    method = mode_of(wire)
+    own = await derived(method, wire, served)
+    logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
+    pauses = await pause_ids(wire, served)
+    return [
+        Request(
+            prompt_ids=prompt.ids,
+            strategy=strategy_params(method, wire, own, prompt.ids[-1]),
+            logits=logits,
+            logprobs=logprobs,
+            cache_salt=wire.cache_salt or "",
+            priority=wire.priority or 0,
+            pause_ids=pauses,
+            trace=bool(wire.trace),
+        )
+        for prompt in prompts
+    ]
 
 
 def _stopping(wire: Decoding, served: Served, max_tokens: int) -> StoppingParams:
@@ -176,7 +163,7 @@ def _stopping(wire: Decoding, served: Served, max_tokens: int) -> StoppingParams
 def _shown(wire: Decoding) -> Shown:
     options = wire.stream_options
     return Shown(
-        num_choices=wire.n or 1,
+        num_choices=wire.num_choices,
         stops=stops_of(wire),
         prompt_logprobs=wire.prompt_logprobs,
         token_ids=bool(wire.return_token_ids),
@@ -194,16 +181,6 @@ def _check_masks(request: Request, served: Served) -> None:
     masked = {*served.eos_token_ids, *request.stopping.stop_token_ids}
     if allowed is not None and request.stopping.min_tokens > 0 and masked.issuperset(allowed):
         raise bad_field("allowed_token_ids", "leaves nothing to draw while min_tokens masks the end of the text")
-
-
-def check_ids(field: str, token_ids: Sequence[int] | None, served: Served) -> None:
-    """Raises ApiError 400 unless every id lies in the vocabulary."""
-    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < served.vocab_size:
-        raise bad_field(field, f"must hold token ids below {served.vocab_size}")
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else float(value)
 
 
 def _larger(left: int | None, right: int | None) -> int | None:

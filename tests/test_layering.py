@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from decoding.params import PARAMS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "decoding", "loadtest")
@@ -23,15 +26,15 @@ PACKAGES = ("server", "decoding", "loadtest")
 LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
-        """settings settings_text protocol replies errors limits fields exchange metrics vllm_aliases logs progress
-        presence model_files download""",
+        """settings settings_text wire token_fields search_fields protocol combinations mode replies errors
+        limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
         # work: text, translation, and the way to the worker
-        """vocabulary chat_template detokenizer stop_text text served plan prompts bounds effective translate
-        worker_process mailbox ticket reservation waiting admission batcher startup""",
+        """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits
+        effective translate worker_process mailbox ticket reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
         # the edge: ASGI layers, the listening side, routes
-        "refusal body body_limit auth access request_id http_protocol http_server openapi respond routes/",
+        "refusal body body_limit auth access request_id http_protocol http_server openapi catalogue respond routes/",
         "app",
         "service",
         "__main__",
@@ -40,7 +43,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "link output",
-        "stopping logits/ sampling ranking drafting cache memory",
+        "stopping logits/ sampling ranking answers drafting cache memory",
         "strategies/ attention/ linear elementwise rows gguf_model",
         "plug rewrite support packing live reading embedded",
         "model scheduler",
@@ -51,7 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "loadtest": (
         "outcome scenario target",
-        "prompt stream statistics process",
+        "prompt stream plain statistics process",
         "client run",
         "contender",
         "compare",
@@ -85,7 +88,7 @@ SEPARATED: tuple[tuple[str, str], ...] = (
 )
 FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 
-SHARED_CONTRACTS = ("decoding.params", "decoding.frames")  # all that server/ may know of decoding/
+SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers")  # all that server/ may know of decoding/
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
 DECODING_NEEDS = (
@@ -95,6 +98,7 @@ DECODING_NEEDS = (
     "triton",
     "safetensors",
     "gguf",
+    "re2",
     "decoding",
 )  # beside the standard library
 DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames")
@@ -283,3 +287,48 @@ def test_the_server_process_never_loads_torch() -> None:
     command = [sys.executable, "-c", program]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr
+
+
+STRATEGY_BLIND = ("engine", "live", "scheduler", "reading", "packing", "rows", "tools", "cache", "model", "assembly")
+
+
+def _words(name: str) -> list[str]:
+    """group_beam, GroupBeam and "group beam" are the words group, beam."""
+    return re.findall(r"[a-z0-9]+", re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", name).lower())
+
+
+def _named(tree: ast.Module) -> Iterator[str]:
+    """Every identifier and every string that is not a docstring or some other bare expression."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias | ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare:
+            yield node.value
+
+
+def _strategies_named(source: str) -> set[str]:
+    """The strategies that code names. (Sampling is also what the batched draw is called.)"""
+    names = {name: _words(name) for name in PARAMS if name != "sampling"}
+    spoken = [_words(found) for found in _named(ast.parse(source))]
+    return {
+        name
+        for name, words in names.items()
+        for said in spoken
+        if any(said[i : i + len(words)] == words for i in range(len(said)))
+    }
+
+
+@pytest.mark.parametrize("file", STRATEGY_BLIND)
+def test_the_machinery_names_no_strategy(file: str) -> None:
+    assert not _strategies_named((ROOT / "decoding" / f"{file}.py").read_text(encoding="utf-8"))
+
+
+def test_a_strategy_named_in_the_machinery_is_found() -> None:
+    assert _strategies_named("if isinstance(request.strategy, GroupBeam): pass") == {"group_beam", "beam"}
+    assert _strategies_named("if name == 'sed': pass") == {"sed"}
+    assert not _strategies_named("used = based(contrast)\n'beam'")

@@ -1,11 +1,12 @@
 """The signature test: every answer in a crowd equals the same request alone, token for token and log-prob for log-prob.
 
-Requests arrive, are cancelled and get preempted at random over a page pool that is much too small. Two deliberate
-breakages of the engine, each a bug somebody could write, must make the comparison fail.
+Requests of every strategy arrive, are cancelled and get preempted at random over a page pool that is much too small.
+Two deliberate breakages of the engine, each a bug somebody could write, must make the comparison fail.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -15,9 +16,10 @@ import decoding.reading
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.model import Model, wrap
-from decoding.params import Request
+from decoding.params import PARAMS, LogitsParams, Request
+from decoding.strategies import STRATEGIES
 from tests.decoding.conftest import one_thread
-from tests.decoding.crowd import random_requests, run_crowd
+from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import TableModel, table_engine
 from tests.decoding.tiny import tiny
@@ -31,7 +33,9 @@ MakeEngine = Callable[[int], Engine]
 
 
 def small_table_engine(num_pages: int) -> Engine:
-    return table_engine(num_pages=num_pages, eos=EOS, max_rows=24, tick_tokens=48)
+    models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
+    token_bytes = crowd_token_bytes(VOCAB)
+    return table_engine(models=models, eos=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=48)
 
 
 def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
@@ -50,8 +54,17 @@ def assert_parity(make: MakeEngine, requests: list[Request], solo: list[Answer],
     return crowded
 
 
-def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
-    requests = random_requests(random.Random(1), 200, VOCAB)
+def test_the_crowd_holds_every_strategy_and_every_step_of_the_pipeline() -> None:
+    requests = random_requests(random.Random(1), 500, VOCAB)
+    assert set(MAKERS) == set(PARAMS)
+    neutral = LogitsParams()
+    for step in dataclasses.fields(LogitsParams):
+        assert sum(getattr(r.logits, step.name) != getattr(neutral, step.name) for r in requests) >= 10, step.name
+    assert {r.strategy.NAME for r in requests} == set(STRATEGIES)
+
+
+def test_500_requests_in_a_crowd_answer_as_they_do_alone() -> None:
+    requests = random_requests(random.Random(1), 500, VOCAB)
     solo = alone(small_table_engine, requests)
     crowded = assert_parity(small_table_engine, requests, solo, num_pages=60, seed=1)
     counters = crowded.scheduler.counters
@@ -60,20 +73,24 @@ def test_200_requests_in_a_crowd_answer_as_they_do_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def llama() -> Model:
-    model = wrap(tiny("llama"))
-    model.attention.allocate(200)
-    return model
+def llamas() -> dict[str, Model]:
+    """A model and its draft model."""
+    models = {"main": wrap(tiny("llama")), "draft": wrap(tiny("llama", num_hidden_layers=1))}
+    for model in models.values():
+        model.attention.allocate(200)
+    return models
 
 
-def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llama: Model) -> None:
+def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llamas: dict[str, Model]) -> None:
     """All sums of a Llama in float32: attention, products and softmax see other neighbours, chunks and paddings."""
+    vocab = llamas["main"].info.vocab_size
 
     def make(num_pages: int) -> Engine:
-        caches = {"main": PageCache(num_pages, llama.attention.page_size)}
-        return Engine({"main": llama}, caches, eos_token_ids=EOS, max_rows=24, tick_tokens=64)
+        caches = {name: PageCache(num_pages, model.attention.page_size) for name, model in llamas.items()}
+        token_bytes = crowd_token_bytes(vocab)
+        return Engine(llamas, caches, eos_token_ids=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=64)
 
-    requests = random_requests(random.Random(9), 80, llama.info.vocab_size, longest=60)
+    requests = random_requests(random.Random(9), 120, vocab, longest=60)
     crowded = assert_parity(make, requests, alone(make, requests), num_pages=36, seed=9)
     assert crowded.scheduler.counters.preemptions > 5
     assert crowded.scheduler.counters.prefix_hits > 100
@@ -113,10 +130,10 @@ def test_a_row_of_nans_fails_alone() -> None:
     """Token 9 poisons the model's scores; the neighbour never meets it."""
 
     def make() -> Engine:
-        return table_engine(models={"main": TableModel(nan_after=9)}, eos=EOS)
+        return table_engine(models={"main": TableModel(nan_after=9), "draft": DraftTableModel()}, eos=EOS)
 
-    clean = next(r for r in random_requests(random.Random(8), 50, VOCAB) if 9 not in r.prompt_ids)
-    (alone,) = run(make(), [clean])
+    candidates = [r for r in random_requests(random.Random(8), 50, VOCAB) if 9 not in r.prompt_ids]
+    clean, alone = next((r, said) for r in candidates if (said := run(make(), [r])[0]).failure is None)
     poisoned, answer = run(make(), [Request((1, 2, 9)), clean])
     assert poisoned.failure is not None
     assert poisoned.failure.code == "nan_logits"

@@ -13,7 +13,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from decoding.logits.step import EXCLUDED
+from decoding.logits.step import EXCLUDED, row_sum
 
 RELATIVE_TOP = 0.1
 
@@ -31,11 +31,17 @@ def contrast(logits: torch.Tensor, premature: torch.Tensor) -> tuple[torch.Tenso
 def _furthest(logp: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Index of the layer whose Jensen-Shannon divergence from the last one is largest, the first among equals.
 
-    The divergence has Hugging Face's form: both terms compare the average with a distribution, not the reverse.
+    logp [rows, vocab], base [rows, layers, vocab] -> [rows]. The divergence has Hugging Face's form: both terms compare
+    the average with a distribution, not the reverse.
     """
     if base.shape[1] == 1:
         return base.new_zeros(len(base), dtype=torch.int64)
-    average = 0.5 * (logp.softmax(dim=-1).unsqueeze(1) + base.softmax(dim=-1))  # [rows, layers, vocab]
-    from_last = F.kl_div(logp.unsqueeze(1).expand_as(average), average, reduction="none").mean(dim=-1)
-    from_base = F.kl_div(base, average, reduction="none").mean(dim=-1)
-    return (from_last + from_base).argmax(dim=-1)
+    p = logp.exp()
+    return torch.stack([_divergence(logp, p, base[:, j]) for j in range(base.shape[1])], dim=1).argmax(dim=1)
+
+
+def _divergence(logp: torch.Tensor, p: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """KL(avg || p) + KL(avg || q) of logp = log p and base = log q [rows, vocab], [rows]."""
+    average = 0.5 * (p + base.exp())
+    terms = F.kl_div(logp, average, reduction="none") + F.kl_div(base, average, reduction="none")
+    return row_sum(terms)

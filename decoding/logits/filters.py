@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.logits.history import History
+from decoding.logits.context import Context
+from decoding.logits.ranks import is_among_best, kth_best
 from decoding.logits.step import EXCLUDED, column
 
-_FEW = 256
+FEW = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,56 +26,69 @@ class TopK:
     k: int
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[TopK], histories: Sequence[History]) -> torch.Tensor:
-        ks = torch.tensor([min(s.k, scores.shape[-1]) for s in steps], device=scores.device)
-        best = scores.topk(int(ks.max()), dim=-1).values  # [rows, largest k]
-        kth = best.gather(1, (ks - 1).unsqueeze(1))
-        return scores.masked_fill_(scores < kth, EXCLUDED)
+    def apply(scores: torch.Tensor, steps: Sequence[TopK], context: Context) -> torch.Tensor:
+        return scores.masked_fill_(scores < kth_best(scores, [s.k for s in steps]), EXCLUDED)
 
 
 @dataclass(frozen=True, slots=True)
 class TopP:
-    """Holtzman et al. 2020 (arXiv 1904.09751): the smallest set of best tokens with mass >= p; never empty."""
+    """Holtzman et al. 2020 (arXiv 1904.09751): the smallest set of best tokens with mass >= p; at least `keep`."""
 
     p: float
+    keep: int = 1
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[TopP], histories: Sequence[History]) -> torch.Tensor:
-        p = column([s.p for s in steps], scores)
-        width = min(_FEW, scores.shape[-1])
-        best = scores.topk(width, dim=-1).values  # [rows, width], descending
-        num_kept = _num_kept(best, scores.logsumexp(dim=-1, keepdim=True), p)
-        threshold = best.gather(1, num_kept - 1)
-        is_cut_clean = (num_kept < width) & (best.gather(1, num_kept.clamp(max=width - 1)) < threshold)
-        unclear = (~is_cut_clean).squeeze(1).nonzero().flatten().tolist()
-        exact = _cut_by_full_sort(scores[unclear], p[unclear]) if unclear else None
+    def apply(scores: torch.Tensor, steps: Sequence[TopP], context: Context) -> torch.Tensor:
+        p, keep = column([s.p for s in steps], scores), column([s.keep for s in steps], scores)
+        probabilities = scores.softmax(dim=-1)
+        best, ids = scores.topk(min(FEW, scores.shape[-1]), dim=-1)  # [rows, few], descending
+        num_kept = _num_kept(probabilities.gather(1, ids), p, keep)
+        threshold = best.gather(1, num_kept.clamp(max=best.shape[1]) - 1)
+        following = best.gather(1, num_kept.clamp(max=best.shape[1] - 1))
+        unclear = where_not((num_kept < best.shape[1]) & (following < threshold))
+        exact = _cut_by_full_sort(scores[unclear], probabilities[unclear], p[unclear], keep[unclear])
         scores.masked_fill_(scores < threshold, EXCLUDED)
-        if exact is not None:
+        if unclear:
             scores[unclear] = exact
         return scores
 
 
-def _num_kept(descending: torch.Tensor, normaliser: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """How many of the best scores [rows, n] stay, [rows, 1]: a token does while the mass before it is below p."""
-    mass = torch.exp(descending - normaliser).double().cumsum(dim=-1)
-    return 1 + (mass[:, :-1] < p).sum(dim=-1, keepdim=True)
+def where_not(is_clear: torch.Tensor) -> list[int]:
+    """The rows of [rows, 1] for which the best few did not suffice. On an accelerator the host waits here."""
+    return [int(i) for i in (~is_clear).squeeze(1).nonzero().flatten().tolist()]
 
 
-def _cut_by_full_sort(scores: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+def _num_kept(descending: torch.Tensor, p: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """How many of the best probabilities [rows, n] stay, [rows, 1]: one does while the mass before it is below p."""
+    mass = descending.double().cumsum(dim=-1)
+    return (1 + (mass[:, :-1] < p).sum(dim=-1, keepdim=True)).maximum(keep.long())
+
+
+def _cut_by_full_sort(
+    scores: torch.Tensor, probabilities: torch.Tensor, p: torch.Tensor, keep: torch.Tensor
+) -> torch.Tensor:
     """Top-p over the whole vocabulary; among equals at the border the lower ids stay. (Hugging Face sorts unstably.)"""
-    descending, order = scores.sort(dim=-1, descending=True, stable=True)
-    num_kept = _num_kept(descending, scores.logsumexp(dim=-1, keepdim=True), p)
+    order = scores.argsort(dim=-1, descending=True, stable=True)
+    num_kept = _num_kept(probabilities.gather(1, order), p, keep)
     is_cut = torch.arange(scores.shape[-1], device=scores.device) >= num_kept
     return scores.masked_fill(is_cut.scatter(1, order, is_cut), EXCLUDED)
 
 
 @dataclass(frozen=True, slots=True)
 class MinP:
-    """Nguyen et al. 2024 (arXiv 2407.01082): keep p_i >= min_p * max p, that is z_i >= max z + ln(min_p)."""
+    """Nguyen et al. 2024 (arXiv 2407.01082): keep p_i >= min_p * max p, that is z_i >= max z + ln(min_p).
+
+    At least `keep` stay.
+    """
 
     min_p: float
+    keep: int = 1
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[MinP], histories: Sequence[History]) -> torch.Tensor:
+    def apply(scores: torch.Tensor, steps: Sequence[MinP], context: Context) -> torch.Tensor:
         floor = scores.amax(dim=-1, keepdim=True) + column([math.log(s.min_p) for s in steps], scores)
-        return scores.masked_fill_(scores < floor, EXCLUDED)
+        is_cut = scores < floor
+        keep = [s.keep for s in steps]
+        if max(keep) > 1:
+            is_cut &= ~is_among_best(scores, keep)
+        return scores.masked_fill_(is_cut, EXCLUDED)

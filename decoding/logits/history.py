@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+NO_IDS = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True, slots=True)
 class History:

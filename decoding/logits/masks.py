@@ -1,15 +1,16 @@
-"""Steps that exclude or shift single ids: allowed_token_ids, logit_bias, min_tokens."""
+"""Steps that exclude or shift single ids: allowed_token_ids, logit_bias, bad_words, min_tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from decoding.logits.history import History
-from decoding.logits.step import EXCLUDED, flat_index
+from decoding.logits.context import Context
+from decoding.logits.history import NO_IDS, History
+from decoding.logits.step import EXCLUDED, exclude, flat_index, shift
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,7 +20,7 @@ class AllowedTokens:
     ids: np.ndarray  # int64 [n]
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[AllowedTokens], histories: Sequence[History]) -> torch.Tensor:
+    def apply(scores: torch.Tensor, steps: Sequence[AllowedTokens], context: Context) -> torch.Tensor:
         index = flat_index([s.ids for s in steps], scores)
         kept = torch.full_like(scores, EXCLUDED)
         kept[index] = scores[index]
@@ -34,10 +35,37 @@ class LogitBias:
     bias: np.ndarray  # float32 [n]
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[LogitBias], histories: Sequence[History]) -> torch.Tensor:
-        index = flat_index([s.ids for s in steps], scores)
-        scores[index] += torch.from_numpy(np.concatenate([s.bias for s in steps])).to(scores.device)
-        return scores
+    def apply(scores: torch.Tensor, steps: Sequence[LogitBias], context: Context) -> torch.Tensor:
+        return shift(scores, [s.ids for s in steps], [s.bias for s in steps])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BadWords:
+    """The last id of a bad word is excluded where the history ends with the ids before it.
+
+    As Hugging Face: a single EOS is no bad word, and a word longer than the history is not looked for.
+    """
+
+    endings: Mapping[tuple[int, ...], np.ndarray]  # the ids before -> the last ids, int64
+    lengths: tuple[int, ...]  # of the ids before, distinct
+
+    @classmethod
+    def of(cls, words: Sequence[tuple[int, ...]], eos_token_ids: Sequence[int]) -> BadWords:
+        endings: dict[tuple[int, ...], list[int]] = {}
+        for word in words:
+            if len(word) > 1 or word[0] not in eos_token_ids:
+                endings.setdefault(word[:-1], []).append(word[-1])
+        arrays = {before: np.asarray(last, dtype=np.int64) for before, last in endings.items()}
+        return cls(arrays, tuple(sorted({len(before) for before in endings})))
+
+    @staticmethod
+    def apply(scores: torch.Tensor, steps: Sequence[BadWords], context: Context) -> torch.Tensor:
+        return exclude(scores, [s._banned(h) for s, h in zip(steps, context.histories, strict=True)])
+
+    def _banned(self, history: History) -> np.ndarray:
+        total = len(history.ids)
+        befores = (tuple(history.ids[total - n :].tolist()) for n in self.lengths if n == 0 or n < total)
+        return np.concatenate([NO_IDS, *(self.endings.get(before, NO_IDS) for before in befores)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +76,6 @@ class MinTokens:
     ending_ids: np.ndarray  # int64 [n]
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[MinTokens], histories: Sequence[History]) -> torch.Tensor:
-        nothing = np.empty(0, dtype=np.int64)
-        banned = [s.ending_ids if h.num_output < s.count else nothing for s, h in zip(steps, histories, strict=True)]
-        scores[flat_index(banned, scores)] = EXCLUDED
-        return scores
+    def apply(scores: torch.Tensor, steps: Sequence[MinTokens], context: Context) -> torch.Tensor:
+        rows = zip(steps, context.histories, strict=True)
+        return exclude(scores, [s.ending_ids if h.num_output < s.count else NO_IDS for s, h in rows])

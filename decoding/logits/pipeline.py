@@ -1,22 +1,35 @@
-"""The logits pipeline of a request, and its run over many rows at once (order: decoding-methods 0.2).
+"""The logits pipeline of a request, and its run over many rows at once.
 
-Processors (bias, masks, penalties) always apply; warpers (temperature and filters) only where the row samples.
+Order of a row's steps (decoding-methods 0.2; Hugging Face's wherever it has the step, of which masks may go first since
+excluded stays excluded):
+
+    allowed_token_ids, logit_bias, bad_words, min_tokens,
+    repetition, frequency and presence, no repeated n-grams, windowed repetition, LZ, eos_penalty, exponential decay;
+    top_n_sigma, temperature (static, EDT or AdapT), top_k, top_p, min_p, typical, epsilon, eta.
+
+Processors (first two lines) always apply; warpers (last line) only where the row samples. sampler_order "vllm" puts
+min_p before top_k. EDT looks at the scores as they came in, top_n_sigma at the processed ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from decoding.logits.context import Context
+from decoding.logits.cutoffs import Epsilon, Eta, TopNSigma, Typical
 from decoding.logits.filters import MinP, TopK, TopP
-from decoding.logits.history import History
-from decoding.logits.masks import AllowedTokens, LogitBias, MinTokens
-from decoding.logits.penalties import CountPenalty, RepetitionPenalty
+from decoding.logits.lengths import EosPenalty, ExponentialDecay
+from decoding.logits.lines import token_lines
+from decoding.logits.lz import LzPenalty
+from decoding.logits.masks import AllowedTokens, BadWords, LogitBias, MinTokens
+from decoding.logits.penalties import CountPenalty, NoRepeatNgram, RepetitionPenalty
 from decoding.logits.step import Step
-from decoding.logits.temperature import Temperature
+from decoding.logits.temperature import EntropyTemperature, LineTemperature, Temperature
 from decoding.params import LogitsParams, StoppingParams
 
 
@@ -38,51 +51,97 @@ class Pipelines:
 
     def build(self, params: LogitsParams, stopping: StoppingParams) -> Pipeline:
         """The steps that are not neutral."""
-        return Pipeline(
-            processors=tuple(_processors(params, stopping, self._eos_token_ids)),
-            warpers=() if params.is_greedy else tuple(_warpers(params)),
-            is_greedy=params.is_greedy,
-        )
+        processors = (*self._masks(params, stopping), *_penalties(params), *self._lengths(params))
+        warpers = () if params.is_greedy else (*self._temperatures(params), *_filters(params))
+        return Pipeline(processors, warpers, params.is_greedy)
+
+    @cached_property
+    def _token_lines(self) -> np.ndarray:
+        """Made at the first request that needs it."""
+        return token_lines(self.token_bytes)
+
+    def _masks(self, params: LogitsParams, stopping: StoppingParams) -> Iterator[Step]:
+        if params.allowed_token_ids is not None:
+            yield AllowedTokens(_ids(params.allowed_token_ids))
+        if params.logit_bias:
+            ids, bias = zip(*params.logit_bias, strict=True)
+            yield LogitBias(np.asarray(ids, dtype=np.int64), np.asarray(bias, dtype=np.float32))
+        bad_words = BadWords.of(params.bad_words, self._eos_token_ids)
+        if bad_words.endings:
+            yield bad_words
+        if stopping.min_tokens:
+            eos_token_ids = () if stopping.ignore_eos else self._eos_token_ids
+            yield MinTokens(stopping.min_tokens, _ids((*eos_token_ids, *stopping.stop_token_ids)))
+
+    def _lengths(self, params: LogitsParams) -> Iterator[Step]:
+        if params.eos_penalty and params.eos_penalty_until:
+            yield EosPenalty(params.eos_penalty, params.eos_penalty_until, _ids(self._eos_token_ids))
+        if params.exponential_decay_length_penalty is not None:
+            start, factor = params.exponential_decay_length_penalty
+            if factor != 1:
+                yield ExponentialDecay(start, factor, _ids(self._eos_token_ids))
+
+    def _temperatures(self, params: LogitsParams) -> Iterator[Step]:
+        if params.top_n_sigma:
+            yield TopNSigma(params.top_n_sigma)
+        edt, adapt = params.edt, params.adapt
+        if adapt is not None:
+            yield LineTemperature(adapt.hot, adapt.cold, adapt.first_token, self._token_lines)
+        elif edt is not None and edt.theta and edt.base != 1:
+            yield EntropyTemperature(params.temperature, edt.theta, edt.base)
+        elif params.temperature != 1:
+            yield Temperature(params.temperature)
 
 
-def _processors(params: LogitsParams, stopping: StoppingParams, eos_token_ids: Sequence[int]) -> list[Step]:
-    steps: list[Step] = []
-    if params.allowed_token_ids is not None:
-        steps.append(AllowedTokens(np.unique(np.asarray(params.allowed_token_ids, dtype=np.int64))))
-    if params.logit_bias:
-        ids, bias = zip(*params.logit_bias, strict=True)
-        steps.append(LogitBias(np.asarray(ids, dtype=np.int64), np.asarray(bias, dtype=np.float32)))
-    if stopping.min_tokens:
-        ending = {*(() if stopping.ignore_eos else eos_token_ids), *stopping.stop_token_ids}
-        steps.append(MinTokens(stopping.min_tokens, np.asarray(sorted(ending), dtype=np.int64)))
-    if params.repetition_penalty != 1:
-        steps.append(RepetitionPenalty(params.repetition_penalty))
+def _ids(ids: Sequence[int]) -> np.ndarray:
+    """Distinct ids, int64 [n]."""
+    return np.unique(np.asarray(ids, dtype=np.int64))
+
+
+def _penalties(params: LogitsParams) -> Iterator[Step]:
+    theta, window = params.repetition_penalty, params.repetition_penalty_window
+    if theta != 1 and not window:
+        yield RepetitionPenalty(theta, params.repetition_penalty_scope)
     if params.frequency_penalty or params.presence_penalty:
-        steps.append(CountPenalty(params.frequency_penalty, params.presence_penalty))
-    return steps
+        yield CountPenalty(params.frequency_penalty, params.presence_penalty)
+    if params.no_repeat_ngram_size:
+        yield NoRepeatNgram(params.no_repeat_ngram_size)
+    if theta != 1 and window:
+        yield RepetitionPenalty(theta, "output", window)
+    if params.lz_penalty:
+        yield LzPenalty(params.lz_penalty, params.lz_buffer, params.lz_window)
 
 
-def _warpers(params: LogitsParams) -> list[Step]:
-    temperature: list[Step] = [Temperature(params.temperature)] if params.temperature != 1 else []
-    tops: list[Step] = [
-        *([TopK(params.top_k)] if params.top_k else []),
-        *([TopP(params.top_p)] if params.top_p < 1 else []),
-    ]
-    min_p: list[Step] = [MinP(params.min_p)] if params.min_p else []
-    return temperature + (min_p + tops if params.sampler_order == "vllm" else tops + min_p)
+def _filters(params: LogitsParams) -> Iterator[Step]:
+    keep = params.min_tokens_to_keep
+    min_p = [MinP(params.min_p, keep)] if params.min_p else []
+    if params.sampler_order == "vllm":
+        yield from min_p
+    if params.top_k:
+        yield TopK(max(params.top_k, keep))
+    if params.top_p < 1:
+        yield TopP(params.top_p, keep)
+    if params.sampler_order == "hf":
+        yield from min_p
+    if params.typical_p < 1:
+        yield Typical(params.typical_p, keep)
+    if params.epsilon_cutoff:
+        yield Epsilon(params.epsilon_cutoff, keep)
+    if params.eta_cutoff:
+        yield Eta(params.eta_cutoff, keep)
 
 
-def process(scores: torch.Tensor, pipelines: Sequence[Pipeline], histories: Sequence[History]) -> torch.Tensor:
+def process(scores: torch.Tensor, pipelines: Sequence[Pipeline], context: Context) -> torch.Tensor:
     """Processors of every row: scores [rows, vocab] float32 (may be overwritten) -> [rows, vocab]."""
-    return _run(scores, [p.processors for p in pipelines], histories)
+    return _run(scores, [p.processors for p in pipelines], context)
 
 
-def warp(scores: torch.Tensor, pipelines: Sequence[Pipeline], histories: Sequence[History]) -> torch.Tensor:
+def warp(scores: torch.Tensor, pipelines: Sequence[Pipeline], context: Context) -> torch.Tensor:
     """Warpers of every row that samples: scores [rows, vocab] float32 (may be overwritten) -> [rows, vocab]."""
-    return _run(scores, [p.warpers for p in pipelines], histories)
+    return _run(scores, [p.warpers for p in pipelines], context)
 
 
-def _run(scores: torch.Tensor, rows: list[tuple[Step, ...]], histories: Sequence[History]) -> torch.Tensor:
+def _run(scores: torch.Tensor, rows: list[tuple[Step, ...]], context: Context) -> torch.Tensor:
     """Run the rows' steps, grouping equal kinds at equal depth: each row's own order is kept."""
     for depth in range(max((len(steps) for steps in rows), default=0)):
         kinds: dict[type[Step], list[int]] = {}
@@ -91,9 +150,8 @@ def _run(scores: torch.Tensor, rows: list[tuple[Step, ...]], histories: Sequence
                 kinds.setdefault(type(steps[depth]), []).append(index)
         for kind, indices in kinds.items():
             own = [rows[i][depth] for i in indices]
-            seen = [histories[i] for i in indices]
             if len(indices) == len(rows):
-                scores = kind.apply(scores, own, seen)
+                scores = kind.apply(scores, own, context)
             else:
-                scores[indices] = kind.apply(scores[indices], own, seen)
+                scores[indices] = kind.apply(scores[indices], own, context.of(indices))
     return scores

@@ -1,6 +1,10 @@
 """One step of the logits pipeline: parameters of one row, arithmetic over many.
 
 A neutral step is never built. `apply` gets the rows that carry this kind of step, each with its own parameters.
+
+A row comes out the same bits in any batch: torch adds up one long row in another order than several, and computes the
+last few elements of a flattened batch by other code. So sums go through `row_sum`, exponentials through softmax (which
+goes row by row) or `row_exp`; comparisons, + - * / and float64 running sums are safe as they are.
 """
 
 from __future__ import annotations
@@ -11,16 +15,17 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from decoding.logits.history import History
+from decoding.logits.context import Context
 
 EXCLUDED = float("-inf")
+_LANES = 64
 
 
 class Step(Protocol):
     """scores and the result are float32 [rows, vocab]; `apply` may write into scores."""
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[Any], histories: Sequence[History]) -> torch.Tensor: ...
+    def apply(scores: torch.Tensor, steps: Sequence[Any], context: Context) -> torch.Tensor: ...
 
 
 def column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
@@ -37,8 +42,25 @@ def row_sum(values: torch.Tensor) -> torch.Tensor:
     return blocks.sum(dim=-1).sum(dim=-1)
 
 
+def row_exp(values: torch.Tensor) -> torch.Tensor:
+    """exp of one number per row [rows, 1], each the same whatever rows surround it: each fills whole vectors alone."""
+    return values.expand(-1, _LANES).contiguous().exp()[:, :1]
+
+
 def flat_index(ids: Sequence[np.ndarray], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids of each row -> (row index, id) pairs laid end to end, int64 [total] each."""
     rows = np.repeat(np.arange(len(ids)), [len(i) for i in ids])
     flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
     return torch.from_numpy(rows).to(like.device), torch.from_numpy(flat).to(like.device)
+
+
+def exclude(scores: torch.Tensor, ids: Sequence[np.ndarray]) -> torch.Tensor:
+    """Exclude ids of each row from scores [rows, vocab], in place."""
+    scores[flat_index(ids, scores)] = EXCLUDED
+    return scores
+
+
+def shift(scores: torch.Tensor, ids: Sequence[np.ndarray], amounts: Sequence[np.ndarray]) -> torch.Tensor:
+    """Add amounts to distinct ids of each row of scores [rows, vocab], in place."""
+    scores[flat_index(ids, scores)] += torch.from_numpy(np.concatenate(amounts).astype(np.float32)).to(scores.device)
+    return scores

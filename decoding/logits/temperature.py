@@ -1,14 +1,24 @@
-"""Static temperature: z / T. (T below 1e-5 is greedy and never gets here.)"""
+"""Temperatures: the static z / T, and two that choose T anew at each position.
+
+A static T below 1e-5 is greedy and never gets here; where a chosen one falls below, all but the best id is excluded.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from decoding.logits.history import History
-from decoding.logits.step import column
+from decoding.logits.context import Context
+from decoding.logits.entropy import entropy_of
+from decoding.logits.lines import needs_first_word
+from decoding.logits.step import EXCLUDED, column, row_exp
+from decoding.params import LogitsParams
+
+_LEAST_ENTROPY = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,5 +26,57 @@ class Temperature:
     value: float
 
     @staticmethod
-    def apply(scores: torch.Tensor, steps: Sequence[Temperature], histories: Sequence[History]) -> torch.Tensor:
+    def apply(scores: torch.Tensor, steps: Sequence[Temperature], context: Context) -> torch.Tensor:
         return scores.div_(column([s.value for s in steps], scores))
+
+
+@dataclass(frozen=True, slots=True)
+class EntropyTemperature:
+    """EDT (Zhang et al. 2024, arXiv 2403.14541): T = T0 * N ** (theta / H).
+
+    H is the entropy of the raw scores, in nats; a sure model (small H) gets a low T.
+    """
+
+    t0: float
+    theta: float
+    n: float
+
+    @staticmethod
+    def apply(scores: torch.Tensor, steps: Sequence[EntropyTemperature], context: Context) -> torch.Tensor:
+        raw = context.raw
+        h = entropy_of(raw.softmax(dim=-1), raw.log_softmax(dim=-1))  # [rows, 1]
+        theta_log_n = column([s.theta * math.log(s.n) for s in steps], scores)
+        t = column([s.t0 for s in steps], scores) * row_exp(theta_log_n / h.clamp(min=_LEAST_ENTROPY))
+        is_spread = (h >= _LEAST_ENTROPY) & (t >= LogitsParams.GREEDY_BELOW)  # false where H is NaN: no id is left
+        return _divide(scores, t, ~is_spread)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LineTemperature:
+    """AdapT (Zhu et al. 2024, arXiv 2309.02772): `hot` for the first word of an indented code line, `cold` elsewhere.
+
+    first_token: whether the output's first token is hot too.
+    """
+
+    hot: float
+    cold: float
+    first_token: bool
+    token_lines: np.ndarray  # int8 [known ids], see lines.py
+
+    @staticmethod
+    def apply(scores: torch.Tensor, steps: Sequence[LineTemperature], context: Context) -> torch.Tensor:
+        values = [s._choose(h.output_ids) for s, h in zip(steps, context.histories, strict=True)]
+        t = column(values, scores)
+        if min(values) < LogitsParams.GREEDY_BELOW:
+            return _divide(scores, t, t < LogitsParams.GREEDY_BELOW)
+        return scores.div_(t)
+
+    def _choose(self, output_ids: np.ndarray) -> float:
+        is_hot = needs_first_word(output_ids, self.token_lines) if len(output_ids) else self.first_token
+        return self.hot if is_hot else self.cold
+
+
+def _divide(scores: torch.Tensor, t: torch.Tensor, is_greedy: torch.Tensor) -> torch.Tensor:
+    """scores [rows, vocab] / t [rows, 1]; of the rows that are greedy only the best id stays."""
+    is_best = torch.arange(scores.shape[-1], device=scores.device) == scores.argmax(dim=-1, keepdim=True)
+    return scores.div_(t.masked_fill(is_greedy, 1.0)).masked_fill_(is_greedy & ~is_best, EXCLUDED)

@@ -8,20 +8,20 @@ in `Request`. Everything here is per request: nothing is ever shared by a batch.
 from decoding.params.beams import Beam, BeamSample, BestFirst, GroupBeam
 from decoding.params.branches import CotDecoding, Sed
 from decoding.params.contrastive import Contrastive
-from decoding.params.dola import Dola
+from decoding.params.dola import Dola, premature_layers
 from decoding.params.entropix import Entropix
 from decoding.params.guidance import Guided, KlGuided
 from decoding.params.invalid import InvalidParam
 from decoding.params.logits import Adapt, Edt, LogitsParams, SamplerOrder
 from decoding.params.logprobs import LogprobsMode, LogprobsParams
-from decoding.params.request import MAX_SEED, PARAMS, Request, StrategyParams
+from decoding.params.request import DRAFT, MAIN, MAX_SEED, PARAMS, Request, StrategyParams
 from decoding.params.sampling import BestOf, RankBy, Sampling
-from decoding.params.speculation import Assisted, PromptLookup
+from decoding.params.speculation import Assisted, PromptLookup, Schedule
 from decoding.params.stopping import StoppingParams
 
 __all__ = [
-    "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf", "Contrastive",
-    "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided", "LogitsParams",
-    "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling", "Sed",
-    "StoppingParams", "StrategyParams",
+    "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
+    "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided",
+    "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling",
+    "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
 ]  # fmt: skip

@@ -28,9 +28,14 @@ class Dola:
 
 
 def premature_layers(which: Literal["low", "high"], num_layers: int, *, is_tied: bool) -> tuple[int, ...]:
-    """The candidates that Hugging Face derives from "low" or "high". is_tied: input and output embeddings are one."""
+    """The candidates that Hugging Face derives from "low" or "high". is_tied: input and output embeddings are one.
+
+    Empty for "low" of a tied model of three layers: it has none.
+    """
     start = 0 if not is_tied else 2 if num_layers > 2 else num_layers - 1
-    if num_layers <= 40:
-        half = num_layers // 2
-        return tuple(range(start, half, 2)) if which == "low" else tuple(range(half, num_layers, 2))
-    return tuple(range(start, 20, 2)) if which == "low" else tuple(range(num_layers - 20, num_layers, 2))
+    half = num_layers // 2
+    if num_layers > 40:
+        return tuple(range(start, 20, 2)) if which == "low" else tuple(range(num_layers - 20, num_layers, 2))
+    if which == "high":
+        return tuple(range(half, num_layers, 2))
+    return (start,) if start == half else tuple(range(start, half, 2))

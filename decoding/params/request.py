@@ -18,6 +18,9 @@ from decoding.params.speculation import Assisted, PromptLookup
 from decoding.params.stopping import StoppingParams
 
 MAX_SEED = 2**64 - 1
+MAIN = "main"
+DRAFT = "draft"
+"""The models that rows may live in."""
 
 StrategyParams = (
     Sampling
@@ -71,6 +74,13 @@ class Request:
         return self.strategy.max_rows
 
     @property
+    def max_rows_in(self) -> dict[str, int]:
+        """The models it needs, and the most of its rows that can live in each."""
+        if isinstance(self.strategy, Assisted):
+            return {MAIN: self.strategy.n, DRAFT: self.strategy.n}
+        return {MAIN: self.max_rows}
+
+    @property
     def highest_token_id(self) -> int:
         """The highest token id that any of its fields names: it must be below the width of the logits."""
         named = (*self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
@@ -78,8 +88,8 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        """The most positions one row can take: the last token drawn is never fed."""
-        return self._length(self.stopping.max_tokens)
+        """The most positions one row can take: the last token drawn is never fed, unless a question follows it."""
+        return self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
 
     @property
     def certain_length(self) -> int:
@@ -89,15 +99,21 @@ class Request:
         return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
 
     def _length(self, num_output: int) -> int:
-        return len(self.prompt_ids) + len(self.pause_ids) + max(num_output - 1, 0)
+        opened = max(len(self.prompt_ids) + len(self.pause_ids), len(_context_ids(self.strategy)))
+        return opened + max(num_output - 1, 0)
+
+
+def _context_ids(strategy: StrategyParams) -> tuple[int, ...]:
+    """What the row beside the prompt's is opened with, where the strategy has one."""
+    if isinstance(strategy, Guided):
+        return strategy.negative_ids
+    return strategy.context_ids if isinstance(strategy, KlGuided) else ()
 
 
 def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
     """Token ids that the strategy's own parameters name."""
-    if isinstance(strategy, Guided):
-        return strategy.negative_ids
-    if isinstance(strategy, KlGuided):
-        return strategy.context_ids
+    if isinstance(strategy, Guided | KlGuided):
+        return _context_ids(strategy)
     if isinstance(strategy, CotDecoding):
         return strategy.suffix_ids
     if isinstance(strategy, Sed):
@@ -105,3 +121,10 @@ def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
     if isinstance(strategy, Entropix) and strategy.think_token_id is not None:
         return (strategy.think_token_id,)
     return ()
+
+
+def _num_behind(strategy: StrategyParams) -> int:
+    """Positions that the strategy may feed behind a finished text, the text's last token among them."""
+    if isinstance(strategy, CotDecoding) and strategy.suffix_ids:
+        return len(strategy.suffix_ids) + strategy.max_answer
+    return 1 + len(strategy.eval_ids) if isinstance(strategy, Sed) else 0

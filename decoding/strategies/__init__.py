@@ -4,20 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from decoding.params import BestOf, Request, Sampling
+from decoding.params import (
+    Assisted,
+    Beam,
+    BeamSample,
+    BestFirst,
+    BestOf,
+    Contrastive,
+    CotDecoding,
+    Dola,
+    Entropix,
+    GroupBeam,
+    Guided,
+    KlGuided,
+    PromptLookup,
+    Request,
+    Sampling,
+    Sed,
+)
 from decoding.seam import Strategy, Tools
 from decoding.stopping import Stopping
+from decoding.strategies.assisted import AssistedStrategy
+from decoding.strategies.beam import BeamStrategy
+from decoding.strategies.beam_sample import BeamSampleStrategy
+from decoding.strategies.best_first import BestFirstStrategy
 from decoding.strategies.best_of import BestOfStrategy
+from decoding.strategies.contrastive import ContrastiveStrategy
+from decoding.strategies.cot_decoding import CotDecodingStrategy
+from decoding.strategies.dola import DolaStrategy
+from decoding.strategies.entropix import EntropixStrategy
+from decoding.strategies.group_beam import GroupBeamStrategy
+from decoding.strategies.guided import GuidedStrategy
+from decoding.strategies.kl_guided import KlGuidedStrategy
+from decoding.strategies.prompt_lookup import PromptLookupStrategy
 from decoding.strategies.sampling import SamplingStrategy
+from decoding.strategies.scoring import ScoringStrategy
+from decoding.strategies.sed import SedStrategy
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
 
 STRATEGIES: dict[str, Build] = {
     Sampling.NAME: SamplingStrategy,
     BestOf.NAME: BestOfStrategy,
+    Beam.NAME: BeamStrategy,
+    BeamSample.NAME: BeamSampleStrategy,
+    GroupBeam.NAME: GroupBeamStrategy,
+    BestFirst.NAME: BestFirstStrategy,
+    Contrastive.NAME: ContrastiveStrategy,
+    Dola.NAME: DolaStrategy,
+    Guided.NAME: GuidedStrategy,
+    KlGuided.NAME: KlGuidedStrategy,
+    Entropix.NAME: EntropixStrategy,
+    CotDecoding.NAME: CotDecodingStrategy,
+    Sed.NAME: SedStrategy,
+    PromptLookup.NAME: PromptLookupStrategy,
+    Assisted.NAME: AssistedStrategy,
 }
 
 
 def build(request: Request, stopping: Stopping, tools: Tools) -> Strategy:
-    """The strategy that `request.strategy` asks for."""
+    """The strategy that `request.strategy` asks for; where nothing is to be generated they are all the same."""
+    if request.stopping.max_tokens == 0:
+        return ScoringStrategy(request, stopping, tools)
     return STRATEGIES[request.strategy.NAME](request, stopping, tools)

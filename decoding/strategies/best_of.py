@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from decoding.params import BestOf, Request, Sampling
 from decoding.ranking import Candidate, best
-from decoding.seam import Emit, Finish, Move, Observation, Tools
+from decoding.seam import Emit, Finish, Move, Observation, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.sampling import SamplingStrategy
 
@@ -22,6 +22,8 @@ class BestOfStrategy:
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, BestOf)
         self._params = request.strategy
+        self._is_traced = request.trace
+        self._num_steps = 0
         self._reports_logprobs = request.logprobs.output is not None
         self._emitted: list[list[Emit]] = [[] for _ in range(self._params.best_of)]
         scored = dataclasses.replace(request.logprobs, output=request.logprobs.output or 0)
@@ -37,14 +39,20 @@ class BestOfStrategy:
     def _held_back(self, move: Move) -> Move:
         for emit in move.emit:
             self._emitted[emit.choice].append(emit)
+        self._num_steps += 1
         if move.feeds:
-            return Move(move.feeds, prompt=move.prompt)
-        return Move(emit=self._ranked(), prompt=move.prompt)
-
-    def _ranked(self) -> tuple[Emit, ...]:
+            return dataclasses.replace(move, emit=())
         candidates = [Candidate(i, self._raw_logprobs(i)) for i in range(self._params.best_of)]
-        ranked = best(candidates, self._params.n, self._params.rank_by)
-        return tuple(self._joined(choice, c) for choice, c in enumerate(ranked))
+        ranked = best(candidates, self._params.best_of, self._params.rank_by)
+        emits = tuple(self._joined(choice, c) for choice, c in enumerate(ranked[: self._params.n]))
+        return dataclasses.replace(move, emit=emits, trace=move.trace + self._event(ranked))
+
+    def _event(self, ranked: Sequence[Candidate]) -> tuple[TraceEvent, ...]:
+        """All samples, best first; the first n of them are returned."""
+        if not self._is_traced:
+            return ()
+        ranking = [{"sample": c.index, "score": c.score(self._params.rank_by)} for c in ranked]
+        return (TraceEvent(self._num_steps - 1, "ranking", {"ranking": ranking}),)
 
     def _raw_logprobs(self, index: int) -> tuple[float, ...]:
         return tuple(r for e in self._emitted[index] for r in e.raw_logprobs)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.admission import Batcher
-from server.replies import Model, ModelList
+from server.catalogue import available
+from server.replies import Model, ModelList, Support
 from server.reply import JsonResponse
 from server.served import Served
 from server.translate import resolve_model
@@ -29,4 +30,6 @@ def router(batcher: Batcher) -> APIRouter:
 
 
 def _model(name: str, served: Served) -> Model:
-    return Model(name, served.created, served.max_model_len, served.architecture)
+    has_chat = served.tokenizer.has_chat_template
+    supports = Support(has_chat, served.has_draft, [method.name for method in available(served)])
+    return Model(name, served.created, served.max_model_len, served.architecture, supports)

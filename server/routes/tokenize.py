@@ -9,12 +9,13 @@ from server.body import parse, read_object
 from server.errors import ApiError
 from server.fields import sort_fields
 from server.limits import Limits
+from server.logits import check_ids
 from server.openapi import described
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.replies import Text, Tokens
 from server.reply import JsonResponse
 from server.served import Served
-from server.translate import check_ids, resolve_model, template_messages
+from server.translate import resolve_model, template_messages
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:

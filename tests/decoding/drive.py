@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decoding.engine import Build, Engine
 from decoding.output import Failure, Output, Usage
 from decoding.params import Request
-from decoding.seam import Finish, PromptEmit
+from decoding.seam import Finish, PromptEmit, TraceEvent
 from decoding.strategies import build as build_by_name
 
 
@@ -26,6 +26,7 @@ class Answer:
     prompt: PromptEmit | None = None
     usage: Usage | None = None
     failure: Failure | None = None
+    trace: list[TraceEvent] = field(default_factory=list)
 
     def take(self, output: Output) -> None:
         assert self.usage is None, "an output after the last one"
@@ -37,6 +38,7 @@ class Answer:
             choice.top += emit.top or ()
             choice.finish = emit.finish
         self.prompt = output.prompt or self.prompt
+        self.trace += output.trace
         self.usage, self.failure = output.usage, output.failure
 
     @property

@@ -7,6 +7,7 @@ exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +17,13 @@ from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.engine import Engine
 
+HIDDEN = 4
 _MASK = (1 << 23) - 1  # hashes stay exact in float32, also with a layer index added
 
 
 @dataclass(frozen=True)
 class TableHidden:
-    last: torch.Tensor  # [T, 1] float64: hash of the row's tokens up to here
+    last: torch.Tensor  # [T, HIDDEN] float64: hash of the row's tokens up to here, and directions made from it
     layers: dict[int, torch.Tensor]
     probed: dict[int, torch.Tensor]
 
@@ -72,10 +74,11 @@ class TableModel:
                 last[t] = self._hash(keys[: batch.positions[t] + 1])
             if r in batch.probe_rows:
                 probed[r] = torch.from_numpy(keys).float().unsqueeze(0)
-        hidden = torch.from_numpy(last).unsqueeze(1)
+        hidden = states(torch.from_numpy(last))
         return TableHidden(hidden, {j: hidden + j for j in layers}, probed)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden[:, :1]
         hashed = hidden.long() * 7919 + torch.arange(self.vocab) * 104729 + self._seed
         mixed = (hashed ^ (hashed >> 13)) * 0x5BD1E995 & 0x7FFFFFFF
         scores = ((mixed ^ (mixed >> 15)) % 1009).float() / 101
@@ -92,6 +95,18 @@ class TableModel:
         for key in keys.tolist():
             value = (value * 31 + key + 1) & _MASK
         return float(value)
+
+
+def states(hashes: torch.Tensor) -> torch.Tensor:  # [T] float64 -> [T, HIDDEN]
+    """Each hash and some directions made from it, of its size, so that cosines differ."""
+    directions = torch.sin(hashes.unsqueeze(1) * torch.arange(1.0, HIDDEN)) * _MASK
+    return torch.cat((hashes.unsqueeze(1), directions), dim=1)
+
+
+def states_of(model: TableModel, history: Sequence[int]) -> torch.Tensor:
+    """The hidden states of every position of a text: [T, HIDDEN]."""
+    keys = np.array(history)
+    return states(torch.tensor([model._hash(keys[: i + 1]) for i in range(len(keys))], dtype=torch.float64))
 
 
 def table_engine(

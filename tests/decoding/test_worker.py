@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -35,7 +36,7 @@ from decoding.frames import (
     submit_frame,
 )
 from decoding.model import wrap
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.params import Assisted, LogitsParams, LogprobsParams, PromptLookup, Request, Sampling, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.tiny import tiny
 
@@ -219,6 +220,58 @@ def test_a_model_that_cannot_be_loaded_is_its_last_word(tmp_path: Path) -> None:
         assert isinstance(frame, Crashed)
         assert frame.during == "load"
         assert peer.process.wait(SECONDS) == 1
+
+
+@pytest.fixture(scope="module")
+def draft_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("draft")
+    tiny("llama", num_hidden_layers=1, max_position_embeddings=128).save_pretrained(path)
+    return path
+
+
+def test_with_a_draft_model_it_speculates_beside_sampling(model_directory: Path, draft_directory: Path) -> None:
+    greedy = dataclasses.replace(REQUEST, logits=LogitsParams(0), strategy=Assisted(3, confidence_threshold=0, n=2))
+    lookup = dataclasses.replace(REQUEST, strategy=PromptLookup(4, n=2))
+    sampled = dataclasses.replace(greedy, logits=LogitsParams(0.9))
+    plain = dataclasses.replace(greedy, strategy=Sampling(2))
+    requests = [REQUEST, greedy, lookup, sampled, plain]
+    with worker() as peer:
+        start = Start(str(model_directory), "cpu", "float32", 32, threads=1, draft_model=str(draft_directory))
+        peer.send(start)
+        stages = []
+        while isinstance(frame := peer.receive(), Progress):
+            stages.append(frame.stage)
+        assert isinstance(frame, Loaded)
+        assert any(stage.startswith("draft model: ") for stage in stages)
+        assert (frame.has_draft, frame.num_layers, frame.max_model_len) == (True, 3, 128)
+        for request_id, request in enumerate(requests):
+            peer.send(submit_frame(request_id, request))
+        said: dict[int, list[Output]] = {i: [] for i in range(len(requests))}
+        while any(not outputs or outputs[-1].finished is None for outputs in said.values()):
+            tick = peer.until(Tick)
+            for output in tick.outputs:
+                said[output.request_id].append(output)
+    for one, other in ((greedy, plain), (lookup, REQUEST)):
+        pair = [said[requests.index(r)] for r in (one, other)]
+        assert [tokens(pair[0], i) for i in range(2)] == [tokens(pair[1], i) for i in range(2)]
+    assert len(tokens(said[requests.index(sampled)], 1)) == 12
+    finished = [outputs[-1].finished for outputs in said.values()]
+    assert all(f is not None and f.error_code is None for f in finished)
+    assert tick.stats.drafted_total == sum(f.drafted for f in finished if f) > 0
+    assert tick.stats.accepted_total == sum(f.accepted for f in finished if f)
+    figures = [c.figures for c in said[1][-1].chunks if c.finish_reason]
+    assert all(f is not None and set(f) == {"drafted", "accepted"} for f in figures)
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(model_directory: Path, tmp_path: Path) -> None:
+    tiny("llama", vocab_size=96).save_pretrained(tmp_path)
+    with worker() as peer:
+        peer.send(Start(model=str(model_directory), device="cpu", draft_model=str(tmp_path), threads=1))
+        while isinstance(frame := peer.receive(), Progress):
+            pass
+        assert isinstance(frame, Crashed)
+        assert frame.during == "load"
+        assert "another vocabulary: 96 token ids, where the model has 97" in frame.message
 
 
 def test_it_does_not_outlive_a_parent_that_is_killed(model_directory: Path) -> None:

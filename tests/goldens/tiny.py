@@ -47,6 +47,15 @@ def fill(model: torch.nn.Module, seed: int) -> None:
         parameter.copy_(drawn / SCALE + (1.0 if is_norm_scale else 0.0))
 
 
+@torch.no_grad()
+def perturbed(model: Any, noise: int, seed: int = 0) -> Any:
+    """The model after integers drawn from -noise … noise, divided by 1024, were added: a draft that mostly agrees."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in sorted(model.named_parameters()):
+        parameter.add_(torch.randint(-noise, noise + 1, parameter.shape, generator=generator) / SCALE)
+    return model
+
+
 def weights_sha256(model: torch.nn.Module) -> str:
     """SHA-256 over name and little-endian bytes of every parameter, in sorted name order."""
     digest = hashlib.sha256()

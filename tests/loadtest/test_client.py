@@ -38,6 +38,31 @@ async def test_a_whole_answer_is_completed() -> None:
     assert outcome.started < outcome.arrivals[0] <= outcome.ended
 
 
+def whole(_: Request) -> list[bytes]:
+    choices = b'[{"text": "a b", "finish_reason": "length"}, {"text": "c", "finish_reason": "stop"}]'
+    return plain("200 OK", b'{"choices": %s, "usage": {"prompt_tokens": 3, "completion_tokens": 6}}' % choices)
+
+
+def unfinished(_: Request) -> list[bytes]:
+    return plain("200 OK", b'{"choices": [{"text": "a"}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}')
+
+
+async def test_an_answer_that_is_not_streamed_arrives_when_it_ends() -> None:
+    async with serving(whole) as fake:
+        target = Target(url=fake.url, dialect=dialect("vllm"))
+        outcome = await Client(target).complete("hello", 4, beams=2)
+    assert isinstance(outcome, Completed)
+    assert (outcome.completion_tokens, outcome.wanted_tokens) == (6, 8)
+    assert outcome.arrivals == (outcome.ended,)
+
+
+async def test_a_plain_answer_without_an_end_is_truncated() -> None:
+    async with serving(unfinished) as fake:
+        outcome = await Client(Target(url=fake.url, dialect=dialect("vllm"))).complete("hello", 4, beams=2)
+    assert isinstance(outcome, Failed)
+    assert outcome.kind == "truncated"
+
+
 async def test_the_length_asked_for_is_the_one_that_was_sent() -> None:
     async with serving() as fake:
         target = Target(url=fake.url, dialect=dialect("polydecode"), extra={"max_tokens": 2})

@@ -24,7 +24,7 @@ class FakeClient:
         self._release_at = release_at
         self._released = asyncio.Event()
 
-    async def complete(self, prompt: str, max_tokens: int, started: float | None = None) -> Outcome:
+    async def complete(self, prompt: str, max_tokens: int, started: float | None = None, beams: int = 1) -> Outcome:
         begin = time.perf_counter() if started is None else started
         self.prompts.append(prompt)
         self.running += 1

@@ -49,3 +49,13 @@ def test_the_key_is_sent_but_never_shown() -> None:
 @pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"])
 def test_any_spelling_of_the_url_will_do(url: str) -> None:
     assert base_url(url) == "http://h:1"
+
+
+def test_beams_are_asked_for_in_each_servers_own_words() -> None:
+    ours = Target(url="http://h", dialect=dialect("polydecode")).body("hi", 8, beams=4)
+    assert (ours["num_beams"], ours["n"], ours["stream"]) == (4, 4, True)
+    theirs = Target(url="http://h", dialect=dialect("vllm")).body("hi", 8, beams=3)
+    assert (theirs["n"], theirs["use_beam_search"]) == (3, True)
+    assert "stream" not in theirs
+    with pytest.raises(LookupError, match="no beam search"):
+        Target(url="http://h", dialect=dialect("llama-cpp")).body("hi", 8, beams=2)

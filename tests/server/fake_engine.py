@@ -16,7 +16,7 @@ from decoding.params import Request
 from server.chat_template import ChatTemplate
 from server.errors import ApiError, add_error_handlers
 from server.limits import Limits
-from server.routes import chat, completions, tokenize
+from server.routes import chat, completions, strategies, tokenize
 from server.routes import models as models_route
 from server.served import Served
 from server.text import Tokenizer
@@ -48,7 +48,8 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
 def make_served(max_model_len: int = 256) -> Served:
     tokenizer = Tokenizer(byte_tokenizer(), ChatTemplate(TEMPLATE, {}))
     size = tokenizer.vocabulary.size
-    return Served(("tiny", "alias"), size + 6, max_model_len, (size - 1,), 1700000000, tokenizer, "FakeForCausalLM")
+    eos = (size - 1,)
+    return Served(("tiny", "alias"), size + 6, max_model_len, eos, 1700000000, tokenizer, "FakeForCausalLM", 8)
 
 
 def logprob_of(token_id: int) -> float:
@@ -199,6 +200,7 @@ def make_app(batcher: FakeBatcher, limits: Limits | None = None) -> FastAPI:
     app.include_router(completions.router(batcher, bounds))
     app.include_router(chat.router(batcher, bounds))
     app.include_router(models_route.router(batcher))
+    app.include_router(strategies.router(batcher, bounds))
     app.include_router(tokenize.router(batcher, bounds))
     add_error_handlers(app)
     return app

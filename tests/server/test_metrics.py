@@ -48,6 +48,16 @@ def test_counters_keep_growing_when_a_new_worker_counts_from_zero() -> None:
     assert metrics.registry.get_sample_value("polydecode_preemptions_total") == 2
 
 
+def test_speculation_is_counted_over_all_workers() -> None:
+    metrics = Metrics("test")
+    metrics.worker_ticked(stats(drafted_total=8, accepted_total=3))
+    metrics.worker_ticked(stats(drafted_total=12, accepted_total=6))
+    metrics.worker_lost()
+    metrics.worker_ticked(stats(drafted_total=5, accepted_total=1))
+    assert metrics.registry.get_sample_value("polydecode_spec_drafted_total") == 17
+    assert metrics.registry.get_sample_value("polydecode_spec_accepted_total") == 7
+
+
 def test_nothing_runs_on_a_lost_worker() -> None:
     metrics = Metrics("test")
     metrics.worker_ticked(stats())

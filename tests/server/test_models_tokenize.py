@@ -5,10 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from server.catalogue import available
 from server.served import Served
 
 
-async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient) -> None:
+async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient, served: Served) -> None:
     body = (await client.get("/v1/models")).json()
     assert body["object"] == "list"
     assert [model["id"] for model in body["data"]] == ["tiny", "alias"]
@@ -17,6 +18,7 @@ async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient
         "created": 1700000000,
         "max_model_len": 256,
         "architecture": "FakeForCausalLM",
+        "supports": {"chat": True, "draft_model": False, "strategies": [each.name for each in available(served)]},
         "object": "model",
         "owned_by": "polydecode",
     }

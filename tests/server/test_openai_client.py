@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from openai.types import CompletionUsage
 
-from decoding.frames import Chunk, Output
+from decoding.frames import Chunk, Finished, Output, TraceEvent
 from server.errors import ApiError
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, saying
@@ -60,6 +60,26 @@ async def test_plain_answers_pass_the_strict_validation(sdk: openai.AsyncOpenAI)
     assert isinstance(chat.usage, CompletionUsage)
     assert chat.model_extra is not None
     assert chat.model_extra["decoding"]["effective"]["top_k"] == 3
+
+
+async def test_a_strategy_with_figures_and_a_trace_passes_the_strict_validation(
+    sdk: openai.AsyncOpenAI, batcher: FakeBatcher, served: Served
+) -> None:
+    said = Chunk(0, served.tokenizer.encode("Hi"), finish_reason="stop", score=-1.0, figures={"cot_confidence": 0.5})
+    batcher.script = lambda _: [
+        Output(0, trace=(TraceEvent(0, "branches", {"k": 10}),)),
+        Output(0, (said,), finished=Finished(0, 9, 0.0, 0.0, 0.0, 0, drafted=3, accepted=2)),
+    ]
+    extra = {"cot_decoding": {"k": 4}, "trace": True, "pause_tokens": {"text": ".", "count": 2}}
+    chat = await sdk.chat.completions.create(model="tiny", messages=MESSAGES, extra_body=extra)
+    assert chat.model_extra is not None
+    assert chat.model_extra["decoding"]["trace"] == [{"step": 0, "kind": "branches", "values": {"k": 10}}]
+    assert chat.choices[0].model_extra == {"decoding": {"score": -1.0, "cot_confidence": 0.5}}
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens_details is not None
+    assert chat.usage.completion_tokens_details.accepted_prediction_tokens == 2
+    stream = await sdk.chat.completions.create(model="tiny", messages=MESSAGES, stream=True, extra_body=extra)
+    assert [len(chunk.choices) async for chunk in stream] == [0, 1, 1]
 
 
 async def test_streams_pass_the_strict_validation(sdk: openai.AsyncOpenAI) -> None:

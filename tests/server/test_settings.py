@@ -59,7 +59,6 @@ def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--draft-model", "x"], "draft_model is not supported yet"),
         (["--batch-invariant", "--device", "cuda"], "batch_invariant is not supported"),
         (["--kv-memory", "nan"], "kv_memory"),
         (["--stall-seconds", "50"], "stall_kill_seconds"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines, process, warp
 from decoding.params import LogitsParams, StoppingParams
@@ -47,7 +48,8 @@ def run(scores: torch.Tensor, params: LogitsParams, stopping: StoppingParams, hi
 
 def run_all(scores: Any, params: Any, stopping: Any, histories: Any, eos: tuple[int, ...] = ()) -> torch.Tensor:
     chains = [Pipelines(eos).build(p, s) for p, s in zip(params, stopping, strict=True)]
-    return warp(process(torch.stack(scores).clone(), chains, histories), chains, histories)
+    context = Context(histories, torch.stack(scores))
+    return warp(process(torch.stack(scores), chains, context), chains, context)
 
 
 @pytest.mark.parametrize("index", range(60))

@@ -59,3 +59,16 @@ def test_nothing_is_committed_before_the_last_sample_is_over() -> None:
         ticks.append(engine.tick())
     assert not [o for outputs in ticks[:-1] for o in outputs if o.emits]
     assert len(ticks[-1][0].emits) == 1
+
+
+def test_a_trace_tells_the_draws_and_the_ranking() -> None:
+    request = dataclasses.replace(REQUEST, strategy=BestOf(2, 6))
+    traced = answer(dataclasses.replace(request, trace=True))
+    assert traced.said == answer(request).said
+    assert not answer(request).trace
+    assert {event.values["choice"] for event in traced.trace if event.kind == "draw"} == set(range(6))
+    ranking: list[dict[str, float]] = traced.trace[-1].values["ranking"]  # type: ignore[assignment]
+    scores = [entry["score"] for entry in ranking]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(entry["sample"] for entry in ranking) == list(range(6))
+    assert [c.finish.score for c in traced.choices.values() if c.finish] == scores[:2]

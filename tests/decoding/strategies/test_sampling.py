@@ -88,3 +88,43 @@ def test_the_position_of_a_draw_is_absolute() -> None:
     token = run(table_engine(), [flat])[0].tokens()[0]
     number = uniforms([9], [0], [len(PROMPT) - 1], [Purpose.SAMPLE])[0]
     assert token == int(number * 40)
+
+
+def test_a_trace_tells_what_each_choice_drew_and_from_what() -> None:
+    request = ask(strategy=Sampling(2), logits=LogitsParams(0.7, top_k=3), logprobs=LogprobsParams(2))
+    traced = run(table_engine(), [dataclasses.replace(request, trace=True)])[0]
+    silent = run(table_engine(), [request])[0]
+    assert traced.said == silent.said
+    assert not silent.trace
+    events = [event.values for event in traced.trace if event.kind == "draw"]
+    assert [(e["choice"], e["token"]) for e in events] == [
+        (i, traced.tokens(i)[step]) for step in range(8) for i in range(2)
+    ]
+    model = TableModel()
+    hashed = torch.tensor([[model._hash(np.array(PROMPT))]], dtype=torch.float64)
+    z = model.head(hashed)[0].double()
+    p, kept = z.softmax(-1), (z / 0.7).masked_fill(z < z.topk(3).values[-1], -torch.inf).softmax(-1)
+    first, token = events[0], traced.tokens(0)[0]
+    assert np.isclose(first["raw_probability"], p[token])  # type: ignore[arg-type]
+    assert np.isclose(first["probability"], kept[token])  # type: ignore[arg-type]
+    entropy = -(p * p.log()).sum()
+    assert np.isclose(first["entropy"], entropy)  # type: ignore[arg-type]
+    assert np.isclose(first["varentropy"], (p * (p.log() + entropy) ** 2).sum())  # type: ignore[arg-type]
+    best = p.sort(descending=True, stable=True)
+    assert [c["token"] for c in first["candidates"]] == best.indices[:5].tolist()  # type: ignore[union-attr, index, call-overload]
+    assert np.allclose([c["probability"] for c in first["candidates"]], best.values[:5])  # type: ignore[union-attr, index, call-overload, arg-type]
+
+
+def test_a_trace_needs_no_logprobs_and_asks_for_none() -> None:
+    traced = run(table_engine(), [ask(logits=HOT, trace=True)])[0]
+    silent = run(table_engine(), [ask(logits=HOT)])[0]
+    assert traced.said == silent.said
+    assert [event.step for event in traced.trace] == list(range(1, 9))
+
+
+def test_processed_logprobs_stay_the_same_under_a_trace() -> None:
+    request = ask(logits=LogitsParams(0.7, top_k=9), logprobs=LogprobsParams(7, mode="processed"))
+    assert (
+        run(table_engine(), [dataclasses.replace(request, trace=True)])[0].said
+        == run(table_engine(), [request])[0].said
+    )

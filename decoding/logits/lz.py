@@ -1,0 +1,81 @@
+"""The LZ penalty (Ginart et al. 2025, arXiv 2504.20131): take out of the distribution what LZ77 could have foretold.
+
+    z_i += alpha * (C_i - log V),  C_i = what appending i adds to the LZ77 code of the text, at most log V (nats)
+
+The text is the last window + buffer ids. Its current phrase is the longest run of ids at its end, within the buffer,
+that occurs earlier in it (l ids, nearest at distance d). A phrase costs log d + log l if it is a match, which takes
+at least L0 ids, else log V an id; L0 is the least L for which log W + log L <= L log V. Then i adds
+
+    what the phrase grows by, to length l + 1 at the distance d' where i followed it, if it ever did;
+    else the cost of i as a phrase of its own: log of its distance if L0 = 1, log V if not or never seen.
+
+So ids not in the text stay as they are and all others fall. (The authors' companion script subtracts alpha * C_i, which
+by the paper's own reading would favour repeats; this follows the definition.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from decoding.logits.context import Context
+from decoding.logits.history import NO_IDS
+from decoding.logits.step import shift
+
+
+@dataclass(frozen=True, slots=True)
+class LzPenalty:
+    alpha: float
+    buffer: int = 32
+    window: int = 512
+
+    @staticmethod
+    def apply(scores: torch.Tensor, steps: Sequence[LzPenalty], context: Context) -> torch.Tensor:
+        vocab = scores.shape[-1]
+        found = [s._added(h.ids, vocab) for s, h in zip(steps, context.histories, strict=True)]
+        amounts = [s.alpha * (added - math.log(vocab)) for s, (_, added) in zip(steps, found, strict=True)]
+        return shift(scores, [ids for ids, _ in found], amounts)
+
+    def _added(self, history: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct ids of the text and the C_i of each."""
+        text = history[-(self.window + self.buffer) :]
+        if not len(text):
+            return NO_IDS, np.empty(0)
+        shortest = shortest_match(self.window, vocab)
+        ids, distances = np.unique(text[::-1], return_index=True)
+        added = np.log(distances + 1.0) if shortest == 1 else np.full(len(ids), math.log(vocab))
+        length, ends = current_phrase(text, self.buffer)
+        if length and length + 1 >= shortest:
+            is_match = length >= shortest
+            before = math.log((len(text) - 1 - ends[-1]) * length) if is_match else length * math.log(vocab)
+            # Where an id followed more than once, the nearest stands last and is the one that stays written.
+            added[np.searchsorted(ids, text[ends + 1])] = np.log((len(text) - 1.0 - ends) * (length + 1)) - before
+        return ids, np.minimum(added, math.log(vocab))
+
+
+def shortest_match(window: int, vocab: int) -> int:
+    """L0: from which length on a match costs no more than its ids one by one."""
+    length = 1
+    while math.log(window) + math.log(length) > length * math.log(vocab):
+        length += 1
+    return length
+
+
+def current_phrase(text: np.ndarray, longest: int) -> tuple[int, np.ndarray]:
+    """The longest run at the text's end that occurs earlier, and where its earlier occurrences end, ascending."""
+    last = len(text) - 1
+    ends = np.flatnonzero(text[:last] == text[last])
+    if not len(ends):
+        return 0, ends
+    length = 1
+    while length < longest:
+        longer = ends[ends >= length]
+        longer = longer[text[longer - length] == text[last - length]]
+        if not len(longer):
+            break
+        ends, length = longer, length + 1
+    return length, ends

@@ -1,0 +1,45 @@
+"""Classifier-free guidance (Sanchez et al. 2023, arXiv 2306.17806) with a negative prompt.
+
+    logp = gamma * (log p(. | c, y_<t) - log p(. | u, y_<t)) + log p(. | u, y_<t)
+    the request's pipeline on logp; pick y_t; both contexts read it
+
+gamma = 1 is plain decoding; the guided scores are not normalised before the pipeline (as in Hugging Face).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from decoding.logits.step import EXCLUDED
+from decoding.params import Guided, Request
+from decoding.seam import Move, Observation, RowView, Tools
+from decoding.stopping import Stopping
+from decoding.strategies.choice import whole_logits
+from decoding.strategies.lock_step import LockStep, Verdict
+
+
+class GuidedStrategy:
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        assert isinstance(request.strategy, Guided)
+        self._gamma = request.strategy.scale
+        self._is_greedy = request.logits.is_greedy
+        self._tools = tools
+        negative_ids = request.strategy.negative_ids
+        self._lock_step = LockStep(
+            request, stopping, tools, context_ids=negative_ids, judge=self._judge, kind="guidance"
+        )
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        return self._lock_step.begin()
+
+    def step(self, seen: Observation) -> Move:
+        return self._lock_step.step(seen)
+
+    def _judge(self, c: RowView, u: RowView) -> Verdict:
+        logp_c = whole_logits(c.last).log_softmax(dim=-1)
+        logp_u = whole_logits(u.last).log_softmax(dim=-1)
+        guided = self._gamma * (logp_c - logp_u) + logp_u
+        guided = guided.masked_fill_(guided.isnan(), EXCLUDED)  # impossible in both contexts
+        scores = self._tools.process(c.row, (), guided)
+        trace = {"scale": self._gamma, "unguided_token": int(logp_c.argmax()), "negative_token": int(logp_u.argmax())}
+        return Verdict(scores, self._is_greedy, trace)

@@ -1,0 +1,119 @@
+"""Paths that share their past, and the answers that a search over them gives.
+
+An answer cannot be taken back, so a search commits only what it knows: the tokens that every path which may still be
+returned has in common. Paths form a tree; a path that is over drops out of it, and the committed prefix goes on as far
+as each path has one living continuation. Every path is entered and dropped once, so this costs O(1) a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from decoding.params import Request
+from decoding.seam import Emit, Figure, Finish, FinishReason
+from decoding.stopping import START, Progress
+
+Top = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """An output token, and what is reported of it: logprob is in the request's mode; both are 0 where nobody asks."""
+
+    id: int
+    logprob: float = 0.0
+    raw_logprob: float = 0.0
+    top: Top = ()
+
+
+@dataclass(slots=True, eq=False)
+class Path:
+    """A token sequence by its last token; the root has none. score: what the search has added up so far."""
+
+    token: Token | None = None
+    parent: Path | None = None
+    score: float = 0.0
+    progress: Progress = START
+    finish: Finish | None = None
+    living: list[Path] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.progress.num_tokens
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """What to feed after its parent."""
+        return () if self.token is None else (self.token.id,)
+
+    def tokens_after(self, length: int) -> list[Token]:
+        """Its tokens beyond the first `length`."""
+        tokens: list[Token] = []
+        path: Path | None = self
+        while path is not None and path.token is not None and path.length > length:
+            tokens.append(path.token)
+            path = path.parent
+        return tokens[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """A finished path and the score that it is ranked by."""
+
+    path: Path
+    score: float
+
+
+class Answers:
+    """The n choices of a search: a common prefix while it runs, the best hypotheses at its end."""
+
+    def __init__(self, request: Request, n: int) -> None:
+        self._has_logprobs = request.logprobs.output is not None
+        self._n = n
+        self.root = Path()
+        self._settled = self.root
+
+    def keep(self, path: Path) -> None:
+        """The path is new, and may be returned or continued."""
+        assert path.parent is not None
+        path.parent.living.append(path)
+
+    def drop(self, path: Path) -> None:
+        """The path itself can neither be returned nor be continued any more; its continuations are not concerned."""
+        while not path.living and path.parent is not None and path in path.parent.living:
+            path.parent.living.remove(path)
+            path = path.parent
+
+    def settle(self) -> tuple[Emit, ...]:
+        """What has become certain since the last call, once for every choice."""
+        tokens: list[Token] = []
+        while len(self._settled.living) == 1:
+            self._settled = self._settled.living[0]
+            assert self._settled.token is not None
+            tokens.append(self._settled.token)
+        return tuple(self._emit(choice, tokens) for choice in range(self._n) if tokens)
+
+    def end(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...] = ()) -> tuple[Emit, ...]:
+        """The rest of every choice; those that no hypothesis is left for end with an error."""
+        return tuple(self._rests(hypotheses, figures))
+
+    def empty(self, finish: Finish) -> tuple[Emit, ...]:
+        """Every choice ends before its first token."""
+        return tuple(self._emit(choice, [], finish) for choice in range(self._n))
+
+    def _rests(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...]) -> Iterator[Emit]:
+        for choice, hypothesis in enumerate(hypotheses[: self._n]):
+            path = hypothesis.path
+            assert path.finish is not None
+            finish = Finish(path.finish.reason, path.finish.stop_reason, hypothesis.score, figures)
+            yield self._emit(choice, path.tokens_after(self._settled.length), finish)
+        for choice in range(len(hypotheses), self._n):
+            yield self._emit(choice, [], Finish(FinishReason.ERROR, figures=figures))
+
+    def _emit(self, choice: int, tokens: Sequence[Token], finish: Finish | None = None) -> Emit:
+        ids = tuple(t.id for t in tokens)
+        if not self._has_logprobs:
+            return Emit(choice, ids, finish=finish)
+        raw = tuple(t.raw_logprob for t in tokens)
+        return Emit(choice, ids, tuple(t.logprob for t in tokens), tuple(t.top for t in tokens), raw, finish)

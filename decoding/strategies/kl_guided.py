@@ -1,0 +1,57 @@
+"""KL-divergence guided temperature (Chang et al. 2023, arXiv 2306.01286).
+
+    p = softmax(z) with the source in the context, q = softmax(z') without it, both at temperature 1
+    D = KL(p || q);  T = T0 * (1/2) ** (D / sigma)
+    draw y_t through the request's pipeline at temperature T; both contexts read it
+
+Where the source matters (large D) the text follows it closely; where it does not, T0 stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+
+from decoding.logits.step import row_sum
+from decoding.params import KlGuided, Request
+from decoding.seam import Move, Observation, RowView, Tools
+from decoding.stopping import Stopping
+from decoding.strategies.choice import whole_logits
+from decoding.strategies.lock_step import LockStep, Verdict
+
+
+class KlGuidedStrategy:
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        assert isinstance(request.strategy, KlGuided)
+        self._sigma = request.strategy.sigma
+        self._logits = request.logits
+        self._tools = tools
+        context_ids = request.strategy.context_ids
+        self._lock_step = LockStep(
+            request, stopping, tools, context_ids=context_ids, judge=self._judge, kind="temperature"
+        )
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        return self._lock_step.begin()
+
+    def step(self, seen: Observation) -> Move:
+        return self._lock_step.step(seen)
+
+    def _judge(self, c: RowView, u: RowView) -> Verdict:
+        z = whole_logits(c.last)
+        d = kl_divergence(z, whole_logits(u.last))
+        temperature = self._logits.temperature * 0.5 ** (d / self._sigma)
+        logits = dataclasses.replace(self._logits, temperature=temperature)
+        scores = self._tools.process(c.row, (), z, logits=logits)
+        trace = {"divergence": d if math.isfinite(d) else None, "temperature": temperature}
+        return Verdict(scores, logits.is_greedy, trace)
+
+
+def kl_divergence(logits: torch.Tensor, other: torch.Tensor) -> float:
+    """KL(softmax(logits) || softmax(other)) in nats, both [vocab]; never below 0."""
+    logp, logq = logits.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)
+    terms = torch.where(logp.isneginf(), 0.0, logp.exp() * (logp - logq))
+    return max(float(row_sum(terms.unsqueeze(0))), 0.0)

@@ -1,0 +1,92 @@
+"""Two contexts in lock step: a row that read the prompt and one that read something else continue with the same tokens.
+
+    feed the prompt to row c and the other context to row u
+    repeat: judge the two readings, pick x_t from what the verdict leaves, feed x_t to both rows
+
+How two readings become one distribution is the strategy's. n choices fork both rows; penalties see row c alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from decoding.params import Request
+from decoding.seam import Emit, Feed, Json, Move, Observation, Open, RowView, Scores, Tools, TraceEvent, Want
+from decoding.stopping import Stopping
+from decoding.strategies.choice import Choice, is_possible, pick, token_scores, whole
+from decoding.strategies.prompt import open_prompt, prompt_scores
+
+OTHER = Want(full=True, scores=Scores.LOGITS)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """scores: float32 [vocab], through the pipeline. trace: what the strategy has to say of the step."""
+
+    scores: torch.Tensor
+    is_greedy: bool
+    trace: Mapping[str, Json]
+
+
+Judge = Callable[[RowView, RowView], Verdict]
+
+
+class LockStep:
+    """judge: the views of row c and row u -> Verdict. kind: of the trace's events."""
+
+    def __init__(
+        self,
+        request: Request,
+        stopping: Stopping,
+        tools: Tools,
+        *,
+        context_ids: Sequence[int],
+        judge: Judge,
+        kind: str,
+    ) -> None:
+        self._request = request
+        self._tools = tools
+        self._context_ids = tuple(context_ids)
+        self._judge = judge
+        self._kind = kind
+        self._want = whole(request)
+        self._unfinished = [Choice(stopping, i) for i in range(request.strategy.n)]
+        self._num_steps = 0
+
+    def begin(self) -> Move:
+        other = Feed(Open(), self._context_ids, want=OTHER)
+        return Move((open_prompt(self._request, self._want), other))
+
+    def step(self, seen: Observation) -> Move:
+        pairs = list(zip(seen.rows[::2], seen.rows[1::2], strict=True))
+        prompt = None
+        if self._num_steps == 0:
+            prompt = prompt_scores(self._request, seen.rows[0].readings)
+            pairs = pairs * len(self._unfinished)
+        feeds: list[Feed] = []
+        emits: list[Emit] = []
+        trace: list[TraceEvent] = []
+        for choice, (c, u) in zip(self._unfinished, pairs, strict=True):
+            verdict = self._judge(c, u)
+            emits.append(self._emit(choice, c, verdict))
+            if not choice.is_over:
+                tokens = emits[-1].token_ids
+                feeds += (Feed(c.row, tokens, want=self._want), Feed(u.row, tokens, want=OTHER))
+            if self._request.trace:
+                trace.append(self._event(emits[-1], verdict))
+        self._unfinished = [c for c in self._unfinished if not c.is_over]
+        self._num_steps += 1
+        return Move(tuple(feeds), emit=tuple(emits), prompt=prompt, trace=tuple(trace))
+
+    def _emit(self, choice: Choice, c: RowView, verdict: Verdict) -> Emit:
+        if not is_possible(verdict.scores):
+            return choice.fail()
+        token = pick(self._tools, verdict.scores, choice.index, c.last.position, is_greedy=verdict.is_greedy)
+        return choice.emit(token, token_scores(self._request, token, c.last, verdict.scores))
+
+    def _event(self, emit: Emit, verdict: Verdict) -> TraceEvent:
+        token = emit.token_ids[0] if emit.token_ids else None
+        return TraceEvent(self._num_steps, self._kind, {"choice": emit.choice, "token": token, **verdict.trace})

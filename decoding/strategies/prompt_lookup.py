@@ -1,0 +1,85 @@
+"""Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding; Hugging Face's rules).
+
+    draw the first token of each choice as plain sampling does
+    repeat: take the last n tokens, n as large as it goes; if the text has them earlier, propose what came next there
+            feed the last token and the g proposals; the target draws at each of the g + 1 positions
+            commit the proposals that equal the draw in their place, and the draw after them
+
+The proposal has probability q(x) = 1, so to accept it with probability p(x) is to draw from p and compare. Each draw
+has the random number that plain sampling has at its position: the tokens are those of plain sampling.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from decoding.drafting import Ngrams
+from decoding.params import PromptLookup, Request, Sampling
+from decoding.seam import Draw, Feed, Move, Observation, RowView, Tools, TraceEvent, Want
+from decoding.stopping import Stopping
+from decoding.strategies.prompt import scores_kind
+from decoding.strategies.sampling import SamplingStrategy
+from decoding.strategies.window import Choice, Round, begun, matched, moved, without_drafts
+
+
+class PromptLookupStrategy:
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        assert isinstance(request.strategy, PromptLookup)
+        self._params = request.strategy
+        self._request = request
+        self._stopping = stopping
+        self._plain = SamplingStrategy(dataclasses.replace(request, strategy=Sampling(self._params.n)), stopping, tools)
+        self._choices: list[Choice] = []
+        self._texts: dict[int, Ngrams] = {}
+        self._num_steps = 0
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        move = self._plain.begin(prompt_ids)
+        return dataclasses.replace(move, emit=without_drafts(move.emit))
+
+    def step(self, seen: Observation) -> Move:
+        self._num_steps += 1
+        if self._num_steps == 1:
+            return self._first(self._plain.step(seen))
+        rounds = [
+            c.commit(v.row, matched(c.drafts, v.readings), self._stopping)
+            for c, v in zip(self._choices, seen.rows, strict=True)
+        ]
+        for choice, verified in zip(self._choices, rounds, strict=True):
+            self._texts[choice.index].extend(verified.emit.token_ids)
+        trace = self._trace(rounds, seen.rows) if self._request.trace else ()
+        self._choices = [c for c, r in zip(self._choices, rounds, strict=True) if not r.is_last]
+        return moved(rounds, [self._window(choice) for choice in self._choices], trace=trace)
+
+    def _first(self, move: Move) -> Move:
+        self._choices = begun(move, self._stopping)
+        for choice in self._choices:
+            self._texts[choice.index] = Ngrams((*self._request.prompt_ids, choice.last), self._params.max_ngram)
+        feeds = tuple(self._window(choice) for choice in self._choices)
+        return dataclasses.replace(move, feeds=feeds, emit=without_drafts(move.emit))
+
+    def _window(self, choice: Choice) -> Feed:
+        """The choice's next feed: its last token and what it proposes, never more than it may still say."""
+        g = min(self._params.num_tokens, self._stopping.max_tokens - choice.progress.num_tokens - 1)
+        want = self._want(choice.index)
+        return choice.feed(self._texts[choice.index].propose(g, self._stopping.ending_ids), want, want)
+
+    def _want(self, index: int) -> Want:
+        num_top = self._request.logprobs.output
+        return Want(
+            (Draw(index),),
+            logprobs=num_top is not None,
+            top_k=num_top or 0,
+            gather_next=self._request.trace,
+            scores=scores_kind(self._request),
+        )
+
+    def _trace(self, rounds: Sequence[Round], rows: Sequence[RowView]) -> tuple[TraceEvent, ...]:
+        """p: the target's probability of each draft, raw or processed as the request's log-probs are."""
+        scores = [[r.next_score for r in row.readings if r.next_score is not None] for row in rows]
+        return tuple(
+            verified.event(self._num_steps, p=tuple(math.exp(score) for score in of_row))
+            for verified, of_row in zip(rounds, scores, strict=True)
+        )

@@ -1,0 +1,427 @@
+"""The validation matrix as data: which strategies there are, what asks for each, what it takes and what it excludes.
+
+A key is a wire field that asks for something (its value is not in OFF), or `field=value` for the few fields whose
+values mean different things. `mode.py` applies the tables, `catalogue.py` shows them at GET /v1/strategies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from decoding.params import (
+    Assisted,
+    Beam,
+    BeamSample,
+    BestFirst,
+    BestOf,
+    Contrastive,
+    CotDecoding,
+    Dola,
+    Entropix,
+    GroupBeam,
+    Guided,
+    KlGuided,
+    PromptLookup,
+    Sampling,
+    Sed,
+    StrategyParams,
+)
+
+# field -> the values that ask for nothing; null always does
+OFF: Mapping[str, tuple[Any, ...]] = {
+    # strategies
+    "n": (1,),
+    "num_return_sequences": (1,),
+    "num_beams": (1,),
+    "use_beam_search": (False,),
+    "beam_mode": ("standard",),
+    "length_penalty": (1,),
+    "length_penalty_type": ("hf",),
+    "coverage_penalty": (0,),
+    "early_stopping": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "penalty_alpha": (0,),
+    "guidance_scale": (1,),
+    "prompt_lookup_num_tokens": (0,),
+    "speculative": (False,),
+    "num_assistant_tokens": (0,),
+    # token-level steps
+    "top_p": (1,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "top_n_sigma": (0, -1),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "sampler_order": ("hf",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "repetition_penalty_scope": ("prompt+output",),
+    "repetition_penalty_window": (0,),
+    "no_repeat_ngram_size": (0,),
+    "lz_penalty": (0,),
+    "eos_penalty": (0,),
+    "eos_penalty_until": (0,),
+    "bad_words": ([],),
+    # answers
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "stream": (False,),
+}
+
+FILTERS = (
+    "top_k",
+    "top_p",
+    "min_p",
+    "top_n_sigma",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "sampler_order",
+)
+GREEDY_KEYS = ("temperature=0", "do_sample=false")
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Each of `keys` has no meaning with each of `others` (of a Method: with it)."""
+
+    keys: tuple[str, ...]
+    reason: str
+    others: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """`key` has no meaning without `needs`."""
+
+    key: str
+    needs: str
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A strategy as requests ask for it: by all keys of `when`, unless another one asks for more of the same.
+
+    within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
+    also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
+    it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
+    """
+
+    name: str
+    params: type[StrategyParams]
+    purpose: str
+    paper: str
+    when: tuple[str, ...] = ()
+    within: str = ""
+    renames: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    rows: str = "n"
+    draws: bool = True
+    excludes: tuple[Exclusion, ...] = ()
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Params field -> wire path."""
+        return {each.name: self._path(each.name) for each in fields(self.params)}
+
+    @property
+    def own_fields(self) -> tuple[str, ...]:
+        """The top-level wire fields that are its own."""
+        names = (*self.fixed, *(path.partition(".")[0] for path in self.paths.values()), *self.also)
+        return tuple(name for name in dict.fromkeys(names) if name != "n")
+
+    def _path(self, name: str) -> str:
+        if name in self.renames:
+            return self.renames[name]
+        return f"{self.within}.{name}" if self.within and name != "n" else name
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A token-level step, which acts on each row of whatever strategy runs. keys[0] asks for it."""
+
+    name: str
+    keys: tuple[str, ...]
+    purpose: str
+    paper: str
+
+
+_NOTHING_DRAWN = Exclusion(("temperature", *FILTERS), "it draws no token at random")
+_NO_SAMPLING = Exclusion(("do_sample=true",), "it draws no token at random")
+_NO_TEMPERATURE = Exclusion(("edt", "adapt"), "it has no temperature to set")
+_ONE_CHOICE = Exclusion(("n",), "it returns one choice")
+_BEAMS_DRAW_NOTHING = Exclusion(("temperature", *FILTERS), "beams draw nothing; with do_sample they would")
+_OWN_TEMPERATURE = Exclusion(("edt", "adapt"), "it sets the temperature itself")
+_NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
+
+GREEDY = Method(
+    "greedy",
+    Sampling,
+    "The likeliest token at each step: reproducible, right for short factual answers.",
+    "",
+    ("temperature=0",),
+    draws=False,
+)
+SAMPLING = Method(
+    "sampling",
+    Sampling,
+    "One token drawn at each step; n independent choices share the prompt.",
+    "",
+)
+PLAIN = (GREEDY, SAMPLING)
+
+_BEAM_RENAMES = {"prune": "beam_prune"}
+
+SEARCHES = (
+    Method(
+        "best_of",
+        BestOf,
+        "Sample many choices, return the best by log-prob: more sensible open-ended answers.",
+        "Adiwardana et al. 2020, arXiv 2001.09977",
+        ("best_of",),
+        renames={"rank_by": "best_of_rank"},
+        rows="best_of",
+    ),
+    Method(
+        "beam",
+        Beam,
+        "The likeliest whole sequences: translation, summaries, short answers.",
+        "length and coverage penalty: Wu et al. 2016, arXiv 1609.08144",
+        ("num_beams",),
+        renames=_BEAM_RENAMES,
+        also=("use_beam_search",),
+        rows="num_beams",
+        draws=False,
+        excludes=(_BEAMS_DRAW_NOTHING, _NO_TEMPERATURE),
+    ),
+    Method(
+        "beam_sample",
+        BeamSample,
+        "Beams over candidates that are drawn: likely sequences with variety.",
+        "",
+        ("num_beams", "do_sample=true"),
+        also=("use_beam_search",),
+        fixed={"do_sample": True},
+        rows="num_beams",
+        excludes=(_NO_TEMPERATURE,),
+    ),
+    Method(
+        "group_beam",
+        GroupBeam,
+        "Diverse beams: groups that avoid each other's tokens.",
+        "Vijayakumar et al. 2016, arXiv 1610.02424",
+        ("num_beams", "num_beam_groups"),
+        also=("use_beam_search",),
+        rows="num_beams",
+        draws=False,
+        excludes=(_NOTHING_DRAWN, _NO_TEMPERATURE),
+    ),
+    Method(
+        "best_first",
+        BestFirst,
+        "The beams' best result with fewer model calls.",
+        "Meister et al. 2020, arXiv 2007.03909",
+        ("num_beams", "beam_mode"),
+        also=("use_beam_search",),
+        fixed={"beam_mode": "best_first"},
+        rows="num_beams",
+        draws=False,
+        excludes=(_NOTHING_DRAWN, _NO_TEMPERATURE),
+    ),
+    Method(
+        "contrastive",
+        Contrastive,
+        "Of the likeliest tokens the one that repeats least: long coherent text without sampling.",
+        "Su et al. 2022, arXiv 2202.06417",
+        ("penalty_alpha",),
+        renames={"k": "top_k"},
+        requires=("top_k",),
+        rows="top_k",
+        draws=False,
+        excludes=(
+            Exclusion(("temperature", *FILTERS[1:]), "it draws no token at random"),
+            _NO_SAMPLING,
+            _NO_TEMPERATURE,
+            _ONE_CHOICE,
+        ),
+    ),
+    Method(
+        "dola",
+        Dola,
+        "Contrasts the last layer with an earlier one: fewer made-up facts.",
+        "Chuang et al. 2023, arXiv 2309.03883",
+        ("dola_layers",),
+        renames={"layers": "dola_layers"},
+    ),
+    Method(
+        "guided",
+        Guided,
+        "Classifier-free guidance: towards the prompt, away from a negative one.",
+        "Sanchez et al. 2023, arXiv 2306.17806",
+        ("guidance_scale",),
+        renames={"scale": "guidance_scale", "negative_ids": "negative_prompt"},
+        excludes=(Exclusion(("edt", "adapt"), "two ways of steering the same distribution"),),
+    ),
+    Method(
+        "kl_guided",
+        KlGuided,
+        "Cooler where the source in the prompt matters: grounded answers and summaries.",
+        "Chang et al. 2023, arXiv 2306.01286",
+        ("kl_guided",),
+        within="kl_guided",
+        renames={"context_ids": "kl_guided.prompt"},
+        excludes=(_NEVER_GREEDY, _OWN_TEMPERATURE),
+    ),
+    Method(
+        "entropix",
+        Entropix,
+        "Picks greedy, sampling, resampling or a thinking token by the entropy of each step.",
+        "xjdr-alt/entropix",
+        ("entropix",),
+        within="entropix",
+        also=("entropix",),
+        excludes=(
+            Exclusion(("temperature", *FILTERS), "it has parameters of its own for that"),
+            _NEVER_GREEDY,
+            _OWN_TEMPERATURE,
+            _ONE_CHOICE,
+        ),
+    ),
+    Method(
+        "cot_decoding",
+        CotDecoding,
+        "Branches over the first token, ranked by confidence in the answer: reasoning without a reasoning prompt.",
+        "Wang & Zhou 2024, arXiv 2402.10200",
+        ("cot_decoding",),
+        within="cot_decoding",
+        renames={"suffix_ids": "cot_decoding.suffix"},
+        rows="cot_decoding.k",
+        draws=False,
+        excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE),
+    ),
+    Method(
+        "sed",
+        Sed,
+        "Where the next token is unclear, tries each candidate and asks the model to judge.",
+        "Luo et al. 2024, arXiv 2405.16552",
+        ("sed",),
+        within="sed",
+        renames={"eval_ids": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
+        rows="sed.k",
+        draws=False,
+        excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE, _ONE_CHOICE),
+    ),
+    Method(
+        "prompt_lookup",
+        PromptLookup,
+        "Proposes what followed the last words before: same distribution, faster where the answer quotes the prompt.",
+        "Saxena 2023, prompt lookup decoding",
+        ("prompt_lookup_num_tokens",),
+        renames={"num_tokens": "prompt_lookup_num_tokens", "max_ngram": "max_matching_ngram_size"},
+    ),
+    Method(
+        "assisted",
+        Assisted,
+        "The server's draft model proposes, the model verifies: same distribution, faster.",
+        "Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318",
+        ("speculative",),
+        renames={
+            "num_tokens": "num_assistant_tokens",
+            "schedule": "num_assistant_tokens_schedule",
+            "confidence_threshold": "assistant_confidence_threshold",
+        },
+        also=("speculative",),
+        fixed={"speculative": True},
+    ),
+)
+
+METHODS = PLAIN + SEARCHES
+
+STEPS = (
+    Step("temperature", ("temperature",), "Flattens (> 1) or sharpens (< 1) the distribution.", ""),
+    Step("top_k", ("top_k",), "Only the k likeliest tokens.", "Fan et al. 2018, arXiv 1805.04833"),
+    Step("top_p", ("top_p",), "Only the nucleus of likely tokens.", "Holtzman et al. 2020, arXiv 1904.09751"),
+    Step(
+        "min_p",
+        ("min_p", "sampler_order"),
+        "Only tokens not much less likely than the likeliest; for high temperatures.",
+        "Nguyen et al. 2024, arXiv 2407.01082",
+    ),
+    Step(
+        "top_n_sigma", ("top_n_sigma",), "Only logits near the highest, whatever the temperature.", "arXiv 2411.07641"
+    ),
+    Step("typical_p", ("typical_p",), "Only tokens of typical surprise.", "Meister et al. 2022, arXiv 2202.00666"),
+    Step("epsilon_cutoff", ("epsilon_cutoff",), "Only tokens above a probability.", "arXiv 2210.15191"),
+    Step("eta_cutoff", ("eta_cutoff",), "The same, relaxed where entropy is high.", "arXiv 2210.15191"),
+    Step(
+        "edt",
+        ("edt",),
+        "Temperature by entropy: bold where many tokens fit, careful where few do.",
+        "Zhang et al. 2024, arXiv 2403.14541",
+    ),
+    Step("adapt", ("adapt",), "Hotter at the beginning of a line of code.", "Zhu et al. 2024, AAAI"),
+    Step(
+        "repetition_penalty",
+        ("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window"),
+        "Fewer repetitions, by dividing logits; a window makes it penalty decoding's.",
+        "Keskar et al. 2019, arXiv 1909.05858; Zhu et al. 2023, arXiv 2310.14971",
+    ),
+    Step("frequency_penalty", ("frequency_penalty",), "Fewer repetitions, by count in the answer.", ""),
+    Step("presence_penalty", ("presence_penalty",), "Fewer repetitions, by presence in the answer.", ""),
+    Step("no_repeat_ngram_size", ("no_repeat_ngram_size",), "No n-gram twice.", "Paulus et al. 2017, arXiv 1705.04304"),
+    Step(
+        "lz_penalty",
+        ("lz_penalty", "lz_buffer", "lz_window"),
+        "Against loops: penalises what LZ77 would compress.",
+        "Ginart et al. 2025, arXiv 2504.20131",
+    ),
+    Step(
+        "eos_penalty",
+        ("eos_penalty", "eos_penalty_until"),
+        "Longer answers: EOS held down until a length.",
+        "Zhu et al. 2023, arXiv 2310.14971",
+    ),
+    Step(
+        "exponential_decay_length_penalty",
+        ("exponential_decay_length_penalty",),
+        "Answers that end soon behind a length.",
+        "",
+    ),
+    Step("min_tokens", ("min_tokens", "min_new_tokens"), "No end before a length.", ""),
+    Step("logit_bias", ("logit_bias",), "Single tokens made likelier or less likely.", ""),
+    Step("allowed_token_ids", ("allowed_token_ids",), "No tokens but these.", ""),
+    Step("bad_words", ("bad_words",), "Words that never come.", ""),
+    Step(
+        "pause_tokens",
+        ("pause_tokens",),
+        "Filler behind the prompt, time for a model trained with it.",
+        "Goyal et al. 2023, arXiv 2310.02226",
+    ),
+)
+
+NEEDS = (
+    Need("repetition_penalty_scope", "repetition_penalty"),
+    Need("repetition_penalty_window", "repetition_penalty"),
+    Need("lz_buffer", "lz_penalty"),
+    Need("lz_window", "lz_penalty"),
+    Need("eos_penalty", "eos_penalty_until"),
+    Need("eos_penalty_until", "eos_penalty"),
+    Need("sampler_order", "min_p"),
+    Need("stream_options", "stream"),
+    Need("top_logprobs", "logprobs"),
+)
+
+EXCLUSIONS = (
+    Exclusion(("do_sample=true",), "nothing is drawn at temperature 0", ("temperature=0",)),
+    Exclusion(("temperature",), "greedy decoding has none", ("do_sample=false",)),
+    Exclusion(("edt",), "two ways of setting the temperature", ("adapt",)),
+    Exclusion(("adapt",), "it brings the temperatures itself", ("temperature", *GREEDY_KEYS)),
+    Exclusion(("edt",), "it scales the temperature", GREEDY_KEYS),
+)

@@ -1,0 +1,73 @@
+"""Wire request -> the params of the token-level steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from decoding.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
+from server.combinations import FILTERS, Method
+from server.errors import ApiError
+from server.mode import is_greedy, keys_of
+from server.protocol import Decoding
+from server.served import Served
+
+# Token-level fields whose wire value is the params' value as it stands
+PLAIN = (
+    *("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "sampler_order"),
+    *("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window", "frequency_penalty"),
+    *("presence_penalty", "no_repeat_ngram_size", "lz_penalty", "lz_buffer", "lz_window"),
+    *("eos_penalty", "eos_penalty_until"),
+)
+
+
+def logits_params(
+    wire: Decoding, method: Method, bad_words: tuple[tuple[int, ...], ...], served: Served
+) -> LogitsParams:
+    """Filters have their neutral value where nothing is drawn. Raises ApiError, InvalidParam."""
+    draws = method.draws and not is_greedy(keys_of(wire))
+    names = [name for name in PLAIN if draws or name not in FILTERS]
+    values = {name: value for name in names if (value := getattr(wire, name)) is not None}
+    check_ids("allowed_token_ids", wire.allowed_token_ids, served)
+    return LogitsParams(
+        temperature=_temperature(wire) if draws else 0.0,
+        top_k=_top_k(wire, served) if draws and method.params is not Contrastive else 0,
+        top_n_sigma=wire.top_n_sigma or 0.0 if draws and wire.top_n_sigma != -1 else 0.0,
+        logit_bias=_logit_bias(wire, served),
+        allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
+        bad_words=bad_words,
+        exponential_decay_length_penalty=_decay(wire),
+        edt=None if wire.edt is None else Edt(**wire.edt.model_dump(exclude_none=True)),
+        adapt=None if wire.adapt is None else Adapt(**wire.adapt.model_dump(exclude_none=True)),
+        min_tokens_to_keep=len(served.eos_token_ids) + 1 if method.params is BeamSample else 1,
+        **values,
+    )
+
+
+def check_ids(field: str, token_ids: Sequence[int] | None, served: Served) -> None:
+    """Raises ApiError 400 unless every id lies in the vocabulary."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < served.vocab_size:
+        raise ApiError(400, f"{field} must hold token ids below {served.vocab_size}", param=field)
+
+
+def _temperature(wire: Decoding) -> float:
+    return 1.0 if wire.temperature is None else float(wire.temperature)
+
+
+def _top_k(wire: Decoding, served: Served) -> int:
+    top_k = wire.top_k or 0
+    return top_k if 0 < top_k < served.vocab_size else 0
+
+
+def _logit_bias(wire: Decoding, served: Served) -> tuple[tuple[int, float], ...]:
+    bias = {int(token_id): float(value) for token_id, value in (wire.logit_bias or {}).items()}
+    check_ids("logit_bias", list(bias), served)
+    return tuple(sorted((token_id, value) for token_id, value in bias.items() if value))
+
+
+def _decay(wire: Decoding) -> tuple[int, float] | None:
+    if wire.exponential_decay_length_penalty is None:
+        return None
+    start, factor = wire.exponential_decay_length_penalty
+    if not float(start).is_integer():
+        raise InvalidParam("exponential_decay_length_penalty", "must start at a whole number of tokens")
+    return int(start), float(factor)

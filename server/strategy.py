@@ -1,0 +1,64 @@
+"""Wire request -> the params of the strategy it asks for, by the names in `combinations.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from decoding.answers import compile_answer
+from decoding.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
+from server.combinations import Method
+from server.protocol import Decoding
+from server.search_fields import KL_SIGMA
+from server.wire import at
+from server.words import placeholders
+
+
+def strategy_params(method: Method, wire: Decoding, derived: Mapping[str, Any], last_id: int) -> StrategyParams:
+    """derived: what `words.py` made of the texts; last_id: the prompt's last token. Raises InvalidParam."""
+    given = {name: at(wire, path) for name, path in method.paths.items() if name not in placeholders(method)}
+    values = {name: value for name, value in given.items() if value is not None}
+    return method.params(**values | _own(method, wire, last_id) | dict(derived))
+
+
+def counted_params(method: Method, wire: Decoding) -> StrategyParams:
+    """The same without a model, good for its bounds and its rows. Raises InvalidParam."""
+    return strategy_params(method, wire, placeholders(method), 0)
+
+
+def num_beside(strategy: StrategyParams) -> int:
+    """Positions that a row needs beside prompt and answer."""
+    if isinstance(strategy, CotDecoding) and strategy.suffix_ids:
+        return len(strategy.suffix_ids) + strategy.max_answer
+    return len(strategy.eval_ids) if isinstance(strategy, Sed) else 0
+
+
+def num_second_context(strategy: StrategyParams) -> int:
+    """Length of the prompt of a second row that grows with the first."""
+    if isinstance(strategy, Guided):
+        return len(strategy.negative_ids)
+    return len(strategy.context_ids) if isinstance(strategy, KlGuided) else 0
+
+
+def check_regex(wire: Decoding, max_chars: int) -> None:
+    """Raises InvalidParam unless the answer's pattern is one that the strategy takes."""
+    pattern = at(wire, "cot_decoding.answer_regex")
+    if pattern is None:
+        return
+    if len(pattern) > max_chars:
+        raise InvalidParam("cot_decoding.answer_regex", f"must have at most {max_chars} characters")
+    compile_answer(pattern)
+
+
+def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:
+    """What has another name or no name on the wire."""
+    own: dict[str, Any] = {}
+    if "n" in method.paths:
+        own["n"] = wire.num_choices
+    if "num_beams" in method.paths and wire.use_beam_search and wire.num_beams is None:
+        own["num_beams"] = wire.best_of or wire.num_choices
+    if method.params is Guided:
+        own["negative_ids"] = (last_id,)
+    if wire.kl_guided is not None and wire.kl_guided.sigma is None:
+        own["sigma"] = KL_SIGMA
+    return own

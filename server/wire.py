@@ -1,0 +1,41 @@
+"""What every object of a request body obeys, and the types that its fields are made of.
+
+Strict: no number from a string or a boolean, no NaN, no unknown field. null means the default everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_INT = 2**31 - 1
+
+Count = Annotated[int, Field(ge=0, le=MAX_INT)]
+Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Wire(BaseModel):
+    """An object of a request body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+def option(description: str, default: object = None) -> Any:
+    """A field that may be left out. `default` is what then holds: the schema shows it, `decoding/params` applies it."""
+    return Field(None, description=description, json_schema_extra={"default": default})  # type: ignore[dict-item]
+
+
+def at(wire: Wire, path: str) -> Any:
+    """The value of a field, or of a field of an object: `at(wire, "edt.theta")`. None where anything is left out."""
+    value: Any = wire
+    for name in path.split("."):
+        value = None if value is None else getattr(value, name)
+    return value
+
+
+def same(value: Any, other: Any) -> bool:
+    """Equal, and not a number that merely equals a boolean."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)

@@ -1,0 +1,175 @@
+"""The texts among a request's parameters -> token ids, and the other parameters that depend on the model.
+
+Each function gives params fields of one strategy. Texts that go on after other text get no special tokens and lose the
+space that the tokenizer would put before them a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from decoding.params import (
+    Assisted,
+    CotDecoding,
+    Dola,
+    Entropix,
+    Guided,
+    InvalidParam,
+    KlGuided,
+    Sed,
+    StrategyParams,
+    premature_layers,
+)
+from server.combinations import Method
+from server.protocol import Decoding
+from server.search_fields import SED_NO, SED_QUESTION, SED_YES, Context
+from server.served import Served
+from server.wire import at
+
+Derived = Mapping[str, Any]
+
+# What stands for them before the model is asked: rows are counted without a tokenizer
+PLACEHOLDERS: Derived = {
+    "negative_ids": (0,),
+    "context_ids": (0,),
+    "suffix_ids": (),
+    "eval_ids": (0,),
+    "yes_id": 0,
+    "no_id": 0,
+    "think_token_id": None,
+    "layers": (0,),
+}
+
+
+def placeholders(method: Method) -> dict[str, Any]:
+    """The params fields of a strategy that only the model can fill, filled with anything."""
+    return {name: PLACEHOLDERS[name] for name in method.paths if name in PLACEHOLDERS}
+
+
+async def derived(method: Method, wire: Decoding, served: Served) -> dict[str, Any]:
+    """The same fields, filled from the model. Raises InvalidParam."""
+    derive = _DERIVATIONS.get(method.params)
+    return {} if derive is None else dict(await derive(wire, served))
+
+
+async def bad_word_ids(words: Sequence[str], served: Served) -> tuple[tuple[int, ...], ...]:
+    """Each word at the beginning of a text and after a space, as Hugging Face's bad_words_ids are made."""
+    if not all(word.strip() for word in words):
+        raise InvalidParam("bad_words", "must not hold an empty string")
+    bare = [word.lstrip() for word in words]
+    encoded = await served.tokenizer.encode_all([*bare, *(f" {word}" for word in bare)], add_special_tokens=False)
+    return tuple(dict.fromkeys(each.ids for each in encoded))
+
+
+async def pause_ids(wire: Decoding, served: Served) -> tuple[int, ...]:
+    """The filler behind the prompt."""
+    pause = wire.pause_tokens
+    if pause is None:
+        return ()
+    if (pause.token_id is None) == (pause.text is None):
+        raise InvalidParam("pause_tokens", "needs either token_id or text, and not both")
+    if pause.token_id is not None:
+        return _checked((pause.token_id,), "pause_tokens.token_id", served) * pause.count
+    return await _continuing(pause.text or "", "pause_tokens.text", served) * pause.count
+
+
+async def _guided(wire: Decoding, served: Served) -> Derived:
+    """Without a negative prompt it is the last token of each prompt (`strategy.py`)."""
+    if wire.negative_prompt is None:
+        return {}
+    return {"negative_ids": await _context(wire.negative_prompt, "negative_prompt", served)}
+
+
+async def _kl_guided(wire: Decoding, served: Served) -> Derived:
+    prompt = at(wire, "kl_guided.prompt")
+    if prompt is not None:
+        return {"context_ids": await _context(prompt, "kl_guided.prompt", served)}
+    start = served.tokenizer.bos_id
+    ids = served.eos_token_ids[:1] if start is None else (start,)
+    if not ids:
+        raise InvalidParam("kl_guided.prompt", "is required: the model has neither BOS nor EOS")
+    return {"context_ids": ids}
+
+
+async def _entropix(wire: Decoding, served: Served) -> Derived:
+    token_id, text = at(wire, "entropix.think_token_id"), at(wire, "entropix.think_text")
+    if token_id is not None and text is not None:
+        raise InvalidParam("entropix.think_text", "and think_token_id exclude each other")
+    if text is not None:
+        ids = await _continuing(text, "entropix.think_text", served)
+        if len(ids) != 1:
+            raise InvalidParam("entropix.think_text", f"must be one token and is {len(ids)}")
+        return {"think_token_id": ids[0]}
+    if token_id is not None:
+        _checked((token_id,), "entropix.think_token_id", served)
+    return {"think_token_id": token_id}
+
+
+async def _cot_decoding(wire: Decoding, served: Served) -> Derived:
+    suffix = at(wire, "cot_decoding.suffix")
+    return {} if suffix is None else {"suffix_ids": await _continuing(suffix, "cot_decoding.suffix", served)}
+
+
+async def _sed(wire: Decoding, served: Served) -> Derived:
+    """The two answers behind the question; the first ids in which they differ are what is compared."""
+    question = at(wire, "sed.question") or SED_QUESTION
+    answers = (at(wire, "sed.yes") or SED_YES, at(wire, "sed.no") or SED_NO)
+    yes, no = [await _continuing(question + answer, "sed.question", served) for answer in answers]
+    num_same = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
+    if not num_same:
+        raise InvalidParam("sed.yes", "and sed.no must begin with different tokens behind sed.question")
+    return {"eval_ids": yes[:num_same], "yes_id": yes[num_same], "no_id": no[num_same]}
+
+
+async def _dola(wire: Decoding, served: Served) -> Derived:
+    asked = wire.dola_layers
+    if served.num_layers == 0:
+        raise InvalidParam("dola_layers", "is not supported: the model does not say how many layers it has")
+    if asked == "low" or asked == "high":  # noqa: PLR1714 - narrows the type
+        return {"layers": premature_layers(asked, served.num_layers, is_tied=served.ties_embeddings)}
+    layers = tuple(dict.fromkeys(asked or ()))
+    if layers and max(layers) >= served.num_layers:
+        raise InvalidParam("dola_layers", f"must name layers below {served.num_layers}")
+    return {"layers": layers}
+
+
+async def _assisted(wire: Decoding, served: Served) -> Derived:
+    if not served.has_draft:
+        field = "speculative" if wire.speculative else "num_assistant_tokens"
+        raise InvalidParam(field, "is not supported: the server has no draft model")
+    return {}
+
+
+_DERIVATIONS: Mapping[type[StrategyParams], Callable[[Decoding, Served], Awaitable[Derived]]] = {
+    Guided: _guided,
+    KlGuided: _kl_guided,
+    Entropix: _entropix,
+    CotDecoding: _cot_decoding,
+    Sed: _sed,
+    Dola: _dola,
+    Assisted: _assisted,
+}
+
+
+async def _context(given: Context, field: str, served: Served) -> tuple[int, ...]:
+    """A prompt of its own, special tokens and all."""
+    if not isinstance(given, str):
+        return _checked(tuple(given), field, served)
+    return _checked((await served.tokenizer.encode_all([given]))[0].ids, field, served)
+
+
+async def _continuing(text: str, field: str, served: Served) -> tuple[int, ...]:
+    if served.tokenizer.vocabulary.strips_first_space:
+        text = text.removeprefix(" ")
+    return _checked((await served.tokenizer.encode_all([text], add_special_tokens=False))[0].ids, field, served)
+
+
+def _checked(ids: tuple[int, ...], field: str, served: Served) -> tuple[int, ...]:
+    if not ids:
+        raise InvalidParam(field, "must hold at least one token")
+    if not 0 <= min(ids) <= max(ids) < served.vocab_size:
+        raise InvalidParam(field, f"must hold token ids below {served.vocab_size}")
+    if len(ids) >= served.max_model_len:
+        raise InvalidParam(field, f"must be shorter than the context of {served.max_model_len} tokens")
+    return ids

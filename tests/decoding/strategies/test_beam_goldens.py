@@ -1,0 +1,116 @@
+"""The beam family equals transformers 4.55.4 on tiny models: each alone, and all at once among sampling neighbours."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from decoding.cache import PageCache
+from decoding.engine import Engine
+from decoding.model import Model, wrap
+from decoding.params import (
+    Beam,
+    BeamSample,
+    GroupBeam,
+    LogitsParams,
+    Request,
+    Sampling,
+    StoppingParams,
+    StrategyParams,
+)
+from tests.decoding.drive import Answer, run
+from tests.goldens.tiny import TinySpec, build
+
+RECORDED = json.loads((Path(__file__).parents[2] / "goldens" / "beams.json").read_text(encoding="utf-8"))
+ENTRIES = {entry["model_type"]: entry for entry in RECORDED["models"]}
+FAMILIES = {"beam": Beam, "beam_sample": BeamSample, "group_beam": GroupBeam}
+MAX_TOKENS = RECORDED["max_new_tokens"]
+
+
+@dataclass(frozen=True)
+class Case:
+    request: Request
+    sequences: list[list[int]]
+    scores: list[float]
+    eos_token_ids: tuple[int, ...]
+
+    def assert_answered(self, answer: Answer) -> None:
+        """Recorded sequences of group beams leave out the EOS that ended them."""
+        assert answer.failure is None, answer.failure
+        got = [answer.tokens(i) for i in range(len(self.sequences))]
+        if isinstance(self.request.strategy, GroupBeam):
+            got = [ids[:-1] if ids[-1] in self.eos_token_ids else ids for ids in got]
+        assert got == self.sequences, self.request.strategy
+        finishes = [answer.choices[i].finish for i in range(len(got))]
+        assert [f.score for f in finishes if f is not None] == pytest.approx(self.scores, abs=2e-4)
+
+
+def strategy(options: dict[str, Any]) -> StrategyParams:
+    common = {name: options[name] for name in ("num_beams", "length_penalty", "early_stopping")}
+    common["n"] = options["num_return_sequences"]
+    if "num_beam_groups" in options:
+        groups, penalty = options["num_beam_groups"], options["diversity_penalty"]
+        return GroupBeam(num_beam_groups=groups, diversity_penalty=penalty, **common)
+    return BeamSample(**common) if options.get("do_sample") else Beam(**common)
+
+
+def case(entry: dict[str, Any], prompt_ids: list[int], recorded: dict[str, Any]) -> Case:
+    options, eos_ids = recorded["options"], tuple(entry["eos_token_ids"])
+    filters = {name: options[name] for name in ("temperature", "top_k", "top_p") if name in options}
+    penalty = options.get("repetition_penalty", 1.0)
+    request = Request(
+        tuple(prompt_ids),
+        strategy(options),
+        LogitsParams(repetition_penalty=penalty, min_tokens_to_keep=1 + len(eos_ids), **filters),
+        StoppingParams(MAX_TOKENS, min_tokens=options.get("min_new_tokens", 0)),
+        seed=options.get("seed", 0),
+    )
+    return Case(request, recorded["sequences"], recorded["scores"], eos_ids)
+
+
+def cases(model_type: str) -> list[Case]:
+    entry = ENTRIES[model_type]
+    return [case(entry, p["prompt_token_ids"], recorded) for p in entry["prompts"] for recorded in p["runs"]]
+
+
+@cache
+def model(model_type: str) -> Model:
+    entry = ENTRIES[model_type]
+    wrapped = wrap(build(TinySpec(model_type, entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))))
+    wrapped.attention.allocate(400)
+    return wrapped
+
+
+def engine(model_type: str, num_pages: int) -> Engine:
+    caches = {"main": PageCache(num_pages, model(model_type).attention.page_size)}
+    return Engine({"main": model(model_type)}, caches, eos_token_ids=ENTRIES[model_type]["eos_token_ids"], max_rows=64)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("model_type", ENTRIES)
+def test_alone_it_is_token_identical_with_transformers(model_type: str, name: str) -> None:
+    own = [c for c in cases(model_type) if name == c.request.strategy.NAME]
+    assert len(own) >= 8
+    for one in own[::4]:
+        one.assert_answered(run(engine(model_type, 400), [one.request])[0])
+
+
+@pytest.mark.parametrize("model_type", ENTRIES)
+def test_all_at_once_among_sampling_neighbours_and_preempted_it_is_still_identical(model_type: str) -> None:
+    own = cases(model_type)
+    rng = random.Random(7)
+    neighbours = [Request(tuple(rng.choices(range(96), k=20)), Sampling(2), seed=i) for i in range(len(own) // 3)]
+    mixed = [(one.request, one) for one in own] + [(request, None) for request in neighbours]
+    rng.shuffle(mixed)
+    crowded = engine(model_type, 48)
+    answers = run(crowded, [request for request, _ in mixed])
+    for (_, one), answer in zip(mixed, answers, strict=True):
+        if one is not None:
+            one.assert_answered(answer)
+    assert crowded.scheduler.counters.preemptions > 5

@@ -1,0 +1,95 @@
+"""Beam sample draws its candidates without replacement and in the right proportions.
+
+The chi-square tests reject at 1e-6: one run in a million would fail by chance, but seeds are fixed, so none does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from decoding.params import BeamSample, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.sampling import draw_without_replacement, uniforms
+from decoding.seam import Purpose
+from tests.decoding.drive import Answer, run
+from tests.decoding.strategies.table_oracle import table_logprobs
+from tests.decoding.table_model import TableModel, table_engine
+
+PROMPT = (3, 1, 4, 1, 5)
+REQUEST = Request(PROMPT, BeamSample(1, 3), stopping=StoppingParams(8), seed=5)
+CRITICAL = {5: 35.89, 29: 80.44}
+"""Chi-square at 1e-6, by degrees of freedom (scipy.stats.chi2.isf)."""
+
+
+def answer(request: Request, vocab: int = 40) -> Answer:
+    (found,) = run(table_engine(models={"main": TableModel(vocab=vocab)}, eos=(3,)), [request])
+    assert found.failure is None, found.failure
+    return found
+
+
+def chi_square(observed: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    count = sum(observed.values())
+    assert set(observed) <= set(expected)
+    return sum((observed[k] - count * p) ** 2 / (count * p) for k, p in expected.items())
+
+
+def ordered_pairs(p: np.ndarray) -> dict[tuple[int, ...], float]:
+    """Probability of drawing i and then j without replacement."""
+    return {(i, j): float(p[i] * p[j] / (1 - p[i])) for i, j in itertools.permutations(range(len(p)), 2)}
+
+
+def test_pairs_are_drawn_as_often_as_they_should() -> None:
+    p = np.array([0.4, 0.25, 0.15, 0.1, 0.07, 0.03])
+    noise = uniforms([9] * 20_000, [0] * 20_000, list(range(20_000)), [Purpose.BEAM_GUMBEL] * 20_000).reshape(-1, 2)
+    observed = Counter(tuple(draw_without_replacement(p, pair)) for pair in noise.tolist())
+    assert chi_square(observed, ordered_pairs(p)) < CRITICAL[29]
+
+
+def test_no_index_comes_twice_and_none_without_weight() -> None:
+    rng = np.random.default_rng(3)
+    for size in (1, 5, 256, 257, 1000):
+        weights = rng.random(size).astype(np.float32) * (rng.random(size) < 0.3)
+        noise = [0.0, 1 - 2**-53, *rng.random(size)]
+        drawn = draw_without_replacement(weights, noise)
+        assert sorted(drawn) == np.flatnonzero(weights).tolist()
+
+
+def test_two_beams_of_one_step_hold_each_pair_as_often_as_they_should() -> None:
+    """Four tokens, two beams, one step: the first two draws finish, so both choices together are the pair drawn."""
+    request = Request((3, 1, 2), BeamSample(2, 2), LogitsParams(temperature=1.7), StoppingParams(1, ignore_eos=True))
+    engine = table_engine(models={"main": TableModel(vocab=4)})
+    answers = run(engine, [dataclasses.replace(request, seed=seed) for seed in range(1000)])
+    observed = Counter(tuple(sorted((a.tokens(0)[0], a.tokens(1)[0]))) for a in answers)
+    scaled = np.exp(table_logprobs((3, 1, 2), TableModel(vocab=4)).astype(np.float64) / 1.7)
+    pairs = ordered_pairs(scaled / scaled.sum())
+    expected = {(i, j): pairs[i, j] + pairs[j, i] for i, j in itertools.combinations(range(4), 2)}
+    assert chi_square(observed, expected) < CRITICAL[5]
+
+
+def test_seeds_decide() -> None:
+    assert answer(REQUEST).said == answer(REQUEST).said
+    outputs = {tuple(answer(dataclasses.replace(REQUEST, seed=seed)).tokens()) for seed in range(8)}
+    assert len(outputs) > 6
+
+
+def test_raw_logprobs_are_untouched_by_the_warpers() -> None:
+    warped = dataclasses.replace(REQUEST, logits=LogitsParams(2.0, top_k=20), logprobs=LogprobsParams(2))
+    choice = answer(warped).choices[0]
+    for t, token in enumerate(choice.token_ids):
+        raw = table_logprobs((*PROMPT, *choice.token_ids[:t]))
+        assert choice.logprobs[t] == pytest.approx(float(raw[token]), rel=1e-4)
+        assert [i for i, _ in choice.top[t]] == np.lexsort((np.arange(40), -raw))[:2].tolist()
+    processed = answer(dataclasses.replace(warped, logprobs=LogprobsParams(0, mode="processed"))).choices[0]
+    assert processed.token_ids == choice.token_ids
+    assert processed.logprobs == pytest.approx([value / 2 for value in choice.logprobs], rel=1e-4)
+
+
+def test_fewer_candidates_than_beams_are_enough() -> None:
+    found = answer(dataclasses.replace(REQUEST, logits=LogitsParams(top_k=1), strategy=BeamSample(1, 4)))
+    greedy = dataclasses.replace(REQUEST, logits=LogitsParams(0.0), strategy=BeamSample(1, 1))
+    assert len(found.tokens()) == 8
+    assert found.tokens() == answer(dataclasses.replace(greedy, logits=LogitsParams(top_k=1))).tokens()

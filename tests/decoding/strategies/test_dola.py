@@ -1,0 +1,96 @@
+"""DoLa over the table model, whose early layers hash otherwise; `test_layers_goldens.py` compares with transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from decoding.logits.contrast import contrast
+from decoding.params import Dola, InvalidParam, LogitsParams, LogprobsParams, Request, StoppingParams
+from tests.decoding.drive import run
+from tests.decoding.table_model import TableModel, states_of, table_engine
+
+PROMPT = (3, 1, 4, 1, 5)
+LAYERS = (2, 0, 5)
+
+
+def ask(n: int = 1, **changes: Any) -> Request:
+    return dataclasses.replace(Request(PROMPT, Dola(LAYERS, n), stopping=StoppingParams(8), seed=3), **changes)
+
+
+def test_it_takes_the_best_of_what_the_contrast_leaves_and_reports_the_last_layer() -> None:
+    (answer,) = run(table_engine(), [ask(logits=LogitsParams(0), logprobs=LogprobsParams(1), trace=True)])
+    model, history = TableModel(), list(PROMPT)
+    for token, logprob, event in zip(answer.tokens(), answer.choices[0].logprobs, answer.trace, strict=True):
+        state = states_of(model, history)[-1:]
+        logp = model.head(state)[0].log_softmax(-1)
+        layer = event.values["layer"]
+        assert isinstance(layer, int)
+        scores = logp - model.project(state + layer)[0].log_softmax(-1)
+        assert token == int(scores.masked_fill(logp < logp.max() - 2.302585, -1e9).argmax())
+        assert logprob == pytest.approx(float(logp[token]))
+        history.append(token)
+    assert len({event.values["layer"] for event in answer.trace}) > 1
+
+
+def test_penalties_and_temperature_act_on_the_contrast() -> None:
+    """With few tokens plausible, a bias can only choose among them."""
+    biased = ask(logits=LogitsParams(0, logit_bias=tuple((i, 1000.0) for i in range(20))))
+    (answer,) = run(table_engine(), [biased])
+    model, history = TableModel(), list(PROMPT)
+    for token in answer.tokens():
+        logp = model.head(states_of(model, history)[-1:])[0].log_softmax(-1)
+        plausible = (logp >= logp.max() - 2.302585).nonzero().flatten().tolist()
+        assert token in plausible
+        assert token < 20 or not [i for i in plausible if i < 20]
+        history.append(token)
+
+
+def test_choices_are_seeded_and_the_first_is_the_single_one() -> None:
+    hot = LogitsParams(2.0)
+    single, again, other = (run(table_engine(), [ask(logits=hot, seed=s)])[0].tokens() for s in (1, 1, 2))
+    several = run(table_engine(), [ask(3, logits=hot, seed=1, trace=True)])[0]
+    assert single == again == several.tokens(0) != other
+    assert len({tuple(several.tokens(i)) for i in range(3)}) > 1
+    for i in range(3):
+        traced = [event.values["token"] for event in several.trace if event.values["choice"] == i]
+        assert traced == several.tokens(i)
+
+
+def test_nothing_to_generate_runs_no_forward_and_still_scores_a_prompt() -> None:
+    model = TableModel()
+    run(table_engine(models={"main": model}), [ask(stopping=StoppingParams(0))])
+    assert model.num_forwards == 0
+    (answer,) = run(table_engine(), [ask(stopping=StoppingParams(0), logprobs=LogprobsParams(prompt=1))])
+    assert answer.prompt is not None
+    assert len(answer.prompt.logprobs) == len(PROMPT)
+
+
+@pytest.mark.parametrize("num_layers", [1, 4])
+def test_a_rows_contrast_does_not_depend_on_its_neighbours(num_layers: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(9, 50_000, generator=generator)
+    premature = torch.randn(9, num_layers, 50_000, generator=generator)
+    together, layers = contrast(logits, premature)
+    for row in range(9):
+        alone, layer = contrast(logits[row : row + 1], premature[row : row + 1])
+        assert torch.equal(alone[0], together[row])
+        assert int(layer) == int(layers[row])
+
+
+def test_at_least_one_layer_is_needed() -> None:
+    with pytest.raises(InvalidParam, match="dola_layers"):
+        Dola(())
+
+
+def test_masks_that_forbid_every_plausible_token_end_the_request() -> None:
+    """The masks come after the contrast, as in transformers, which would go on with token 0."""
+    model = TableModel()
+    logp = model.head(states_of(model, PROMPT)[-1:])[0].log_softmax(-1)
+    implausible = int(logp.argmin())
+    (answer,) = run(table_engine(), [ask(logits=LogitsParams(0, allowed_token_ids=(implausible,)))])
+    assert answer.failure is not None
+    assert answer.failure.code == "nan_logits"

@@ -1,0 +1,148 @@
+"""Guidance and KL-guided temperature: two contexts in lock step, over the table model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from decoding.params import Guided, KlGuided, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.sampling import draw, uniforms
+from decoding.seam import FinishReason, Purpose
+from tests.decoding.drive import run
+from tests.decoding.table_model import TableModel, states_of, table_engine
+
+PROMPT = (3, 1, 4, 1, 5)
+OTHER = (9, 2, 6)
+GREEDY = LogitsParams(temperature=0)
+LOGPROBS = LogprobsParams(3, 2)
+
+
+def guided(scale: float, n: int = 1, ids: tuple[int, ...] = OTHER, **changes: Any) -> Request:
+    return dataclasses.replace(Request(PROMPT, Guided(scale, ids, n), GREEDY, StoppingParams(8), seed=3), **changes)
+
+
+def kl_guided(sigma: float, n: int = 1, ids: tuple[int, ...] = OTHER, **changes: Any) -> Request:
+    request = Request(PROMPT, KlGuided(sigma, ids, n), LogitsParams(1.3), StoppingParams(8), seed=3)
+    return dataclasses.replace(request, **changes)
+
+
+def logits_after(history: tuple[int, ...]) -> torch.Tensor:
+    model = TableModel()
+    return model.head(states_of(model, history)[-1:])[0]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.5, 4.0])
+def test_greedy_takes_the_best_of_the_combined_log_probs(scale: float) -> None:
+    (answer,) = run(table_engine(), [guided(scale, logprobs=LOGPROBS)])
+    output: tuple[int, ...] = ()
+    for token, logprob in zip(answer.tokens(), answer.choices[0].logprobs, strict=True):
+        c, u = (logits_after(ids + output).log_softmax(-1) for ids in (PROMPT, OTHER))
+        assert token == int((scale * (c - u) + u).argmax())
+        assert logprob == float(c[token])
+        output += (token,)
+    assert len(output) == 8
+
+
+def test_a_scale_of_zero_continues_the_negative_prompt() -> None:
+    plain = Request(OTHER, Sampling(), GREEDY, StoppingParams(8))
+    assert run(table_engine(), [guided(0.0)])[0].tokens() == run(table_engine(), [plain])[0].tokens()
+
+
+def test_penalties_come_after_the_guidance_and_see_the_prompt_alone() -> None:
+    biased = LogitsParams(0, logit_bias=((11, 1e6),), frequency_penalty=2e6)
+    assert run(table_engine(), [guided(3.0, ids=(11, 11, 11), logits=biased)])[0].tokens()[0] == 11
+
+
+def test_processed_log_probs_are_those_of_the_guided_distribution() -> None:
+    request = guided(2.0, logits=LogitsParams(0.7), logprobs=LogprobsParams(4, mode="processed"))
+    choice = run(table_engine(), [request])[0].choices[0]
+    c, u = (logits_after(ids).log_softmax(-1) for ids in (PROMPT, OTHER))
+    expected = ((2 * (c - u) + u) / 0.7).log_softmax(-1)
+    assert choice.logprobs[0] == pytest.approx(float(expected[choice.token_ids[0]]), abs=1e-5)
+    best = expected.topk(4)
+    assert [i for i, _ in choice.top[0]] == best.indices.tolist()
+    assert [s for _, s in choice.top[0]] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_choices_are_seeded_and_the_first_is_the_single_one() -> None:
+    for one, three in ((guided(1.5), guided(1.5, 3)), (kl_guided(5.0), kl_guided(5.0, 3))):
+        hot = LogitsParams(2.0)
+        single = run(table_engine(), [dataclasses.replace(one, logits=hot)])[0].tokens()
+        several = run(table_engine(), [dataclasses.replace(three, logits=hot, trace=True)])[0]
+        assert several.tokens(0) == single
+        assert len({tuple(several.tokens(i)) for i in range(3)}) == 3
+        for i in range(3):
+            assert [e.values["token"] for e in several.trace if e.values["choice"] == i] == several.tokens(i)
+
+
+def test_each_choice_ends_by_itself_and_takes_both_of_its_rows_along() -> None:
+    eos = tuple(range(0, 40, 5))
+    model = TableModel()
+    request = guided(1.2, 4, logits=LogitsParams(2.0))
+    answer = run(table_engine(models={"main": model}, eos=eos), [request])[0]
+    lengths = [len(answer.tokens(i)) for i in range(4)]
+    assert len(set(lengths)) > 1
+    assert model.num_tokens == len(PROMPT) + len(OTHER) + 2 * sum(n - 1 for n in lengths)
+
+
+def test_the_same_context_twice_is_plain_sampling() -> None:
+    """D is 0 then and T stays T0: every token, log-prob and draw is that of the sampling request."""
+    logits = LogitsParams(1.3, top_p=0.9, repetition_penalty=1.2)
+    request = kl_guided(1.0, 2, PROMPT, logits=logits, logprobs=LOGPROBS)
+    plain = dataclasses.replace(request, strategy=Sampling(2))
+    assert run(table_engine(), [request])[0].said == run(table_engine(), [plain])[0].said
+    shifted = LogitsParams(1.3, top_p=0.9, frequency_penalty=0.5)  # guided scores are log-probs, not logits
+    same = guided(7.0, 1, PROMPT, logits=shifted, logprobs=LOGPROBS)
+    plain = dataclasses.replace(same, strategy=Sampling())
+    assert run(table_engine(), [same])[0].said == run(table_engine(), [plain])[0].said
+
+
+def test_the_temperature_halves_for_every_sigma_of_divergence() -> None:
+    sigma, t0 = 2.0, 1.3
+    (answer,) = run(table_engine(), [kl_guided(sigma, trace=True)])
+    output: tuple[int, ...] = ()
+    for position, (token, event) in enumerate(zip(answer.tokens(), answer.trace, strict=True), len(PROMPT) - 1):
+        z = logits_after(PROMPT + output)
+        p, q = z.double().softmax(-1), logits_after(OTHER + output).double().softmax(-1)
+        d = float((p * (p / q).log()).sum())
+        temperature = t0 * 0.5 ** (d / sigma)
+        assert event.values["divergence"] == pytest.approx(d)
+        assert event.values["temperature"] == pytest.approx(temperature)
+        number = torch.from_numpy(uniforms([3], [0], [position], [Purpose.SAMPLE]))
+        assert token == int(draw((z / temperature).unsqueeze(0), number))
+        output += (token,)
+
+
+def test_a_small_sigma_is_greedy_where_the_contexts_differ() -> None:
+    plain = Request(PROMPT, Sampling(), GREEDY, StoppingParams(8))
+    (answer,) = run(table_engine(), [kl_guided(0.01, trace=True)])
+    assert answer.tokens() == run(table_engine(), [plain])[0].tokens()
+    assert all(e.values["temperature"] < 1e-5 for e in answer.trace)  # type: ignore[operator]
+
+
+def test_a_context_longer_than_the_prompt_counts_for_what_fits() -> None:
+    request = guided(1.5, ids=tuple(range(30)))
+    assert request.max_length == 30 + 7
+    assert run(table_engine(max_model_len=37), [request])[0].failure is None
+    refused = run(table_engine(max_model_len=36), [request])[0].failure
+    assert refused is not None
+    assert refused.code == "never_fits"
+
+
+def test_where_nothing_is_possible_the_choice_ends_with_an_error() -> None:
+    logits = LogitsParams(0, allowed_token_ids=(6,))
+    for request in (guided(1.5, logits=logits), kl_guided(1.0, logits=logits)):
+        stuck = dataclasses.replace(request, stopping=StoppingParams(4, min_tokens=2), logprobs=LOGPROBS, trace=True)
+        choice = run(table_engine(eos=(6,)), [stuck])[0].choices[0]
+        assert choice.finish is not None
+        assert choice.finish.reason is FinishReason.ERROR
+        assert choice.token_ids == []
+
+
+def test_nothing_to_generate_runs_no_forward() -> None:
+    model = TableModel()
+    run(table_engine(models={"main": model}), [guided(1.5, 2, stopping=StoppingParams(0))])
+    assert model.num_forwards == 0

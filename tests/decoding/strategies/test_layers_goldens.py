@@ -1,0 +1,145 @@
+"""Contrastive search, DoLa, guidance and KL-guided temperature equal `tests/goldens/layers.json`.
+
+Alone, and all in one batch with sampling neighbours over a page pool that is much too small.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from decoding.cache import PageCache
+from decoding.engine import Engine
+from decoding.model import Model, wrap
+from decoding.params import (
+    Contrastive,
+    Dola,
+    Entropix,
+    Guided,
+    KlGuided,
+    LogitsParams,
+    LogprobsParams,
+    Request,
+    Sampling,
+    StoppingParams,
+    StrategyParams,
+)
+from decoding.params.dola import premature_layers
+from tests.decoding.drive import Answer, run
+from tests.goldens.tiny import TinySpec, build, weights_sha256
+
+GOLDENS = json.loads((Path(__file__).parents[2] / "goldens" / "layers.json").read_text(encoding="utf-8"))
+ENTRIES = {entry["model_type"]: entry for entry in GOLDENS["models"]}
+METHODS = ("contrastive", "dola", "guided", "kl_guided")
+NEW_TOKENS = GOLDENS["max_new_tokens"]
+NUM_PAGES = 400
+
+
+@cache
+def model_of(model_type: str) -> Model:
+    entry = ENTRIES[model_type]
+    spec = TinySpec(model_type, entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))
+    built = build(spec)
+    assert weights_sha256(built) == entry["weights_sha256"]
+    model = wrap(built)
+    model.attention.allocate(NUM_PAGES)
+    return model
+
+
+def engine(model_type: str, num_pages: int = NUM_PAGES) -> Engine:
+    model = model_of(model_type)
+    caches = {"main": PageCache(num_pages, model.attention.page_size)}
+    eos = ENTRIES[model_type]["eos_token_ids"]
+    return Engine({"main": model}, caches, eos_token_ids=eos, max_rows=64, tick_tokens=64)
+
+
+def strategy(method: str, run: dict[str, Any]) -> StrategyParams:
+    match method:
+        case "contrastive":
+            return Contrastive(run["penalty_alpha"], run["top_k"])
+        case "dola":
+            which = run["dola_layers"]
+            return Dola(tuple(run["layers"] if isinstance(which, str) else which))
+        case "guided":
+            return Guided(run["guidance_scale"], tuple(run["negative_ids"]))
+    return KlGuided(run["sigma"], tuple(run["context_ids"]))
+
+
+def request(method: str, run: dict[str, Any]) -> Request:
+    """KL-guided ones sample from one token, so that T is what it would be and the path the recorded one."""
+    is_sampled = method == "kl_guided"
+    return Request(
+        tuple(run["prompt_token_ids"]),
+        strategy(method, run),
+        LogitsParams(
+            temperature=run["temperature"] if is_sampled else 0,
+            top_k=1 if is_sampled else 0,
+            repetition_penalty=run.get("repetition_penalty", 1.0),
+        ),
+        StoppingParams(NEW_TOKENS, min_tokens=run.get("min_new_tokens", 0)),
+        trace=True,
+    )
+
+
+def neighbours() -> list[Request]:
+    """Sampling, of all lengths, with n; and entropix."""
+    hot = LogitsParams(1.2, top_p=0.9, repetition_penalty=1.1)
+    sampling = [
+        Request(tuple(range(3, 9 + 7 * i)), Sampling(1 + i % 3), hot, StoppingParams(24), LogprobsParams(2), seed=i)
+        for i in range(5)
+    ]
+    return [*sampling, Request(tuple(range(20, 50)), Entropix(), stopping=StoppingParams(24), seed=9)]
+
+
+def finish(answer: Answer) -> str:
+    reason = answer.choices[0].finish
+    assert reason is not None
+    return reason.reason.value
+
+
+def assert_recorded(answer: Answer, method: str, recorded: dict[str, Any]) -> None:
+    assert answer.tokens() == recorded["token_ids"], (method, recorded)
+    assert finish(answer) == recorded["finish_reason"]
+    if method == "dola":
+        assert [event.values["layer"] for event in answer.trace] == recorded["chosen_layers"]
+    if method == "kl_guided":
+        assert [e.values["divergence"] for e in answer.trace] == pytest.approx(recorded["divergences"], rel=1e-4)
+        assert [e.values["temperature"] for e in answer.trace] == pytest.approx(recorded["temperatures"], rel=1e-4)
+
+
+@pytest.mark.parametrize("model_type", ENTRIES)
+def test_each_method_is_token_identical_alone(model_type: str) -> None:
+    """The first prompt of every variant; the others are in the batch below."""
+    for method in METHODS:
+        for recorded in ENTRIES[model_type][method][::3]:
+            (answer,) = run(engine(model_type), [request(method, recorded)])
+            assert_recorded(answer, method, recorded)
+
+
+@pytest.mark.parametrize("model_type", ENTRIES)
+def test_all_methods_are_token_identical_in_one_batch(model_type: str) -> None:
+    cases = [(m, r) for m in METHODS for r in ENTRIES[model_type][m]]
+    others = neighbours()
+    crowded = engine(model_type, num_pages=28)
+    answers = run(crowded, [*others, *(request(m, r) for m, r in cases)])
+    assert crowded.scheduler.counters.preemptions > 5
+    alone = [run(engine(model_type), [other])[0] for other in others]
+    assert [a.said for a in answers[: len(others)]] == [a.said for a in alone]
+    for answer, (method, recorded) in zip(answers[len(others) :], cases, strict=True):
+        assert_recorded(answer, method, recorded)
+
+
+def test_the_recorded_layers_do_vary() -> None:
+    picked = [r["chosen_layers"] for e in ENTRIES.values() for r in e["dola"] if len(r["layers"]) > 1]
+    assert any(len(set(layers)) > 1 for layers in picked)
+
+
+def test_low_and_high_are_the_layers_that_transformers_takes() -> None:
+    for case in GOLDENS["premature_layers"]:
+        depth, is_tied = case["num_layers"], case["is_tied"]
+        assert list(premature_layers("low", depth, is_tied=is_tied)) == (case["low"] or []), case
+        assert list(premature_layers("high", depth, is_tied=is_tied)) == (case["high"] or []), case

@@ -1,0 +1,70 @@
+"""How the memory becomes pages, alone and beside a draft model."""
+
+from __future__ import annotations
+
+import pytest
+
+from decoding.assembly import build_engine, size_caches
+from decoding.frames import Start
+from decoding.model import Model, wrap
+from decoding.params import DRAFT, MAIN
+from tests.decoding.tiny import tiny
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return wrap(tiny("llama"))
+
+
+@pytest.fixture(scope="module")
+def draft() -> Model:
+    return wrap(tiny("llama", num_hidden_layers=1, max_position_embeddings=128))
+
+
+def start(kv_memory_bytes: int, **sizes: int) -> Start:
+    return Start("", kv_memory_bytes=kv_memory_bytes, **sizes)
+
+
+def test_one_model_takes_all_the_memory(model: Model) -> None:
+    memory = 100 * model.attention.bytes_per_page() + 1
+    assert size_caches(start(memory), {MAIN: model}).num_pages == {MAIN: 100}
+
+
+def test_two_models_hold_equally_many_tokens_in_the_same_memory(model: Model, draft: Model) -> None:
+    memory = 100 * model.attention.bytes_per_page()
+    sizes = size_caches(start(memory), {MAIN: model, DRAFT: draft})
+    assert sizes.num_pages[MAIN] == sizes.num_pages[DRAFT] == 75  # three layers and one
+    used = sum(sizes.num_pages[n] * m.attention.bytes_per_page() for n, m in ((MAIN, model), (DRAFT, draft)))
+    assert used <= memory
+
+
+def test_the_shorter_model_and_the_memory_limit_the_length(model: Model, draft: Model) -> None:
+    models = {MAIN: model, DRAFT: draft}
+    assert size_caches(start(1 << 30), models).max_model_len == 128
+    assert size_caches(start(1 << 30, max_model_len=50), models).max_model_len == 50
+    page = sum(m.attention.bytes_per_page() for m in models.values())
+    assert size_caches(start(3 * page), models).max_model_len == 2 * model.attention.page_size
+
+
+def test_no_page_beyond_what_all_rows_could_use_is_taken(draft: Model) -> None:
+    most = 1 + 2 * -(-128 // draft.attention.page_size)
+    assert size_caches(start(1 << 40, max_rows=2), {MAIN: draft}).num_pages == {MAIN: most}
+
+
+def test_memory_for_no_page_is_refused(model: Model, draft: Model) -> None:
+    with pytest.raises(ValueError, match="too small"):
+        size_caches(start(model.attention.bytes_per_page() * 2), {MAIN: model, DRAFT: draft})
+
+
+def test_a_loaded_model_says_what_it_is(model: Model) -> None:
+    _, loaded = build_engine(start(1 << 20), model)
+    assert (loaded.num_layers, loaded.ties_embeddings, loaded.has_draft) == (3, False, False)
+    _, tied = build_engine(start(1 << 20), wrap(tiny("llama", tie_word_embeddings=True)))
+    assert tied.ties_embeddings
+
+
+def test_a_draft_model_that_fails_its_canary_is_not_served(draft: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = wrap(tiny("llama", num_hidden_layers=1))
+    monkeypatch.setattr(broken, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError):
+        build_engine(start(1 << 20), draft, broken)
