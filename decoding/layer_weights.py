@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from decoding.kernels.panels import Panels, fits_bfloat16, pack
-from decoding.kernels.products import PANEL
-from decoding.kernels.tile import Format
+from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import LANES
 
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -74,14 +73,12 @@ def read_weights(layer: nn.Module) -> Weights | None:
     linears += _linears(mlp, ("gate_proj", "up_proj"), "gate_up_proj", "down_proj")
     if len(linears) != 4 or None in (*norms, *head_norms) or len(head_norms) == 1:
         return None
-    return _packed(norms, head_norms, *linears)
+    return _packed(norms, head_norms, linears)
 
 
-def _packed(
-    norms: list[Any], head_norms: list[Any], qkv: _Linear, out: _Linear, both: _Linear, down: _Linear
-) -> Weights | None:
-    gate_up = _alternate(both)
-    products = (qkv, out, gate_up, down)
+def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear]) -> Weights | None:
+    qkv, out, both, down = linears
+    products = (qkv, out, _alternate(both), down)
     columns = [len(each.weight) for each in products]
     if any(count % PANEL for count in columns) or any(len(norm.weight) % LANES for norm in (*norms, *head_norms)):
         return None

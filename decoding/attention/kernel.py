@@ -25,8 +25,8 @@ from decoding.kernels.attend import (
     attention,
     room_bytes,
 )
-from decoding.kernels.products import PANEL
 from decoding.kernels.team import Team
+from decoding.kernels.tile import PANEL
 
 NO_WINDOW = 1 << 40
 
@@ -145,7 +145,7 @@ class KernelAttention:
         return scores
 
     def new_record(self, spec: LayerSpec) -> np.ndarray:
-        """An ATTENTION record, valid until the next `allocate`; tensors, strides and batch are still to be filled in."""
+        """An ATTENTION record, valid until the next `allocate`; tensors, strides and batch are left to the caller."""
         shape = self.shapes[spec.layer]
         record = np.zeros(1, ATTENTION)
         record["key_pages"] = self.keys[spec.layer].data_ptr()

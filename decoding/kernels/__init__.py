@@ -1,4 +1,4 @@
-"""CPU kernels compiled by numba: products, norms, attention. Optional: `available()` says whether this machine has them.
+"""CPU kernels compiled by numba: products, norms, attention. `available()` says whether this machine can have them.
 
 A number that a kernel computes for a row depends on that row alone: sums run in one fixed order whatever the number of
 rows or threads. Kernels take addresses in a record and run on torch's own OpenMP threads (`team.py`).

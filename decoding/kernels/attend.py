@@ -11,8 +11,8 @@ from __future__ import annotations
 from numba import carray, float32
 
 from decoding.kernels.compiled import inner, kernel, reader, record
-from decoding.kernels.products import MAX_ROWS, PANEL, make_product, products
-from decoding.kernels.tile import Format
+from decoding.kernels.products import MAX_ROWS, make_product, products
+from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import (
     LANES,
     call,
@@ -88,7 +88,7 @@ def room_bytes(heads: int, kv_heads: int, head_dim: int, v_width: int) -> int:
 
 
 @inner
-def write(a, slots, token):  # type: ignore[no-untyped-def]
+def write(a, slots, token):
     """Put the token's keys and values into its slot."""
     slot = word(slots, token)
     page, offset = slot // PAGE, slot % PAGE
@@ -104,7 +104,7 @@ def write(a, slots, token):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _mask(scores, keys, first, end, scaling, softcap):  # type: ignore[no-untyped-def]
+def _mask(scores, keys, first, end, scaling, softcap):
     """Scale and cap one row's scores of a block, hide keys outside first <= key < end; returns the largest."""
     hidden = splat(float32(-INFINITY))
     best = hidden
@@ -123,7 +123,7 @@ def _mask(scores, keys, first, end, scaling, softcap):  # type: ignore[no-untype
 
 
 @inner
-def _exponentiate(scores, keys, peak):  # type: ignore[no-untyped-def]
+def _exponentiate(scores, keys, peak):
     """scores = e^(scores - peak); returns their sum."""
     height, sums = splat(peak), splat(float32(0))
     for key in range(0, keys, LANES):
@@ -134,18 +134,18 @@ def _exponentiate(scores, keys, peak):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _fill(address, count, number):  # type: ignore[no-untyped-def]
+def _fill(address, count, number):
     for at in range(0, 4 * count, 4):
         store_one(address + at, number)
 
 
 @inner
-def _exp_one(x):  # type: ignore[no-untyped-def]
+def _exp_one(x):
     return lane(exp(splat(x)), 0)
 
 
 @inner
-def _soften(a, scores, sums, state, keys, first, end):  # type: ignore[no-untyped-def]
+def _soften(a, scores, sums, state, keys, first, end):
     """One row's weights of one block, and its running state: the peak so far and the sum of weights."""
     if first >= end:
         _fill(scores, keys, float32(0))
@@ -161,7 +161,7 @@ def _soften(a, scores, sums, state, keys, first, end):  # type: ignore[no-untype
 
 
 @inner
-def _finish(a, sums, state, sink, has_sink, out):  # type: ignore[no-untyped-def]
+def _finish(a, sums, state, sink, has_sink, out):
     """out = sums / weights, a sink counting as one more key."""
     weights, shrink = load_one(state + 4), float32(1)
     if has_sink:
@@ -174,7 +174,7 @@ def _finish(a, sums, state, sink, has_sink, out):  # type: ignore[no-untyped-def
 
 
 @inner
-def _attend_block(a, table, kv_head, room, rows, group, position, start, end):  # type: ignore[no-untyped-def]
+def _attend_block(a, table, kv_head, room, rows, group, position, start, end):
     """One block of keys [start, end) for every row of the tile."""
     queries, scores = room, room + 4 * rows * a.head_dim
     sums = scores + 4 * rows * BLOCK
@@ -201,7 +201,7 @@ def _attend_block(a, table, kv_head, room, rows, group, position, start, end):  
 
 
 @inner
-def _attend_piece(a, table, kv_head, room, token, tokens, position):  # type: ignore[no-untyped-def]
+def _attend_piece(a, table, kv_head, room, token, tokens, position):
     """Consecutive queries of one row, all heads of one group."""
     group = a.heads // a.kv_heads
     rows = tokens * group
@@ -227,7 +227,7 @@ def _attend_piece(a, table, kv_head, room, token, tokens, position):  # type: ig
 
 
 @inner
-def attend(a, batch, counter, thread):  # type: ignore[no-untyped-def]
+def attend(a, batch, counter, thread):
     """One thread's share: takes pieces, head group by head group, until none are left."""
     room = batch.scratch + thread * batch.room
     item = take(counter, 1)
@@ -238,7 +238,7 @@ def attend(a, batch, counter, thread):  # type: ignore[no-untyped-def]
         item = take(counter, 1)
 
 
-def _attention(pointer):  # type: ignore[no-untyped-def]
+def _attention(pointer):
     a = carray(pointer, 1)[0]
     batch = carray(_batch_at(a.batch), 1)[0]
     thread = take(batch.counters, 1)

@@ -57,18 +57,18 @@ ROWS_AT_ONCE = 4
 
 
 @inner
-def _meet(batch):  # type: ignore[no-untyped-def]
+def _meet(batch):
     if batch.team > 1:
         call(batch.barrier)
 
 
 @inner
-def _counter(batch, step):  # type: ignore[no-untyped-def]
+def _counter(batch, step):
     return batch.counters + COUNTER_STRIDE * step
 
 
 @inner
-def _begin(layer, batch, counter):  # type: ignore[no-untyped-def]
+def _begin(layer, batch, counter):
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
         for row in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
@@ -78,7 +78,7 @@ def _begin(layer, batch, counter):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _prepare(layer, a, batch, counter):  # type: ignore[no-untyped-def]
+def _prepare(layer, a, batch, counter):
     """Rotate queries and keys, put keys and values into their pages."""
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
@@ -99,7 +99,7 @@ def _prepare(layer, a, batch, counter):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _continue(layer, batch, counter):  # type: ignore[no-untyped-def]
+def _continue(layer, batch, counter):
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
         for row in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
@@ -110,7 +110,7 @@ def _continue(layer, batch, counter):  # type: ignore[no-untyped-def]
 
 
 @inner
-def _end(layer, batch, counter):  # type: ignore[no-untyped-def]
+def _end(layer, batch, counter):
     first = take(counter, ROWS_AT_ONCE)
     while first < batch.tokens:
         for row in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
@@ -124,7 +124,7 @@ def _make_layer(form: Format) -> Any:
     multiply_gated = make_multiply(form, gate)
 
     @inner
-    def run(layer, a, batch):  # type: ignore[no-untyped-def]
+    def run(layer, a, batch):
         thread = take(_counter(batch, 0), 1)
         rows, hidden, middle = batch.tokens, layer.hidden, layer.intermediate
         _begin(layer, batch, _counter(batch, 1))
@@ -156,12 +156,12 @@ def _make_layer(form: Format) -> Any:
 _float32, _bfloat16 = _make_layer(Format.FLOAT32), _make_layer(Format.BFLOAT16)
 
 
-def _run_float32(pointer):  # type: ignore[no-untyped-def]
+def _run_float32(pointer):
     layer = carray(pointer, 1)[0]
     _float32(layer, carray(_attention_at(layer.attention), 1)[0], carray(_batch_at(layer.batch), 1)[0])
 
 
-def _run_bfloat16(pointer):  # type: ignore[no-untyped-def]
+def _run_bfloat16(pointer):
     layer = carray(pointer, 1)[0]
     _bfloat16(layer, carray(_attention_at(layer.attention), 1)[0], carray(_batch_at(layer.batch), 1)[0])
 

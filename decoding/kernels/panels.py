@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from decoding.kernels.products import LINEAR, PANEL, linears
+from decoding.kernels.products import LINEAR, linears
 from decoding.kernels.team import Team
-from decoding.kernels.tile import Format
+from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import LANES
 
 

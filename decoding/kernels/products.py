@@ -11,10 +11,9 @@ from typing import Any
 from numba import carray
 
 from decoding.kernels.compiled import inner, kernel, record
-from decoding.kernels.tile import Format, make_tile
+from decoding.kernels.tile import PANEL, Format, make_tile
 from decoding.kernels.vectors import LANES, load, store, take
 
-PANEL = 2 * LANES
 MAX_ROWS = 6  # with two column vectors and one of x they fill the sixteen registers of AVX2
 BLOCK_ROWS = 48
 
@@ -29,7 +28,7 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
     one, two, three, four, five, six = (tile(rows) for rows in range(1, 7))
 
     @inner
-    def product(rows, panels, a, lda, b, ldb, stride, depth, c, ldc):  # type: ignore[no-untyped-def]
+    def product(rows, panels, a, lda, b, ldb, stride, depth, c, ldc):
         p = 0
         if rows == 1:
             while p + 4 <= panels:
@@ -59,7 +58,7 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
 
 
 @inner
-def add_bias(out, ldc, bias, rows, columns):  # type: ignore[no-untyped-def]
+def add_bias(out, ldc, bias, rows, columns):
     for row in range(rows):
         for at in range(0, 4 * columns, 4 * LANES):
             store(out + row * ldc + at, load(out + row * ldc + at) + load(bias + at))
@@ -76,7 +75,7 @@ def make_multiply(form: Format, finish: Any = None) -> Any:
     end = finish or add_bias
 
     @inner
-    def multiply(x, weight, bias, out, rows, depth, columns, counter, also):  # type: ignore[no-untyped-def]
+    def multiply(x, weight, bias, out, rows, depth, columns, counter, also):
         panels = columns // PANEL
         ldb = PANEL * size
         stride = depth * ldb
@@ -118,12 +117,12 @@ multiply_float32 = make_multiply(Format.FLOAT32)
 multiply_bfloat16 = make_multiply(Format.BFLOAT16)
 
 
-def _linear_float32(pointer):  # type: ignore[no-untyped-def]
+def _linear_float32(pointer):
     a = carray(pointer, 1)[0]
     multiply_float32(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counter, 0)
 
 
-def _linear_bfloat16(pointer):  # type: ignore[no-untyped-def]
+def _linear_bfloat16(pointer):
     a = carray(pointer, 1)[0]
     multiply_bfloat16(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counter, 0)
 

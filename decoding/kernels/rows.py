@@ -11,14 +11,14 @@ from decoding.kernels.vectors import LANES, exp, fma, load, load_one, splat, sto
 
 
 @inner
-def add(x, y, out, width):  # type: ignore[no-untyped-def]
+def add(x, y, out, width):
     """out = x + y, each [width]; width is a multiple of LANES."""
     for at in range(0, 4 * width, 4 * LANES):
         store(out + at, load(x + at) + load(y + at))
 
 
 @inner
-def rms_norm(x, weight, eps, out, width):  # type: ignore[no-untyped-def]
+def rms_norm(x, weight, eps, out, width):
     """out = weight * x / sqrt(mean(x^2) + eps), each [width]."""
     squares = splat(float32(0))
     for at in range(0, 4 * width, 4 * LANES):
@@ -30,7 +30,7 @@ def rms_norm(x, weight, eps, out, width):  # type: ignore[no-untyped-def]
 
 
 @inner
-def rotate(head, cos, sin, width):  # type: ignore[no-untyped-def]
+def rotate(head, cos, sin, width):
     """Rotate the first `width` numbers of a head in place, number i together with number i + width / 2."""
     half = 2 * width
     for at in range(0, half, 4):
@@ -40,12 +40,12 @@ def rotate(head, cos, sin, width):  # type: ignore[no-untyped-def]
 
 
 @inner
-def silu(v):  # type: ignore[no-untyped-def]
+def silu(v):
     return v / (splat(float32(1)) + exp(splat(float32(0)) - v))
 
 
 @inner
-def gate(out, ldc, rows, columns, column, activated):  # type: ignore[no-untyped-def]
+def gate(out, ldc, rows, columns, column, activated):
     """silu(gate) * up for panels that alternate between gate and up, at their place in `activated` [rows, ldc / 2]."""
     panel = 8 * LANES  # bytes
     for row in range(rows):

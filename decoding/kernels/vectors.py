@@ -18,9 +18,9 @@ from numba.extending import intrinsic, models, overload, register_model
 LANES = 8
 
 _inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
-_F32 = ir.FloatType()
-_I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_F32S, _I32S = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+F32 = ir.FloatType()
+I32, I64 = ir.IntType(32), ir.IntType(64)
+F32S, I32S = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 
 
 class Vector(types.Type):
@@ -36,7 +36,7 @@ VECTOR = Vector()
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, fe_type: Any) -> None:
-        super().__init__(manager, fe_type, _F32S)
+        super().__init__(manager, fe_type, F32S)
 
 
 def pointer(builder: Any, address: Any) -> Any:
@@ -44,7 +44,7 @@ def pointer(builder: Any, address: Any) -> Any:
 
 
 def floats_at(builder: Any, address: Any) -> Any:
-    return builder.load(pointer(builder, address), align=4, typ=_F32S)
+    return builder.load(pointer(builder, address), align=4, typ=F32S)
 
 
 def call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -53,8 +53,8 @@ def call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def splat_scalar(builder: Any, scalar: Any) -> Any:
-    vector = builder.insert_element(ir.Constant(_F32S, ir.Undefined), scalar, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(vector, ir.Constant(_F32S, ir.Undefined), ir.Constant(_I32S, [0] * LANES))
+    vector = builder.insert_element(ir.Constant(F32S, ir.Undefined), scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(vector, ir.Constant(F32S, ir.Undefined), ir.Constant(I32S, [0] * LANES))
 
 
 def _binary(name: str) -> Any:
@@ -73,9 +73,9 @@ _ARITHMETIC = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul",
 
 def _overload(symbol: Any, operation: Any) -> None:
     @overload(symbol)
-    def of_vectors(a, b):  # type: ignore[no-untyped-def]  # numba compares the signatures, annotations included
+    def of_vectors(a, b):  # numba compares the signatures, annotations included
         if a == VECTOR and b == VECTOR:
-            return lambda a, b: operation(a, b)
+            return lambda a, b: operation(a, b)  # noqa: PLW0108 - numba compiles what is returned
         return None
 
 
@@ -130,7 +130,7 @@ def larger(_context: Any, a: Any, b: Any) -> Any:
 @intrinsic
 def lane(_context: Any, vector: Any, index: Any) -> Any:
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.extract_element(args[0], builder.trunc(args[1], _I32))
+        return builder.extract_element(args[0], builder.trunc(args[1], I32))
 
     return types.float32(VECTOR, types.int64), build
 
@@ -141,12 +141,12 @@ def keep_between(_context: Any, vector: Any, first: Any, end: Any, other: Any) -
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         vector, first, end, other = args
-        wide = ir.VectorType(_I64, LANES)
+        wide = ir.VectorType(I64, LANES)
         steps = ir.Constant(wide, list(range(LANES)))
 
         def spread(number: Any) -> Any:
-            one = builder.insert_element(ir.Constant(wide, ir.Undefined), number, ir.Constant(_I32, 0))
-            return builder.shuffle_vector(one, ir.Constant(wide, ir.Undefined), ir.Constant(_I32S, [0] * LANES))
+            one = builder.insert_element(ir.Constant(wide, ir.Undefined), number, ir.Constant(I32, 0))
+            return builder.shuffle_vector(one, ir.Constant(wide, ir.Undefined), ir.Constant(I32S, [0] * LANES))
 
         inside = builder.and_(
             builder.icmp_signed(">=", steps, spread(first)), builder.icmp_signed("<", steps, spread(end))
@@ -159,7 +159,7 @@ def keep_between(_context: Any, vector: Any, first: Any, end: Any, other: Any) -
 @intrinsic
 def _floor(_context: Any, vector: Any) -> Any:
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(_F32S, [_F32S])
+        kind = ir.FunctionType(F32S, [F32S])
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.floor.v{LANES}f32"), args)
 
     return VECTOR(VECTOR), build
@@ -170,8 +170,8 @@ def _power_of_two(_context: Any, exponent: Any) -> Any:
     """2 ** exponent for whole numbers -127 <= exponent <= 128: the ends give 0 and infinity."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        biased = builder.add(builder.fptosi(args[0], _I32S), ir.Constant(_I32S, [127] * LANES))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_I32S, [23] * LANES)), _F32S)
+        biased = builder.add(builder.fptosi(args[0], I32S), ir.Constant(I32S, [127] * LANES))
+        return builder.bitcast(builder.shl(biased, ir.Constant(I32S, [23] * LANES)), F32S)
 
     return VECTOR(VECTOR), build
 
@@ -181,7 +181,7 @@ def word(_context: Any, address: Any, index: Any) -> Any:
     """The int64 number `index` of an array of them."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(pointer(builder, args[0]), [args[1]], source_etype=_I64), typ=_I64)
+        return builder.load(builder.gep(pointer(builder, args[0]), [args[1]], source_etype=I64), typ=I64)
 
     return types.int64(types.int64, types.int64), build
 
@@ -189,7 +189,7 @@ def word(_context: Any, address: Any, index: Any) -> Any:
 @intrinsic
 def load_one(_context: Any, address: Any) -> Any:
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.load(pointer(builder, args[0]), typ=_F32)
+        return builder.load(pointer(builder, args[0]), typ=F32)
 
     return types.float32(types.int64), build
 
@@ -213,7 +213,7 @@ def take(_context: Any, address: Any, count: Any) -> Any:
 
 
 @_inner
-def total(v):  # type: ignore[no-untyped-def]
+def total(v):
     """The sum of the lanes, always in the same order."""
     return ((lane(v, 0) + lane(v, 4)) + (lane(v, 1) + lane(v, 5))) + (
         (lane(v, 2) + lane(v, 6)) + (lane(v, 3) + lane(v, 7))
@@ -221,7 +221,7 @@ def total(v):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def largest(v):  # type: ignore[no-untyped-def]
+def largest(v):
     best = lane(v, 0)
     for i in range(1, LANES):
         best = max(best, lane(v, i))
@@ -229,7 +229,7 @@ def largest(v):  # type: ignore[no-untyped-def]
 
 
 @_inner
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """e ** x within 1 ulp or so (Cephes): -inf gives 0."""
     x = larger(splat(types.float32(-88.0)), x)
     x = splat(types.float32(0)) - larger(splat(types.float32(-88.3)), splat(types.float32(0)) - x)
