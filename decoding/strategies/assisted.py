@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-
-import torch
+from collections.abc import Sequence
 
 from decoding.drafting import DraftLength, num_accepted, residual
 from decoding.params import DRAFT, Assisted, Request, Sampling
 from decoding.seam import (
     NOTHING,
     Draw,
-    Feed,
     Move,
     Observation,
     Open,
     Purpose,
     Reading,
-    RowId,
     RowView,
     Scores,
     Tools,
@@ -39,52 +34,10 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import Stopping
+from decoding.strategies.draft_row import DraftRow
 from decoding.strategies.prompt import open_prompt, scores_kind
 from decoding.strategies.sampling import SamplingStrategy
 from decoding.strategies.window import Choice, Round, Token, begun, matched, moved, without_drafts
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A choice's row in the draft model, and this round's drafts.
-
-    lacking: committed and not fed to it yet. num_stale: its last positions that are not committed. log_q: of each
-    draft; q: the distributions they were drawn from, in log [vocab], when sampling.
-    """
-
-    row: RowId
-    lacking: tuple[int, ...]
-    length: DraftLength
-    num_stale: int = 0
-    tokens: list[int] = field(default_factory=list)
-    log_q: list[float] = field(default_factory=list)
-    q: list[torch.Tensor] = field(default_factory=list)
-
-    def feed(self, want: Want) -> Feed:
-        if self.tokens:
-            return Feed(self.row, (self.tokens[-1],), want=want)
-        return Feed(self.row, self.lacking, drop=self.num_stale, want=want)
-
-    def take(self, view: RowView) -> None:
-        """x_i, drawn at the row's last position."""
-        self.row = view.row
-        self.tokens.append(view.last.tokens[0])
-        self.log_q += view.last.drawn_scores or [score for _, score in view.last.top] or [0.0]
-        self.q += [view.last.kept] if view.last.kept is not None else []
-
-    def is_over(self, most: int, ending_ids: Collection[int], confidence_threshold: float) -> bool:
-        """Whether enough is drafted."""
-        if not self.tokens or len(self.tokens) >= most:
-            return len(self.tokens) >= most
-        return self.tokens[-1] in ending_ids or math.exp(self.log_q[-1]) < confidence_threshold
-
-    def restart(self, num_kept: int, last: int) -> None:
-        """After a verification that kept so many drafts and put `last` behind them. The last draft was never fed."""
-        num_fed = max(len(self.tokens) - 1, 0)
-        self.num_stale = max(num_fed - num_kept, 0)
-        self.lacking = (*self.tokens[num_fed:num_kept], last)
-        self.length = self.length.after(len(self.tokens), num_kept)
-        self.tokens, self.log_q, self.q = [], [], []
 
 
 class AssistedStrategy:
@@ -95,7 +48,7 @@ class AssistedStrategy:
         self._stopping = stopping
         self._tools = tools
         self._plain = SamplingStrategy(dataclasses.replace(request, strategy=Sampling(self._params.n)), stopping, tools)
-        self._choices: list[tuple[Choice, _Draft]] = []
+        self._choices: list[tuple[Choice, DraftRow]] = []
         self._num_steps = 0
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
@@ -129,11 +82,11 @@ class AssistedStrategy:
         move = self._plain.step(Observation(seen.rows[:1]))
         length = DraftLength(self._params.num_tokens, self._params.schedule)
         for choice in begun(move, self._stopping):
-            self._choices.append((choice, _Draft(seen.rows[1].row, (choice.last,), length)))
+            self._choices.append((choice, DraftRow(seen.rows[1].row, (choice.last,), length)))
         following = self._next((), ())
         return dataclasses.replace(move, feeds=following.feeds, hold=following.hold, emit=without_drafts(move.emit))
 
-    def _is_drafted(self, choice: Choice, draft: _Draft) -> bool:
+    def _is_drafted(self, choice: Choice, draft: DraftRow) -> bool:
         """Whether the choice's round has its drafts: never more than it may still say."""
         g = min(draft.length.num_tokens, self._stopping.max_tokens - choice.progress.num_tokens - 1)
         return draft.is_over(g, self._stopping.ending_ids, self._params.confidence_threshold)
@@ -159,24 +112,23 @@ class AssistedStrategy:
 
     def _window_wants(self, index: int) -> tuple[Want, Want]:
         """What to read at the window's last position and at those before it."""
-        num_top = self._request.logprobs.output
-        want = Want((Draw(index),), logprobs=num_top is not None, scores=scores_kind(self._request))
+        draws, has_logprobs = (Draw(index),), self._request.logprobs.output is not None
+        num_top, kind = self._request.logprobs.output or 0, scores_kind(self._request)
         if self._request.logits.is_greedy:
-            want = dataclasses.replace(want, top_k=num_top or 0, gather_next=self._request.trace)
+            want = Want(draws, has_logprobs, num_top, gather_next=self._request.trace, scores=kind)
             return want, want
-        is_raw = want.scores is Scores.RAW
-        want = dataclasses.replace(want, scores=Scores.PROCESSED, raw_top=(num_top or 0) * is_raw)
-        want = dataclasses.replace(want, top_k=(num_top or 0) * (not is_raw))
+        top_k, raw_top = (0, num_top) if kind is Scores.RAW else (num_top, 0)
+        want = Want(draws, has_logprobs, top_k, raw_top, scores=Scores.PROCESSED)
         return want, dataclasses.replace(want, draws=(), gather_next=True, keep=True)
 
-    def _verified(self, choice: Choice, draft: _Draft, view: RowView) -> Round:
+    def _verified(self, choice: Choice, draft: DraftRow, view: RowView) -> Round:
         if self._request.logits.is_greedy:
             tokens = matched(choice.drafts, view.readings)
         else:
             tokens = self._rejection_sampled(choice.index, draft, view.readings)
         return choice.commit(view.row, tokens, self._stopping)
 
-    def _rejection_sampled(self, index: int, draft: _Draft, readings: Sequence[Reading]) -> list[Token]:
+    def _rejection_sampled(self, index: int, draft: DraftRow, readings: Sequence[Reading]) -> list[Token]:
         log_p = [r.next_score for r in readings if r.next_score is not None]
         u = self._tools.uniforms(Draw(index, Purpose.SPECULATION_ACCEPT), [r.position for r in readings[:-1]])
         k = num_accepted(log_p, draft.log_q, u)
@@ -202,7 +154,7 @@ class AssistedStrategy:
         is_raw = scores_kind(self._request) is Scores.RAW
         return Token(token, raw, raw if is_raw else processed, reading.raw_top if is_raw else reading.top)
 
-    def _trace(self, verified: Round, draft: _Draft, view: RowView) -> list[TraceEvent]:
+    def _trace(self, verified: Round, draft: DraftRow, view: RowView) -> list[TraceEvent]:
         """p: the target's probability of each draft; greedily raw or processed as the request's log-probs are."""
         if not self._request.trace:
             return []
