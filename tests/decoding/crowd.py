@@ -50,7 +50,7 @@ class DraftTableModel(TableModel):
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         agreed = super().head(hidden)
-        return torch.where(hidden.long() % 3 == 0, agreed.roll(1, dims=-1), agreed)
+        return torch.where(hidden[:, :1].long() % 3 == 0, agreed.roll(1, dims=-1), agreed)
 
 
 def crowd_token_bytes(vocab: int) -> list[bytes]:

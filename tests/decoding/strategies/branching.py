@@ -44,7 +44,7 @@ def golden_engine(index: int, num_pages: int = 400) -> Engine:
 
 def sampling_requests(rng: random.Random, count: int, vocab: int) -> list[Request]:
     """Those of the crowd's random requests that sample, in as many ways."""
-    drawn = random_requests(rng, count * 20, vocab)
+    drawn = random_requests(rng, count * 20, vocab, longest=20)
     return [request for request in drawn if isinstance(request.strategy, Sampling | BestOf)][:count]
 
 
@@ -58,7 +58,7 @@ def answers_among_neighbours(index: int, requests: list[Request]) -> list[Answer
     return answers[::2]
 
 
-def assert_same_in_a_crowd(draw: Callable[[random.Random, Request], Request], seed: int, count: int = 24) -> None:
+def assert_same_in_a_crowd(draw: Callable[[random.Random, Request], Request], seed: int, num_pages: int = 60) -> None:
     """Random requests, two in three changed by `draw`, arrive, leave and lose their pages: each says what it says
     alone."""
 
@@ -67,10 +67,10 @@ def assert_same_in_a_crowd(draw: Callable[[random.Random, Request], Request], se
         return table_engine(num_pages=num_pages, eos=(3,), max_rows=24, tick_tokens=48, token_bytes=letters)
 
     rng = random.Random(seed)
-    plain = sampling_requests(rng, count, 40)
+    plain = sampling_requests(rng, 24, 40)
     requests = [draw(rng, request) if i % 3 else request for i, request in enumerate(plain)]
     solo = [run(make(300), [request])[0] for request in requests]
-    crowded = make(45)
+    crowded = make(num_pages)
     for index, answer in run_crowd(crowded, requests, random.Random(seed)).items():
         assert answer.failure is None
         assert answer.said == solo[index].said, f"request {index} differs: {requests[index]}"
