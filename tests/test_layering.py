@@ -101,6 +101,8 @@ DECODING_NEEDS = (
     "safetensors",
     "gguf",
     "re2",
+    "numba",  # optional: decoding/kernels alone imports it, and only where it is installed
+    "llvmlite",
     "decoding",
 )  # beside the standard library
 DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames")
