@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from decoding import kernels
+
 # The packing hint of 16 rows gave one kernel for every row count tried (1..2048); the hint 1 did not.
 PACK_HINT = 16
 PROBED_ROWS = (*range(1, 18), 24, 64)
@@ -97,13 +99,16 @@ class LinearPart(nn.Module):
 
 
 class LinearFactory:
-    """Builds row-exact linears, testing each distinct shape once."""
+    """Builds row-exact linears, testing each distinct shape once; compiled ones need no test."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool | None = None) -> None:
+        self._compiles = kernels.available() if compiles is None else compiles
         self._multiples: dict[tuple[int, int, torch.dtype, bool], int | None] = {}
 
     def build(self, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:  # [N, K], [N]
-        """A packed linear where the machine has them and they pass, else a padded one."""
+        """A compiled linear; a packed one where the machine has them and they pass; else a padded one."""
+        if self._compiles and weight.dtype == torch.float32 and weight.device.type == "cpu":
+            return _compiled(weight, bias)
         key = (weight.shape[0], weight.shape[1], weight.dtype, bias is not None)
         if key not in self._multiples:
             self._multiples[key] = self._choose(weight, bias)
@@ -119,6 +124,12 @@ class LinearFactory:
             if is_row_exact(PaddedLinear(weight, bias, multiple), columns, weight.dtype):
                 return multiple
         return FIXED_ROWS
+
+
+def _compiled(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+    from decoding.kernels.panels import PanelLinear  # noqa: PLC0415 - needs numba
+
+    return PanelLinear(weight, bias)
 
 
 def can_pack(weight: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
+from decoding import kernels
 from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import AttentionBackend, Batch
 from decoding.attention.pages import LayerShape
@@ -194,8 +195,17 @@ def cpu_multiplies_bfloat16() -> bool:
 
 def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     if device.type == "cpu":
-        return CPUAttention(shapes)
+        return compiled_attention(shapes) or CPUAttention(shapes)
     return ReferenceAttention(shapes, device=device, dtype=dtype)
+
+
+def compiled_attention(shapes: Sequence[LayerShape]) -> AttentionBackend | None:
+    """None where kernels cannot be compiled."""
+    if not kernels.available():
+        return None
+    from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
+
+    return KernelAttention(shapes)
 
 
 def _silent(_phase: str, _fraction: float) -> None:
@@ -239,13 +249,25 @@ def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMa
     agreement = Agreement(causal_lm)
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
+    backend = attention(shapes, device, dtype)
     if device.type == "cpu":
+        if dtype == torch.float32 and kernels.available():
+            fuse(decoder_layers(causal_lm.base_model, len(shapes)), plugged, backend, progress)
         make_row_exact(causal_lm, progress)
     else:
         merge_only(causal_lm)
-    model = Model(causal_lm, _describe(causal_lm, len(shapes)), attention(shapes, device, dtype), plugged)
+    model = Model(causal_lm, _describe(causal_lm, len(shapes)), backend, plugged)
     agreement.check(lambda batch: model.forward(batch).last, model.attention)
     return model
+
+
+def fuse(blocks: nn.ModuleList, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> None:
+    """Compile the layers that can be, where the backend can work inside them."""
+    from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
+    from decoding.fused import fuse_layers  # noqa: PLC0415 - needs numba
+
+    if isinstance(backend, KernelAttention):
+        fuse_layers(blocks, plugged, backend, progress)
 
 
 def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from decoding import linear
+from decoding import kernels, linear
 from decoding.elementwise import row_exact
 from decoding.linear import LinearFactory, LinearPart, MergedLinear, PackedLinear, PaddedLinear, is_row_exact
 
@@ -15,9 +15,10 @@ SIZES = [(96, 64), (33, 40), (576, 1536)]
 
 @pytest.mark.parametrize(("rows", "columns"), SIZES)
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_a_built_linear_multiplies_and_is_row_exact(rows: int, columns: int, has_bias: bool) -> None:
+@pytest.mark.parametrize("compiles", sorted({False, kernels.available()}))
+def test_a_built_linear_multiplies_and_is_row_exact(rows: int, columns: int, has_bias: bool, compiles: bool) -> None:
     weight, bias = torch.randn(rows, columns), torch.randn(rows) if has_bias else None
-    built = LinearFactory().build(weight, bias)
+    built = LinearFactory(compiles=compiles).build(weight, bias)
     x = torch.randn(1, 5, columns)
     torch.testing.assert_close(built(x), F.linear(x, weight, bias), rtol=1e-4, atol=1e-3)
     assert is_row_exact(built, columns, torch.float32)
@@ -26,7 +27,7 @@ def test_a_built_linear_multiplies_and_is_row_exact(rows: int, columns: int, has
 def test_without_the_packed_product_rows_are_padded_until_they_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "can_pack", lambda _weight: False)
     weight = torch.randn(576, 1536)
-    built = LinearFactory().build(weight, None)
+    built = LinearFactory(compiles=False).build(weight, None)
     assert isinstance(built, PaddedLinear)
     assert is_row_exact(built, 1536, torch.float32)
 
@@ -36,7 +37,7 @@ def test_a_packed_product_that_fails_the_self_test_is_not_used(monkeypatch: pyte
         return x.new_full((*x.shape[:-1], self.shape[0]), x.shape[-2] / 3)
 
     monkeypatch.setattr(PackedLinear, "forward", depends_on_the_row_count)
-    assert isinstance(LinearFactory().build(torch.randn(16, 8), None), PaddedLinear)
+    assert isinstance(LinearFactory(compiles=False).build(torch.randn(16, 8), None), PaddedLinear)
 
 
 def test_when_no_padding_agrees_every_product_has_the_same_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ rewrites an ending EOS into the first of the list, so for that the ending id its
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,8 @@ from tests.goldens.make import MIN_GAP, TINY_SPECS, write
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
 NEW_TOKENS = 12
-NUM_PROMPTS = 4
+NUM_PROMPTS = 3
+MANY_EOS = tuple(range(2, 96, 12))  # so that beams and groups end early, and some have to go on without them
 VOCAB = 96
 PROCESSORS: tuple[dict[str, Any], ...] = (
     {},
@@ -51,19 +53,20 @@ class Gaps:
     def __init__(self) -> None:
         self.smallest = math.inf
 
-    def between(self, first: float, second: float) -> None:
-        self.smallest = min(self.smallest, abs(first - second))
+    def between(self, first: float, second: float, scale: float = 1.0) -> None:
+        """scale: what the two were divided by."""
+        self.smallest = min(self.smallest, abs(first - second) * max(scale, 1.0))
 
-    def cut(self, values: Iterable[float], at: int) -> None:
+    def cut(self, values: Iterable[float], at: int, scale: float = 1.0) -> None:
         """The best `at` of the values are taken; excluded ones (-1e8 and below) are no rivals."""
         ranked = sorted((v for v in values if v > -1e8), reverse=True)
         if len(ranked) > at:
-            self.between(ranked[at - 1], ranked[at])
+            self.between(ranked[at - 1], ranked[at], scale)
 
-    def order(self, values: Iterable[float]) -> None:
+    def order(self, values: Iterable[float], scale: float = 1.0) -> None:
         ranked = sorted(values, reverse=True)
         for first, second in itertools.pairwise(ranked):
-            self.between(first, second)
+            self.between(first, second, scale)
 
 
 @contextmanager
@@ -87,19 +90,20 @@ def watched_beams(gaps: Gaps) -> Iterator[None]:
     def watch_update(self: Any, **given: Any) -> Any:
         out = update(self, **given)
         fresh = given["next_token_hits_stopping_criteria"] & given["top_num_beam_mask"][None, :]
-        length = given["cur_len"] + 1 - given["decoder_prompt_len"]
-        scores = given["topk_log_probs"][fresh] / length ** given["length_penalty"]
+        scale = (given["cur_len"] + 1 - given["decoder_prompt_len"]) ** given["length_penalty"]
+        scores = given["topk_log_probs"][fresh] / scale
         old = given["beam_scores"][given["is_sent_finished"]]
-        gaps.cut(old.tolist() + scores.tolist(), given["num_beams"])
-        gaps.order(v for v in out[1][0].tolist() if v > -1e8)
+        gaps.cut(old.tolist() + scores.tolist(), given["num_beams"], scale)
+        gaps.order((v for v in out[1][0].tolist() if v > -1e8), scale)
         return out
 
     def watch_early(**given: Any) -> Any:
         if bool(given["is_sent_finished"].all()):
             is_far = given["early_stopping"] == "never" and given["length_penalty"] > 0
             length = given["max_length" if is_far else "cur_len"] - given["decoder_prompt_len"]
-            best = float(given["running_beam_scores"][0, 0]) / length ** given["length_penalty"]
-            gaps.between(best, float(given["beam_scores"].min()))
+            scale = length ** given["length_penalty"]
+            best = float(given["running_beam_scores"][0, 0]) / scale
+            gaps.between(best, float(given["beam_scores"].min()), scale)
         return early(**given)
 
     with (
@@ -282,4 +286,5 @@ def model_entry(spec: TinySpec) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    write("beams.json", {"max_new_tokens": NEW_TOKENS}, models=[model_entry(spec) for spec in TINY_SPECS])
+    specs = (*TINY_SPECS, *(dataclasses.replace(spec, eos_token_ids=MANY_EOS) for spec in TINY_SPECS))
+    write("beams.json", {"max_new_tokens": NEW_TOKENS}, models=[model_entry(spec) for spec in specs])

@@ -25,10 +25,10 @@ from decoding.params import (
     StrategyParams,
 )
 from tests.decoding.drive import Answer, run
-from tests.goldens.tiny import TinySpec, build
+from tests.goldens.tiny import TinySpec, build, weights_sha256
 
 RECORDED = json.loads((Path(__file__).parents[2] / "goldens" / "beams.json").read_text(encoding="utf-8"))
-ENTRIES = {entry["model_type"]: entry for entry in RECORDED["models"]}
+ENTRIES = {f"{entry['model_type']}-{len(entry['eos_token_ids'])}-eos": entry for entry in RECORDED["models"]}
 FAMILIES = {"beam": Beam, "beam_sample": BeamSample, "group_beam": GroupBeam}
 MAX_TOKENS = RECORDED["max_new_tokens"]
 
@@ -74,41 +74,60 @@ def case(entry: dict[str, Any], prompt_ids: list[int], recorded: dict[str, Any])
     return Case(request, recorded["sequences"], recorded["scores"], eos_ids)
 
 
-def cases(model_type: str) -> list[Case]:
-    entry = ENTRIES[model_type]
+def cases(key: str) -> list[Case]:
+    entry = ENTRIES[key]
     return [case(entry, p["prompt_token_ids"], recorded) for p in entry["prompts"] for recorded in p["runs"]]
 
 
+def of_family(key: str, family: str) -> list[Case]:
+    return [one for one in cases(key) if family == one.request.strategy.NAME]
+
+
+def spec(key: str) -> TinySpec:
+    entry = ENTRIES[key]
+    return TinySpec(entry["model_type"], entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))
+
+
 @cache
-def model(model_type: str) -> Model:
-    entry = ENTRIES[model_type]
-    wrapped = wrap(build(TinySpec(model_type, entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))))
+def model(key: str) -> Model:
+    wrapped = wrap(build(spec(key)))
     wrapped.attention.allocate(400)
     return wrapped
 
 
-def engine(model_type: str, num_pages: int) -> Engine:
-    caches = {"main": PageCache(num_pages, model(model_type).attention.page_size)}
-    return Engine({"main": model(model_type)}, caches, eos_token_ids=ENTRIES[model_type]["eos_token_ids"], max_rows=64)
+def engine(key: str, num_pages: int) -> Engine:
+    caches = {"main": PageCache(num_pages, model(key).attention.page_size)}
+    return Engine({"main": model(key)}, caches, eos_token_ids=spec(key).eos_token_ids, max_rows=64)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("model_type", ENTRIES)
-def test_alone_it_is_token_identical_with_transformers(model_type: str, name: str) -> None:
-    own = [c for c in cases(model_type) if name == c.request.strategy.NAME]
-    assert len(own) >= 8
-    for one in own[::4]:
-        one.assert_answered(run(engine(model_type, 400), [one.request])[0])
+@pytest.mark.parametrize("key", ENTRIES)
+def test_the_recording_is_of_these_weights_and_of_every_setting(key: str) -> None:
+    assert weights_sha256(build(spec(key))) == ENTRIES[key]["weights_sha256"]
+    beams = [c.request.strategy for c in of_family(key, "beam")]
+    assert len({(p.length_penalty, p.early_stopping) for p in beams if isinstance(p, Beam)}) == 15
+    for family in FAMILIES:
+        lengths = [len(ids) for one in of_family(key, family) for ids in one.sequences]
+        assert max(lengths) == MAX_TOKENS
+        assert min(lengths) < MAX_TOKENS or key == "llama-1-eos"
 
 
-@pytest.mark.parametrize("model_type", ENTRIES)
-def test_all_at_once_among_sampling_neighbours_and_preempted_it_is_still_identical(model_type: str) -> None:
-    own = cases(model_type)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("key", ENTRIES)
+def test_alone_it_is_token_identical_with_transformers(key: str, family: str) -> None:
+    own = of_family(key, family)
+    assert len(own) >= 5
+    for one in own[::5]:
+        one.assert_answered(run(engine(key, 400), [one.request])[0])
+
+
+@pytest.mark.parametrize("key", ENTRIES)
+def test_all_at_once_among_sampling_neighbours_and_preempted_it_is_still_identical(key: str) -> None:
+    own = cases(key)
     rng = random.Random(7)
     neighbours = [Request(tuple(rng.choices(range(96), k=20)), Sampling(2), seed=i) for i in range(len(own) // 3)]
     mixed = [(one.request, one) for one in own] + [(request, None) for request in neighbours]
     rng.shuffle(mixed)
-    crowded = engine(model_type, 48)
+    crowded = engine(key, 48)
     answers = run(crowded, [request for request, _ in mixed])
     for (_, one), answer in zip(mixed, answers, strict=True):
         if one is not None:

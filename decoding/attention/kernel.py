@@ -1,0 +1,187 @@
+"""Paged attention on the CPU by the compiled kernel: float32, no gathering, every query computed by itself.
+
+Owns the pages in the kernel's layout, the plan's records and the threads' scratch memory. The arithmetic is
+`kernels/attend.py`'s; a whole fused layer (`fused.py`) uses the same pages and plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from decoding.attention.interface import Batch, LayerSpec
+from decoding.attention.pages import LayerShape
+from decoding.kernels.attend import (
+    ATTENTION,
+    BATCH,
+    COUNTER_STRIDE,
+    COUNTERS,
+    PAGE,
+    TILE_ROWS,
+    attention,
+    room_bytes,
+)
+from decoding.kernels.team import Team
+from decoding.kernels.tile import PANEL
+
+NO_WINDOW = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPlan:
+    """Arrays stay here for as long as the record holds their addresses."""
+
+    record: np.ndarray  # BATCH [1]
+    arrays: tuple[np.ndarray, ...]
+    counters: np.ndarray  # int64 [COUNTERS * COUNTER_STRIDE / 8]
+    batch: Batch
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)  # filled by the last layer
+
+    @property
+    def address(self) -> int:
+        return int(self.record.ctypes.data)
+
+
+class KernelAttention:
+    def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
+        self.page_size = PAGE
+        self.team = team or Team()
+        self.shapes = tuple(shapes)
+        self.keys: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, head_dim, PAGE]
+        self.values: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, PAGE, v_width]
+        self._room = max(room_bytes(s.heads, s.kv_heads, s.head_dim, _padded(s.v_head_dim)) for s in shapes)
+        self._room += -self._room % 64
+        self._scratch = np.zeros(self._room * self.team.size // 8, np.int64)
+        self.num_allocations = 0
+        self._records: dict[int, tuple[LayerSpec, np.ndarray]] = {}
+        self._sinks: dict[int, torch.Tensor] = {}
+        self._kernel = attention.address
+
+    def allocate(self, num_pages: int) -> None:
+        self._records = {}
+        self.num_allocations += 1
+        self.keys = [torch.zeros(num_pages, s.kv_heads, s.head_dim, PAGE) for s in self.shapes]
+        self.values = [torch.zeros(num_pages, s.kv_heads, PAGE, _padded(s.v_head_dim)) for s in self.shapes]
+
+    def bytes_per_page(self) -> int:
+        return sum(4 * PAGE * s.kv_heads * (s.head_dim + _padded(s.v_head_dim)) for s in self.shapes)
+
+    def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
+        """Every source is read before any page is written."""
+        if not pairs:
+            return
+        sources, destinations = torch.tensor(pairs).unbind(1)
+        for pages in (*self.keys, *self.values):
+            pages.index_copy_(0, destinations, pages.index_select(0, sources))
+
+    def plan(self, batch: Batch) -> KernelPlan:
+        most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
+        pieces = cut(batch, most)
+        tables = np.ascontiguousarray(batch.page_tables)
+        slots = np.ascontiguousarray(batch.slots)
+        counters = np.zeros(COUNTERS * COUNTER_STRIDE // 8, np.int64)
+        record = np.zeros(1, BATCH)
+        record[0] = (
+            batch.num_tokens,
+            slots.ctypes.data,
+            pieces.ctypes.data,
+            len(pieces),
+            tables.ctypes.data,
+            tables.shape[1],
+            self._scratch.ctypes.data,
+            self._room,
+            counters.ctypes.data,
+            self.team.size,
+            self.team.barrier,
+        )
+        return KernelPlan(record, (pieces, tables, slots), counters, batch)
+
+    def forward(
+        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
+    ) -> torch.Tensor:
+        parts = [_readable(part) for part in (query, key, value)]
+        out = parts[0].new_empty(query.shape[2], query.shape[1], value.shape[3])
+        record = self._record(spec)
+        words = record.view(np.int64)
+        words[:4] = (*(part.data_ptr() for part in parts), out.data_ptr())
+        words[4:11] = (*(4 * part.stride(axis) for part in parts for axis in (2, 1)), plan.address)
+        plan.counters.fill(0)
+        self.team.run(self._kernel, record.ctypes.data)
+        self.probe(spec, parts[0][0].transpose(0, 1), plan)
+        return out[None].to(value.dtype)
+
+    def probed(self, plan: KernelPlan) -> dict[int, torch.Tensor]:
+        return dict(plan.scores)
+
+    def _record(self, spec: LayerSpec) -> np.ndarray:
+        known, record = self._records.get(spec.layer, (None, None))
+        if known is not spec or record is None:
+            record = self.new_record(spec)
+            self._records[spec.layer] = (spec, record)
+        return record
+
+    def probe(self, spec: LayerSpec, queries: torch.Tensor, plan: KernelPlan) -> None:
+        """In the last layer, keep the scores of each probed row's last query: queries [T, heads, head_dim]."""
+        if spec.layer != len(self.shapes) - 1:
+            return
+        for row in plan.batch.probe_rows:
+            last = int(plan.batch.query_starts[row + 1]) - 1
+            plan.scores[row] = self._scores(spec, queries[last], int(plan.batch.kv_lengths[row]), plan.batch, row)
+
+    def _scores(self, spec: LayerSpec, query: torch.Tensor, keys: int, batch: Batch, row: int) -> torch.Tensor:
+        """query [heads, head_dim] -> scaled, capped and masked scores [heads, keys]."""
+        pages = torch.from_numpy(batch.page_tables[row, : -(-keys // PAGE)])
+        found = self.keys[spec.layer].index_select(0, pages).permute(1, 2, 0, 3).flatten(2)  # [kv_heads, dim, keys]
+        grouped = query.view(found.shape[0], -1, query.shape[-1])
+        scores = (grouped @ found).flatten(0, 1)[:, :keys] * spec.scaling
+        if spec.softcap is not None:
+            scores = torch.tanh(scores / spec.softcap) * spec.softcap
+        if spec.sliding_window is not None:
+            scores[:, : max(0, keys - spec.sliding_window)] = float("-inf")
+        return scores
+
+    def new_record(self, spec: LayerSpec) -> np.ndarray:
+        """An ATTENTION record, valid until the next `allocate`; tensors, strides and batch are left to the caller."""
+        shape = self.shapes[spec.layer]
+        record = np.zeros(1, ATTENTION)
+        record["key_pages"] = self.keys[spec.layer].data_ptr()
+        record["value_pages"] = self.values[spec.layer].data_ptr()
+        record["heads"], record["kv_heads"] = shape.heads, shape.kv_heads
+        record["head_dim"], record["v_head_dim"] = shape.head_dim, shape.v_head_dim
+        record["v_width"] = _padded(shape.v_head_dim)
+        record["window"] = spec.sliding_window or NO_WINDOW
+        if spec.sinks is not None:
+            self._sinks[spec.layer] = spec.sinks.detach().float().contiguous()
+            record["sinks"] = self._sinks[spec.layer].data_ptr()
+        record["scaling"], record["softcap"] = spec.scaling, spec.softcap or 0.0
+        return record
+
+
+def cut(batch: Batch, most: int) -> np.ndarray:
+    """Every row as pieces of at most so many queries, longest keys first: int64 [pieces, 4], as BATCH says."""
+    counts = np.diff(batch.query_starts)
+    if most == 1 or counts.max() == 1:
+        rows = np.repeat(np.arange(len(counts)), counts)
+        found = np.stack([rows, np.arange(batch.num_tokens), np.ones_like(rows), batch.positions], 1)
+    else:
+        found = np.array(list(_pieces(batch, most)), np.int64)
+    return np.ascontiguousarray(found[np.argsort(-found[:, 3], kind="stable")])
+
+
+def _pieces(batch: Batch, most: int) -> Iterator[tuple[int, int, int, int]]:
+    for row, (start, end) in enumerate(pairwise(batch.query_starts.tolist())):
+        for token in range(start, end, most):
+            yield row, token, min(most, end - token), int(batch.positions[token])
+
+
+def _padded(width: int) -> int:
+    return width + -width % PANEL
+
+
+def _readable(part: torch.Tensor) -> torch.Tensor:
+    part = part.float()
+    return part if part.stride(3) == 1 else part.contiguous()

@@ -1,0 +1,77 @@
+"""Compiling kernels once per machine: numba's file cache, in the user's cache directory, keyed by what the source says.
+
+numba notices a changed file only where the entry point stands in it, so the directory's name carries the content of
+every file here. Where no directory can be written, kernels are compiled anew in each process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.core import config
+from numba.extending import intrinsic
+
+# Functions called by kernels alone: without the wrappers that Python would call them by, and without exceptions.
+inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+
+
+def cache_directory() -> Path:
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "polydecode" / f"kernels-{digest.hexdigest()[:12]}"
+
+
+class Kernel:
+    """A function of one record, compiled (or found in the cache) when its address is first asked for."""
+
+    def __init__(self, function: Callable[[Any], None], record: np.dtype[Any]) -> None:
+        self._function = function
+        self._record = record
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        config.CACHE_DIR = config.CACHE_DIR or str(cache_directory())
+        signature = types.void(types.CPointer(numba.from_dtype(self._record)))
+        try:
+            return numba.cfunc(signature, cache=True, error_model="numpy")(self._function)
+        except (RuntimeError, OSError):  # "no locator available": nowhere to write
+            return numba.cfunc(signature, error_model="numpy")(self._function)
+
+    @property
+    def address(self) -> int:
+        return int(self._compiled.address)
+
+
+def kernel(record: np.dtype[Any]) -> Callable[[Callable[[Any], None]], Kernel]:
+    """Decorates a function of a pointer to a record."""
+    return lambda function: Kernel(function, record)
+
+
+def reader(record: np.dtype[Any]) -> Any:
+    """An intrinsic that turns an address into a pointer to such a record."""
+    kind = types.CPointer(numba.from_dtype(record))
+
+    @intrinsic
+    def at(_context: Any, address: Any) -> Any:
+        def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], _target.get_value_type(kind))
+
+        return kind(types.int64), build
+
+    return at
+
+
+def record(**fields: str) -> np.dtype[Any]:
+    """A record type; a field's type is `address`, `count` or `float`."""
+    kinds = {"address": np.int64, "count": np.int64, "float": np.float64}
+    return np.dtype([(name, kinds[kind]) for name, kind in fields.items()])

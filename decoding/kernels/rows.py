@@ -1,0 +1,56 @@
+"""What a layer does to each of its rows by itself: norms, residuals, rotation of queries and keys, activations."""
+
+from __future__ import annotations
+
+import math
+
+from numba import float32
+
+from decoding.kernels.compiled import inner
+from decoding.kernels.vectors import LANES, exp, fma, load, load_one, splat, store, store_one, total
+
+
+@inner
+def add(x, y, out, width):
+    """out = x + y, each [width]; width is a multiple of LANES."""
+    for at in range(0, 4 * width, 4 * LANES):
+        store(out + at, load(x + at) + load(y + at))
+
+
+@inner
+def rms_norm(x, weight, eps, out, width):
+    """out = weight * x / sqrt(mean(x^2) + eps), each [width]."""
+    squares = splat(float32(0))
+    for at in range(0, 4 * width, 4 * LANES):
+        v = load(x + at)
+        squares = fma(v, v, squares)
+    scale = splat(float32(1) / float32(math.sqrt(total(squares) / float32(width) + float32(eps))))
+    for at in range(0, 4 * width, 4 * LANES):
+        store(out + at, load(weight + at) * (load(x + at) * scale))
+
+
+@inner
+def rotate(head, cos, sin, width):
+    """Rotate the first `width` numbers of a head in place, number i together with number i + width / 2."""
+    half = 2 * width
+    for at in range(0, half, 4):
+        a, b = load_one(head + at), load_one(head + half + at)
+        store_one(head + at, a * load_one(cos + at) - b * load_one(sin + at))
+        store_one(head + half + at, b * load_one(cos + half + at) + a * load_one(sin + half + at))
+
+
+@inner
+def silu(v):
+    return v / (splat(float32(1)) + exp(splat(float32(0)) - v))
+
+
+@inner
+def gate(out, ldc, rows, columns, column, activated):
+    """silu(gate) * up for panels that alternate between gate and up, at their place in `activated` [rows, ldc / 2]."""
+    panel = 8 * LANES  # bytes
+    for row in range(rows):
+        source, target = out + row * ldc, activated + row * (ldc // 2) + 2 * column
+        for at in range(0, 4 * columns, 2 * panel):
+            for part in (0, 4 * LANES):
+                v = silu(load(source + at + part)) * load(source + at + panel + part)
+                store(target + at // 2 + part, v)

@@ -1,0 +1,262 @@
+"""Eight floats at a time, in code that numba compiles: a vector type, its arithmetic, and loads from raw addresses.
+
+Explicit vectors instead of loops left to the compiler: what is summed in which order must never depend on how a loop
+happened to be vectorised. Every operation here rounds as IEEE says; `fma` is the only one that fuses.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 8
+
+_inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
+F32 = ir.FloatType()
+I32, I64 = ir.IntType(32), ir.IntType(64)
+F32S, I32S = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+
+
+class Vector(types.Type):
+    """LANES float32 numbers in one register."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"Vector{LANES}")
+
+
+VECTOR = Vector()
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: Any) -> None:
+        super().__init__(manager, fe_type, F32S)
+
+
+def pointer(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, ir.PointerType())
+
+
+def floats_at(builder: Any, address: Any) -> Any:
+    return builder.load(pointer(builder, address), align=4, typ=F32S)
+
+
+def call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), (a, b, c))
+
+
+def splat_scalar(builder: Any, scalar: Any) -> Any:
+    vector = builder.insert_element(ir.Constant(F32S, ir.Undefined), scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(vector, ir.Constant(F32S, ir.Undefined), ir.Constant(I32S, [0] * LANES))
+
+
+def _binary(name: str) -> Any:
+    @intrinsic
+    def operation(_context: Any, a: Any, b: Any) -> Any:
+        def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return getattr(builder, name)(*args)
+
+        return VECTOR(VECTOR, VECTOR), build
+
+    return operation
+
+
+_ARITHMETIC = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+
+
+def _overload(symbol: Any, operation: Any) -> None:
+    @overload(symbol)
+    def of_vectors(a, b):  # numba compares the signatures, annotations included
+        if a == VECTOR and b == VECTOR:
+            return lambda a, b: operation(a, b)  # noqa: PLW0108 - numba compiles what is returned
+        return None
+
+
+for _symbol, _name in _ARITHMETIC.items():
+    _overload(_symbol, _binary(_name))
+
+
+@intrinsic
+def load(_context: Any, address: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return floats_at(builder, args[0])
+
+    return VECTOR(types.int64), build
+
+
+@intrinsic
+def store(_context: Any, address: Any, vector: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(args[1], pointer(builder, args[0]), align=4)
+
+    return types.void(types.int64, VECTOR), build
+
+
+@intrinsic
+def fma(_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, rounded once."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return call_fma(builder, *args)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), build
+
+
+@intrinsic
+def splat(_context: Any, scalar: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return splat_scalar(builder, args[0])
+
+    return VECTOR(types.float32), build
+
+
+@intrinsic
+def larger(_context: Any, a: Any, b: Any) -> Any:
+    """Lane by lane, the larger; b where either is NaN."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return VECTOR(VECTOR, VECTOR), build
+
+
+@intrinsic
+def lane(_context: Any, vector: Any, index: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.extract_element(args[0], builder.trunc(args[1], I32))
+
+    return types.float32(VECTOR, types.int64), build
+
+
+@intrinsic
+def keep_between(_context: Any, vector: Any, first: Any, end: Any, other: Any) -> Any:
+    """The vector's lanes first <= i < end, elsewhere those of `other`."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        vector, first, end, other = args
+        wide = ir.VectorType(I64, LANES)
+        steps = ir.Constant(wide, list(range(LANES)))
+
+        def spread(number: Any) -> Any:
+            one = builder.insert_element(ir.Constant(wide, ir.Undefined), number, ir.Constant(I32, 0))
+            return builder.shuffle_vector(one, ir.Constant(wide, ir.Undefined), ir.Constant(I32S, [0] * LANES))
+
+        inside = builder.and_(
+            builder.icmp_signed(">=", steps, spread(first)), builder.icmp_signed("<", steps, spread(end))
+        )
+        return builder.select(inside, vector, other)
+
+    return VECTOR(VECTOR, types.int64, types.int64, VECTOR), build
+
+
+@intrinsic
+def _floor(_context: Any, vector: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(F32S, [F32S])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.floor.v{LANES}f32"), args)
+
+    return VECTOR(VECTOR), build
+
+
+@intrinsic
+def _power_of_two(_context: Any, exponent: Any) -> Any:
+    """2 ** exponent for whole numbers -127 <= exponent <= 128: the ends give 0 and infinity."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        biased = builder.add(builder.fptosi(args[0], I32S), ir.Constant(I32S, [127] * LANES))
+        return builder.bitcast(builder.shl(biased, ir.Constant(I32S, [23] * LANES)), F32S)
+
+    return VECTOR(VECTOR), build
+
+
+@intrinsic
+def word(_context: Any, address: Any, index: Any) -> Any:
+    """The int64 number `index` of an array of them."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(pointer(builder, args[0]), [args[1]], source_etype=I64), typ=I64)
+
+    return types.int64(types.int64, types.int64), build
+
+
+@intrinsic
+def load_one(_context: Any, address: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.load(pointer(builder, args[0]), typ=F32)
+
+    return types.float32(types.int64), build
+
+
+@intrinsic
+def store_one(_context: Any, address: Any, number: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(args[1], pointer(builder, args[0]))
+
+    return types.void(types.int64, types.float32), build
+
+
+@intrinsic
+def take(_context: Any, address: Any, count: Any) -> Any:
+    """Add to a counter that several threads share; returns what it was."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", pointer(builder, args[0]), args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), build
+
+
+@_inner
+def total(v):
+    """The sum of the lanes, always in the same order."""
+    return ((lane(v, 0) + lane(v, 4)) + (lane(v, 1) + lane(v, 5))) + (
+        (lane(v, 2) + lane(v, 6)) + (lane(v, 3) + lane(v, 7))
+    )
+
+
+@_inner
+def largest(v):
+    best = lane(v, 0)
+    for i in range(1, LANES):
+        best = max(best, lane(v, i))
+    return best
+
+
+@_inner
+def exp(x):
+    """e ** x within 1 ulp or so (Cephes): -inf gives 0."""
+    x = larger(splat(types.float32(-88.0)), x)
+    x = splat(types.float32(0)) - larger(splat(types.float32(-88.3)), splat(types.float32(0)) - x)
+    n = _floor(fma(x, splat(types.float32(1.44269504)), splat(types.float32(0.5))))
+    r = fma(n, splat(types.float32(-0.693359375)), x)
+    r = fma(n, splat(types.float32(2.12194440e-4)), r)
+    p = fma(splat(types.float32(1.9875691500e-4)), r, splat(types.float32(1.3981999507e-3)))
+    p = fma(p, r, splat(types.float32(8.3334519073e-3)))
+    p = fma(p, r, splat(types.float32(4.1665795894e-2)))
+    p = fma(p, r, splat(types.float32(1.6666665459e-1)))
+    p = fma(p, r, splat(types.float32(0.5)))
+    p = fma(p, r * r, r + splat(types.float32(1)))
+    return p * _power_of_two(n)
+
+
+@intrinsic
+def call(_context: Any, address: Any) -> Any:
+    """Call a C function without arguments."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
+
+    return types.void(types.int64), build
+
+
+def has_fma() -> bool:
+    """Without it, `fma` would become a library call for each number."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return True
+    return bool(binding.get_host_cpu_features().get("fma"))

@@ -1,0 +1,63 @@
+"""Compiled linears: right, and bitwise the same for a row in any company, on any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from decoding.kernels.panels import PanelLinear, fits_bfloat16, pack
+from decoding.kernels.team import Team
+from decoding.kernels.tile import Format
+
+
+def weights(columns: int, depth: int, form: Format) -> torch.Tensor:
+    weight = torch.randn(columns, depth, generator=torch.Generator().manual_seed(columns))
+    return weight.bfloat16().float() if form is Format.BFLOAT16 else weight
+
+
+@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize(("columns", "depth"), [(96, 64), (33, 40), (17, 1), (576, 1536)])
+def test_a_product_is_right_and_a_row_is_the_same_in_any_company(form: Format, columns: int, depth: int) -> None:
+    weight, bias = weights(columns, depth, form), torch.randn(columns)
+    linear = PanelLinear(weight, bias, Team(1))
+    x = torch.randn(130, depth)
+    whole = linear(x)
+    expected = x.double() @ weight.double().T + bias.double()
+    torch.testing.assert_close(whole.double(), expected, rtol=1e-5, atol=1e-3)
+    for rows in (1, 2, 3, 4, 5, 6, 7, 13, 48, 49, 97):
+        assert torch.equal(linear(x[:rows]), whole[:rows]), rows
+        assert torch.equal(linear(x[130 - rows :]), whole[130 - rows :]), rows
+
+
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
+    weight, x = torch.randn(320, 96), torch.randn(rows, 96)
+    alone = PanelLinear(weight, None, Team(1))(x)
+    for threads in (2, 5):
+        linear = PanelLinear(weight, None, Team(threads))
+        assert all(torch.equal(linear(x), alone) for _ in range(20))
+
+
+def test_weights_are_kept_in_bfloat16_only_where_it_holds_them_exactly() -> None:
+    rounded = torch.randn(16, 8).bfloat16().float()
+    assert fits_bfloat16(rounded)
+    assert pack(rounded).form is Format.BFLOAT16
+    rounded[3, 4] = 1 + float(np.finfo(np.float32).eps)
+    assert pack(rounded).form is Format.FLOAT32
+
+
+def test_leading_dimensions_are_kept_and_any_strides_are_read() -> None:
+    weight, x = torch.randn(20, 12), torch.randn(12, 3, 2)
+    linear = PanelLinear(weight, None, Team(1))
+    torch.testing.assert_close(linear(x.permute(2, 1, 0)), x.permute(2, 1, 0) @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_finite_stays_visible() -> None:
+    x = torch.ones(2, 16)
+    x[1, 3] = float("nan")
+    out = PanelLinear(torch.ones(16, 16), None, Team(1))(x)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()

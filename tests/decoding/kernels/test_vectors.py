@@ -1,0 +1,56 @@
+"""The vector arithmetic that kernels are written in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+numba = pytest.importorskip("numba")
+
+from decoding.kernels.vectors import LANES, exp, keep_between, load, splat, store, total  # noqa: E402
+
+
+def mapped(function: Any, numbers: np.ndarray) -> np.ndarray:
+    """The function of every number, LANES at a time."""
+
+    @numba.njit
+    def run(source, target, count):  # type: ignore[no-untyped-def]
+        for at in range(0, 4 * count, 4 * LANES):
+            store(target + at, function(load(source + at)))
+
+    found = np.empty_like(numbers)
+    run(numbers.ctypes.data, found.ctypes.data, len(numbers))
+    return found
+
+
+def test_exp_is_as_good_as_float32_allows() -> None:
+    x = np.linspace(-87, 88, 8000, dtype=np.float32)
+    found, expected = mapped(exp, x), np.exp(x.astype(np.float64))
+    assert np.abs(found / expected - 1).max() < 3e-7
+
+
+def test_exp_of_the_extremes() -> None:
+    x = np.array([0, -np.inf, -200, 200, np.nan, -0.0, 1, -1], np.float32)
+    found = mapped(exp, x)
+    assert found[0] == found[5] == 1
+    assert found[1] == found[2] == 0
+    assert found[3] > 1e38
+    assert np.isnan(found[4])
+
+
+def test_lanes_outside_a_range_are_replaced() -> None:
+    @numba.njit
+    def middle(v):  # type: ignore[no-untyped-def]
+        return keep_between(v, 2, 5, splat(numba.float32(-1)))
+
+    assert mapped(middle, np.arange(LANES, dtype=np.float32)).tolist() == [-1, -1, 2, 3, 4, -1, -1, -1]
+
+
+def test_the_total_is_of_all_lanes() -> None:
+    @numba.njit
+    def everywhere(v):  # type: ignore[no-untyped-def]
+        return splat(total(v))
+
+    assert mapped(everywhere, np.arange(LANES, dtype=np.float32))[0] == sum(range(LANES))

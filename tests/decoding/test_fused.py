@@ -1,0 +1,103 @@
+"""Fused decoder layers: which are recognised, and that they are the same in any company and on any threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("numba")
+
+from decoding import kernels
+from decoding.fused import FusedLayer
+from decoding.layer_weights import read_weights
+from decoding.model import Model, wrap
+from tests.decoding.layout import PageBook, Row
+from tests.decoding.test_model import greedy, hidden_states, prompts
+from tests.decoding.tiny import CONFIGS, tiny
+
+FUSED = ["llama", "llama-llama3-rope", "llama-yarn-rope", "mistral", "qwen2", "qwen3", "phi3", "smollm3"]
+
+
+def layers(model: Model) -> list[nn.Module]:
+    blocks = next(child for child in model._base.children() if isinstance(child, nn.ModuleList))
+    return list(blocks)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_layers_of_the_llama_family_are_fused_and_no_others(name: str) -> None:
+    fused = [isinstance(layer, FusedLayer) for layer in layers(wrap(tiny(name)))]
+    assert fused == [name in FUSED] * 3
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_model_gives_what_the_unfused_one_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = wrap(tiny(name))
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    plain = wrap(tiny(name))
+    assert not isinstance(layers(plain)[0], FusedLayer)
+    (tokens,) = prompts(60)
+    torch.testing.assert_close(
+        hidden_states(fused, tokens, 60), hidden_states(plain, tokens, 60), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "mixtral"])
+def test_without_compiled_kernels_the_tokens_are_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = prompts(40, 7)
+    compiled = greedy(wrap(tiny(name)), wanted)
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    assert greedy(wrap(tiny(name)), wanted) == compiled
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_chunks_and_threads_do_not_change_a_bit(name: str) -> None:
+    (tokens,) = prompts(90)
+    whole = hidden_states(wrap(tiny(name)), tokens, 90)
+    torch.set_num_threads(3)
+    model = wrap(tiny(name))
+    torch.set_num_threads(1)
+    for chunk in (1, 7, 16, 90):
+        assert torch.equal(hidden_states(model, tokens, chunk), whole), chunk
+
+
+def test_a_row_is_bitwise_the_same_in_any_company() -> None:
+    model = wrap(tiny("llama").bfloat16().float())  # weights that are kept in bfloat16
+    (tokens,) = prompts(90)
+    whole = hidden_states(model, tokens, 90)
+    for company in (2, 5, 17, 70):
+        model.attention.allocate(600)
+        book, row = PageBook(600, model.attention.page_size, company), Row(tokens)
+        others = [Row(each) for each in prompts(*range(3, company + 2), seed=company)]
+        model.forward(book.batch([*((other, len(other.tokens) - 1) for other in others), (row, 80)]))
+        last = model.forward(book.batch([*((other, 1) for other in others), (row, 10)])).last
+        assert torch.equal(last[-10:], whole[-10:]), company
+
+
+def test_probed_scores_are_those_of_the_unfused_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    (tokens,) = prompts(20)
+
+    def probed(model: Model) -> torch.Tensor:
+        model.attention.allocate(200)
+        batch = PageBook(200, model.attention.page_size, 0).batch([(Row(tokens), 20)], probe_rows=(0,))
+        return model.forward(batch).probed[0]
+
+    fused = probed(wrap(tiny("llama")))
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    torch.testing.assert_close(fused, probed(wrap(tiny("llama"))), rtol=1e-3, atol=1e-4)
+
+
+def test_a_layer_with_one_more_part_is_not_taken_for_one_of_the_family() -> None:
+    layer = tiny("llama").model.layers[0]
+    assert read_weights(layer) is not None
+    layer.extra = nn.Linear(2, 2)
+    assert read_weights(layer) is None
+
+
+def test_a_layer_of_the_right_parts_put_together_otherwise_stays() -> None:
+    model = tiny("llama")
+    layer = model.model.layers[1]
+    own = layer.mlp.forward
+    layer.mlp.forward = lambda x: own(x) * 0.5
+    kinds = [isinstance(each, FusedLayer) for each in layers(wrap(model))]
+    assert kinds == [True, False, True]
