@@ -56,11 +56,10 @@ def assert_parity(make: MakeEngine, requests: list[Request], solo: list[Answer],
 
 def test_the_crowd_holds_every_strategy_and_every_step_of_the_pipeline() -> None:
     requests = random_requests(random.Random(1), 500, VOCAB)
-    assert set(MAKERS) == set(PARAMS)
+    assert {request.strategy.NAME for request in requests} == set(MAKERS) == set(PARAMS) == set(STRATEGIES)
     neutral = LogitsParams()
     for step in dataclasses.fields(LogitsParams):
         assert sum(getattr(r.logits, step.name) != getattr(neutral, step.name) for r in requests) >= 10, step.name
-    assert {r.strategy.NAME for r in requests} == set(STRATEGIES)
 
 
 def test_500_requests_in_a_crowd_answer_as_they_do_alone() -> None:
@@ -68,8 +67,9 @@ def test_500_requests_in_a_crowd_answer_as_they_do_alone() -> None:
     solo = alone(small_table_engine, requests)
     crowded = assert_parity(small_table_engine, requests, solo, num_pages=60, seed=1)
     counters = crowded.scheduler.counters
-    assert counters.preemptions > 20
-    assert counters.prefix_hits > 100
+    assert counters.preemptions > 100
+    assert counters.prefix_hits > 500
+    assert 0 < crowded.accepted_tokens < crowded.drafted_tokens
 
 
 @pytest.fixture(scope="module")

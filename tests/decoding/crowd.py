@@ -9,7 +9,6 @@ import torch
 
 from decoding.engine import Engine
 from decoding.params import (
-    PARAMS,
     Adapt,
     Assisted,
     Beam,
@@ -33,7 +32,7 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
-from decoding.strategies import STRATEGIES, build
+from decoding.strategies import build
 from tests.decoding.drive import Answer
 from tests.decoding.table_model import TableModel
 
@@ -161,8 +160,8 @@ MAKERS: dict[str, Make] = {
 def random_requests(rng: random.Random, count: int, vocab: int, longest: int = 40) -> list[Request]:
     """Every strategy in turn, with all kinds of parameters; half of the prompts begin with one of three prefixes."""
     prefixes = [[rng.randrange(vocab) for _ in range(rng.randrange(8, longest))] for _ in range(3)]
-    names = [name for name in PARAMS if name in STRATEGIES]
-    strategies = [MAKERS[names[i % len(names)]](rng, vocab) for i in range(count)]
+    makers = list(MAKERS.values())
+    strategies = [makers[i % len(makers)](rng, vocab) for i in range(count)]
     rng.shuffle(strategies)
     return [_random_request(rng, vocab, longest, prefixes, strategy) for strategy in strategies]
 
