@@ -37,9 +37,7 @@ def test_a_fused_model_gives_what_the_unfused_one_gives(name: str, monkeypatch: 
     plain = wrap(tiny(name))
     assert not isinstance(layers(plain)[0], FusedLayer)
     (tokens,) = prompts(60)
-    torch.testing.assert_close(
-        hidden_states(fused, tokens, 60), hidden_states(plain, tokens, 60), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(hidden_states(fused, tokens, 60), hidden_states(plain, tokens, 60), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "mixtral"])

@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("numba")
 
+
 def run(home: Path) -> str:
     environment = {**os.environ, "XDG_CACHE_HOME": str(home)}
     environment.pop("NUMBA_CACHE_DIR", None)
