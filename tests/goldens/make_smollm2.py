@@ -82,7 +82,6 @@ def specs(tokenizer: Any) -> tuple[Spec, ...]:
             "guidance",
             guidance | {"negative_prompt_ids": torch.tensor([negative_ids])},
             guidance | {"negative_prompt": NEGATIVE},
-            SHORT,
         ),
         dola("dola_low", "low"),
         dola("dola_high", "high"),
