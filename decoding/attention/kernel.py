@@ -25,7 +25,7 @@ from decoding.kernels.attend import (
     room_bytes,
 )
 from decoding.kernels.sharing import COUNTS_BYTES
-from decoding.kernels.team import Team
+from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL
 
 NO_WINDOW = 1 << 40
@@ -49,7 +49,7 @@ class KernelPlan:
 class KernelAttention:
     def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
         self.page_size = PAGE
-        self.team = team or Team()
+        self.team = team or default_team()
         self.shapes = tuple(shapes)
         self.keys: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, head_dim, PAGE]
         self.values: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, PAGE, v_width]

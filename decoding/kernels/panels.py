@@ -9,7 +9,7 @@ import torch
 
 from decoding.kernels.products import LINEAR, linears
 from decoding.kernels.sharing import COUNTS_BYTES
-from decoding.kernels.team import Team
+from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import LANES
 
@@ -55,7 +55,7 @@ class PanelLinear(torch.nn.Module):
         self.shape = (weight.shape[0], weight.shape[1])
         self._panels = pack(weight)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
-        self._team = team or Team()
+        self._team = team or default_team()
         self._counts = np.zeros(COUNTS_BYTES // 8, np.int64)
         self._record = np.zeros(1, LINEAR)
         self._record["weight"] = self._panels.address

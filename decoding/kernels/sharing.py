@@ -20,43 +20,33 @@ from decoding.kernels.vectors import I32, I64, pointer
 
 COUNTS_BYTES = 64  # a cache line: taken, finished
 SPINS = 2000  # tens of microseconds, before a waiting thread offers its core to others
-IS_X86 = platform.machine() in ("x86_64", "AMD64")
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 @intrinsic
-def take(_context: Any, counts: Any, units: Any) -> Any:
-    """Take the next so many units; returns the first of them, which may lie beyond the last there is."""
+def add_shared(_context: Any, address: Any, number: Any) -> Any:
+    """Add to a count that threads share; returns what it was. Nothing moves across it, in either direction."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", pointer(builder, args[0]), args[1], "monotonic")
+        return builder.atomic_rmw("add", pointer(builder, args[0]), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), build
 
 
 @intrinsic
-def finish(_context: Any, counts: Any, units: Any) -> Any:
-    """Say that so many units are done; whoever waits sees what was written for them."""
-
+def read_shared(_context: Any, address: Any) -> Any:
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        finished = builder.add(args[0], ir.Constant(I64, 8))
-        builder.atomic_rmw("add", pointer(builder, finished), args[1], "release")
-
-    return types.void(types.int64, types.int64), build
-
-
-@intrinsic
-def _finished(_context: Any, counts: Any) -> Any:
-    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        finished = builder.add(args[0], ir.Constant(I64, 8))
-        return builder.load_atomic(pointer(builder, finished), "acquire", 8, typ=I64)
+        return builder.load_atomic(pointer(builder, args[0]), "seq_cst", 8, typ=I64)
 
     return types.int64(types.int64), build
 
 
 @intrinsic
-def _pause(_context: Any) -> Any:
+def pause(_context: Any) -> Any:
+    """Tell the core that this thread only waits."""
+
     def build(_target: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-        name, hints = ("llvm.x86.sse2.pause", []) if IS_X86 else ("llvm.aarch64.hint", [ir.Constant(I32, 1)])
+        name, hints = ("llvm.x86.sse2.pause", []) if _IS_X86 else ("llvm.aarch64.hint", [ir.Constant(I32, 1)])
         kind = ir.FunctionType(ir.VoidType(), [hint.type for hint in hints])
         builder.call(cgutils.get_or_insert_function(builder.module, kind, name), hints)
 
@@ -64,23 +54,35 @@ def _pause(_context: Any) -> Any:
 
 
 @intrinsic
-def _call(_context: Any, address: Any) -> Any:
-    """A C function without arguments."""
+def call(_context: Any, function: Any, argument: Any) -> Any:
+    """Call the C function at an address with one pointer."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
+        kind = ir.FunctionType(ir.VoidType(), [I64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
 
-    return types.void(types.int64), build
+    return types.void(types.int64, types.int64), build
+
+
+@inner
+def take(counts, units):
+    """Take the next so many units; returns the first of them, which may lie beyond the last there is."""
+    return add_shared(counts, units)
+
+
+@inner
+def finish(counts, units):
+    """Say that so many units are done; whoever waits sees what was written for them."""
+    add_shared(counts + 8, units)
 
 
 @inner
 def wait(counts, units, give_way):
     """Until all units of the step are finished. give_way: address of sched_yield."""
     spins = 0
-    while _finished(counts) < units:
+    while read_shared(counts + 8) < units:
         spins += 1
         if spins > SPINS:
-            _call(give_way)
+            call(give_way, 0)
         else:
-            _pause()
+            pause()
