@@ -36,7 +36,7 @@ POOL = record(
 _ORDERS, _INSIDE, _ASLEEP, _ENDED = 0, 64, 128, 192
 
 
-def _lead(pointer):  # type: ignore[no-untyped-def]
+def _lead(pointer):
     """Run the kernel together with whoever comes, and leave nobody inside."""
     pool = carray(pointer, 1)[0]
     add_shared(pool.lines + _INSIDE, CLOSED)
@@ -54,7 +54,7 @@ def _lead(pointer):  # type: ignore[no-untyped-def]
             pause()
 
 
-def _help(pointer):  # type: ignore[no-untyped-def]
+def _help(pointer):
     """A helper's life. Whoever comes in while a kernel is open may read which one: it stays open until all are out."""
     pool = carray(pointer, 1)[0]
     seen, spins = 0, 0
