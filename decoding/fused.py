@@ -174,8 +174,8 @@ def _describe(record: np.void, weights: Weights, head_dim: int) -> None:
 
 def fuse_layers(
     blocks: nn.ModuleList, plugged: PluggedAttention, attention: KernelAttention, progress: Progress
-) -> None:
-    """Replace each layer that is recognised and passes its trial."""
+) -> bool:
+    """Replace each layer that is recognised and passes its trial; returns whether all were."""
     stack = FusedStack(plugged, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
@@ -189,6 +189,7 @@ def fuse_layers(
                 blocks[index].attention_type = layer.attention_type
         progress("packing weights", (index + 1) / len(blocks))
     attention.allocate(0)
+    return all(isinstance(layer, FusedLayer) for layer in blocks)
 
 
 def _try(stack: FusedStack, weights: Weights, trial: _Trial, expected: torch.Tensor | None) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from decoding.attention.interface import Batch, LayerSpec
-from decoding.attention.pages import LayerShape
+from decoding.attention.pages import LayerShape, copy_pages
 from decoding.kernels.attend import (
     ATTENTION,
     BATCH,
@@ -71,12 +71,7 @@ class KernelAttention:
         return sum(4 * PAGE * s.kv_heads * (s.head_dim + _padded(s.v_head_dim)) for s in self.shapes)
 
     def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
-        """Every source is read before any page is written."""
-        if not pairs:
-            return
-        sources, destinations = torch.tensor(pairs).unbind(1)
-        for pages in (*self.keys, *self.values):
-            pages.index_copy_(0, destinations, pages.index_select(0, sources))
+        copy_pages((*self.keys, *self.values), pairs)
 
     def plan(self, batch: Batch) -> KernelPlan:
         most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
