@@ -17,13 +17,12 @@ import pytest
 
 from decoding.params import PARAMS
 from tests.conformance.exchange import Said, assert_idle, client, complete, metrics, stream
-from tests.conformance.truncated import truncated
+from tests.conformance.thinned import thinned
 from tests.goldens.prompts import BATTERIES, HARBOUR, QUEUE
 from tests.running_server import RunningServer, running_server
 
 NUM_REQUESTS = 45
 ARRIVAL_SECONDS = 8.0
-DRAFT_LAYERS = 20
 FLAGS = ("--dtype", "float32", "--kv-memory", "0.11", "--tick-tokens", "64", "--max-rows", "48")
 PATIENT = ("--stall-seconds", "120", "--stall-kill-seconds", "300")  # a busy machine is no reason to fail
 
@@ -109,7 +108,7 @@ def body(name: str, roll: Roll) -> Body:
 @pytest.fixture(scope="module")
 def server(smol_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Its KV cache holds a few of the longest requests at once."""
-    draft = truncated(smol_directory, tmp_path_factory.mktemp("draft") / "model", DRAFT_LAYERS)
+    draft = thinned(smol_directory, tmp_path_factory.mktemp("draft") / "model")
     with running_server(*FLAGS, *PATIENT, "--draft-model", str(draft)) as server:
         yield server
 

@@ -17,13 +17,12 @@ import httpx
 import pytest
 
 from tests.conformance.exchange import Said, assert_idle, client, complete
-from tests.conformance.truncated import truncated
+from tests.conformance.thinned import thinned
 from tests.running_server import RunningServer, running_server
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CONCURRENCY = 24
 GREEDY_TOKENS = 20
-DRAFT_LAYERS = 20
 PATIENT = ("--stall-seconds", "120", "--stall-kill-seconds", "300")  # a busy machine is no reason to fail
 
 # what the answer must say that ran; "greedy" where it is not named here
@@ -44,7 +43,7 @@ STRATEGIES = {
 }
 SPECULATION: dict[str, dict[str, Any]] = {
     "prompt_lookup": {"prompt_lookup_num_tokens": 6, "max_matching_ngram_size": 2},
-    "assisted": {"speculative": True, "num_assistant_tokens": 4, "assistant_confidence_threshold": 0.0},
+    "assisted": {"speculative": True, "num_assistant_tokens": 3, "assistant_confidence_threshold": 0.0},
     "assisted_heuristic": {"speculative": True, "num_assistant_tokens_schedule": "heuristic"},
 }
 
@@ -90,7 +89,7 @@ NAMES = list(dict.fromkeys(case.name for case in CASES))
 
 @pytest.fixture(scope="module")
 def server(smol_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    draft = truncated(smol_directory, tmp_path_factory.mktemp("draft") / "model", DRAFT_LAYERS)
+    draft = thinned(smol_directory, tmp_path_factory.mktemp("draft") / "model")
     with running_server("--dtype", "float32", *PATIENT, "--draft-model", str(draft)) as server:
         yield server
 
