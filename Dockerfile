@@ -19,7 +19,8 @@ COPY server server
 COPY decoding decoding
 COPY loadtest loadtest
 RUN pip install --no-deps --no-build-isolation . \
-    && python -m decoding.embedded
+    && python -m decoding.embedded \
+    && python -P -m decoding.kernels
 
 FROM python:${PYTHON_VERSION}-slim
 RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polydecode

@@ -57,6 +57,8 @@ $(installed): | $(bin)/python
 	@# its own dependencies would compile llama.cpp for minutes
 	@$(pip) install --no-deps -r requirements-embedded.lock >&2
 	@$(pip) install --no-deps --no-build-isolation -e . >&2
+	@echo "compiling kernels for this processor, once" >&2
+	@$(bin)/python -m decoding.kernels >&2
 	@rm -f $(VENV)/.installed-* && touch $@
 
 $(installed_dev): | $(installed)

@@ -1,4 +1,4 @@
-"""Decoder layers of the Llama family as one kernel each, in place of transformers' modules.
+"""Decoder layers of the Llama family as one kernel, in place of transformers' modules.
 
 Recognises a layer by its parts and then by its results: the fused layer must give what the original gives on random
 hidden states, or the original stays. Owns the packed weights of the layers and the scratch memory they share.
@@ -6,181 +6,240 @@ hidden states, or the original stays. Owns the packed weights of the layers and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from decoding.attention.interface import Batch, LayerSpec
+from decoding.attention.interface import Batch
 from decoding.attention.kernel import KernelAttention, KernelPlan
-from decoding.kernels.layer import LAYER, layers
-from decoding.layer_weights import Norm, Product, Weights, read_weights
+from decoding.kernels.layer import LAYER, STACK, stacks
+from decoding.layer_weights import Weights, read_weights
 from decoding.plug import NAME, PluggedAttention
 from decoding.rewrite import Progress
 
 TOLERANCE = 1e-4
 TRIAL_TOKENS = 7
 
-
-class Workspace:
-    """What a layer's steps hand to each other, for as many rows as the largest batch so far; all layers share it."""
-
-    FIELDS = ("normed", "qkv", "attended", "projected", "middle", "gate_up", "activated")
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        self._widths = tuple(widths)
-        self.num_rows = 0
-        self.buffers: dict[str, torch.Tensor] = {}
-
-    def reserve(self, num_rows: int) -> None:
-        if num_rows > self.num_rows:
-            self.num_rows = max(64, num_rows, 2 * self.num_rows)
-            sizes = zip(self.FIELDS, self._widths, strict=True)
-            self.buffers = {name: torch.empty(self.num_rows, width) for name, width in sizes}
+Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, T, rotary] each
 
 
 class FusedLayer(nn.Module):
-    """Takes the place of a decoder layer; its attention's pages and plan are the backend's."""
+    """Stands where a decoder layer was."""
 
-    def __init__(
-        self, weights: Weights, spec: LayerSpec, attention: KernelAttention, workspace: Workspace, *, rotates: bool
-    ) -> None:
+    def __init__(self, stack: FusedStack, index: int) -> None:
         super().__init__()
-        self._weights, self._spec, self._attention, self._workspace = weights, spec, attention, workspace
-        self._rotates = rotates
-        self.hidden = weights.hidden
-        self._record = np.zeros(1, LAYER)
-        self._words = self._record.view(np.int64)
-        self._address = self._record.ctypes.data
-        self._kernel = layers[weights.qkv.panels.form].address
+        self._stack = stack
+        self._index = index
+
+    def forward(self, hidden_states: torch.Tensor, *_args: Any, **options: Any) -> torch.Tensor:  # [1, T, hidden]
+        return self._stack.output(self._index, hidden_states, options.get("position_embeddings"), options[NAME].plan)
+
+
+class FusedStack:
+    """All fused layers of a model. The first of a run computes the others, which recognise their input by identity.
+
+    A layer that is given any other input computes itself and its followers afresh, so the result never depends on who
+    calls what in which order.
+    """
+
+    def __init__(self, plugged: PluggedAttention, attention: KernelAttention) -> None:
+        self._plugged, self._attention = plugged, attention
+        self._weights: dict[int, Weights] = {}
+        self._records = np.zeros(len(plugged.specs), LAYER)
+        self._records["index"] = np.arange(len(self._records))
+        self._attention_records: dict[int, np.ndarray] = {}
+        self._rotates = np.zeros(len(self._records), np.int64)
+        self._stack = np.zeros(1, STACK)
+        self._stack["size"] = LAYER.itemsize
+        self._buffers: dict[str, torch.Tensor] = {}
         self._bound_to = (0, 0)
-        _describe(self._record, weights)
+        self._given: tuple[Any, ...] = ()
+        self._outputs: dict[int, torch.Tensor] = {}
 
-    def forward(
-        self,
-        hidden_states: torch.Tensor,  # [1, T, hidden]
-        *_args: Any,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,  # [1, T, rotary] each
-        **options: Any,
-    ) -> torch.Tensor:
-        plan: KernelPlan = options[NAME].plan
-        x, out = hidden_states.contiguous(), torch.empty_like(hidden_states)
-        self._workspace.reserve(x.shape[1])
-        if self._bound_to != (self._workspace.num_rows, self._attention.num_allocations):
-            self._bind()
-        cos, sin, rotary = x, x, 0
-        if self._rotates and position_embeddings is not None:
-            cos, sin = (part.contiguous() for part in position_embeddings)
-            rotary = cos.shape[-1]
-        self._words[:6] = (x.data_ptr(), out.data_ptr(), cos.data_ptr(), sin.data_ptr(), plan.address, rotary)
-        plan.counters.fill(0)
-        self._attention.team.run(self._kernel, self._address)
+    def put(self, index: int, weights: Weights, *, rotates: bool) -> None:
+        self._weights[index] = weights
+        self._rotates[index] = rotates
+        self._buffers, self._bound_to = {}, (0, 0)  # of other widths, perhaps
+        shape = self._attention.shapes[index]
+        _describe(self._records[index], weights, shape.head_dim)
+
+    def remove(self, index: int) -> None:
+        del self._weights[index]
+
+    def output(self, index: int, x: torch.Tensor, angles: Angles | None, plan: KernelPlan) -> torch.Tensor:
+        """What layer `index` makes of x [1, T, hidden]."""
+        if self._outputs.get(index - 1) is not x or self._given != (plan, angles):
+            self._outputs = self.run(index, self._run_length(index), x, angles, plan)
+            self._given = (plan, angles)
+        found = self._outputs[index]
+        if index + 1 not in self._outputs:
+            self._given, self._outputs = (), {}
+        return found
+
+    def run(
+        self, first: int, count: int, x: torch.Tensor, angles: Angles | None, plan: KernelPlan
+    ) -> dict[int, torch.Tensor]:
+        """Layers first : first + count; returns the output of each."""
+        x = x.contiguous()
+        tokens = x.shape[1]
+        self._bind(tokens)
+        outs = x.new_empty(count, *x.shape)
+        step = 4 * x.numel()
+        records = self._records[first : first + count]
+        records["out"] = outs.data_ptr() + step * np.arange(count)
+        records["x"] = records["out"] - step
+        records["x"][0] = x.data_ptr()
+        records["batch"] = plan.address
+        if angles is not None:
+            cos, sin = (part.contiguous() for part in angles)
+            records["cos"], records["sin"] = cos.data_ptr(), sin.data_ptr()
+            records["rotary"] = cos.shape[-1] * self._rotates[first : first + count]
+        self._stack["layers"], self._stack["count"] = records.ctypes.data, count
+        plan.counts[first:].fill(0)
+        self._attention.team.run(stacks[self._weights[first].form].address, self._stack.ctypes.data)
+        last = first + count - 1
         if plan.batch.probe_rows:
-            self._attention.probe(self._spec, self._queries(x.shape[1]), plan)
-        return out
+            self._attention.probe(self._plugged.specs[last], self._queries(last, tokens), plan)
+        return {first + i: out for i, out in enumerate(outs.unbind())}
 
-    def _bind(self) -> None:
-        """Note where the shared memory lies now."""
-        record, buffers = self._record, self._workspace.buffers
-        for name, buffer in buffers.items():
-            record[name] = buffer.data_ptr()
-        shape, columns = self._attention.shapes[self._spec.layer], self._weights.qkv.panels.columns
-        self._attention_record = self._attention.new_record(self._spec)
-        inner, start = self._attention_record, buffers["qkv"].data_ptr()
-        inner["query"], inner["out"] = start, buffers["attended"].data_ptr()
-        inner["key"] = start + 4 * shape.heads * shape.head_dim
-        inner["value"] = start + 4 * (shape.heads + shape.kv_heads) * shape.head_dim
-        for part in ("query", "key"):
-            inner[f"{part}_token"], inner[f"{part}_head"] = 4 * columns, 4 * shape.head_dim
-        inner["value_token"], inner["value_head"] = 4 * columns, 4 * shape.v_head_dim
-        record["attention"] = inner.ctypes.data
-        self._bound_to = (self._workspace.num_rows, self._attention.num_allocations)
+    def _run_length(self, first: int) -> int:
+        """How many fused layers of one form follow each other."""
+        count = 1
+        while (other := self._weights.get(first + count)) and other.form is self._weights[first].form:
+            count += 1
+        return count
 
-    def _queries(self, tokens: int) -> torch.Tensor:  # [T, heads, head_dim]
-        shape, qkv = self._attention.shapes[self._spec.layer], self._workspace.buffers["qkv"]
-        packed = qkv.flatten()[: tokens * self._weights.qkv.panels.columns].view(tokens, -1)
+    def _bind(self, tokens: int) -> None:
+        """Note where the memory that layers share lies, if it has moved: scratch for as many tokens, and the pages."""
+        rows = len(self._buffers["normed"]) if self._buffers else 0
+        if tokens > rows:
+            rows = max(64, tokens, 2 * rows)
+            self._buffers = {name: torch.empty(rows, width) for name, width in self._widths().items()}
+        if self._bound_to == (rows, self._attention.num_allocations):
+            return
+        for name, buffer in self._buffers.items():
+            self._records[name] = buffer.data_ptr()
+        for index in self._weights:
+            self._attention_records[index] = self._attention_record(index)
+            self._records[index]["attention"] = self._attention_records[index].ctypes.data
+        self._bound_to = (rows, self._attention.num_allocations)
+
+    def _widths(self) -> dict[str, int]:
+        """Of what a layer's steps hand to each other; the widest layer decides."""
+        each = [_widths(weights) for weights in self._weights.values()]
+        return {name: max(widths[name] for widths in each) for name in each[0]}
+
+    def _attention_record(self, index: int) -> np.ndarray:
+        shape, columns = self._attention.shapes[index], self._weights[index].qkv.panels.columns
+        record = self._attention.new_record(self._plugged.specs[index])
+        start = self._buffers["qkv"].data_ptr()
+        record["query"], record["out"] = start, self._buffers["attended"].data_ptr()
+        record["key"] = start + 4 * shape.heads * shape.head_dim
+        record["value"] = start + 4 * (shape.heads + shape.kv_heads) * shape.head_dim
+        for part, dim in (("query", shape.head_dim), ("key", shape.head_dim), ("value", shape.v_head_dim)):
+            record[f"{part}_token"], record[f"{part}_head"] = 4 * columns, 4 * dim
+        return record
+
+    def _queries(self, index: int, tokens: int) -> torch.Tensor:  # [T, heads, head_dim]
+        """Those of the layer that ran last."""
+        shape, columns = self._attention.shapes[index], self._weights[index].qkv.panels.columns
+        packed = self._buffers["qkv"].flatten()[: tokens * columns].view(tokens, columns)
         return packed[:, : shape.heads * shape.head_dim].view(tokens, shape.heads, shape.head_dim)
 
 
-def _describe(record: np.ndarray, weights: Weights) -> None:
+def _widths(weights: Weights) -> dict[str, int]:
+    hidden, middle = weights.hidden, weights.intermediate
+    widths = {"normed": hidden, "projected": hidden, "middle": hidden, "gate_up": 2 * middle, "activated": middle}
+    return widths | {"qkv": weights.qkv.panels.columns, "attended": weights.out.panels.depth}
+
+
+def _describe(record: np.void, weights: Weights, head_dim: int) -> None:
     """Fill in what never changes."""
     for name in ("input", "middle"):
-        norm: Norm = getattr(weights, f"{name}_norm")
+        norm = getattr(weights, f"{name}_norm")
         record[f"{name}_norm"], record[f"{name}_eps"] = norm.weight.data_ptr(), norm.eps
     if weights.head_norms:
         query, key = weights.head_norms
-        record["query_norm"], record["key_norm"], record["head_eps"] = (
-            query.weight.data_ptr(),
-            key.weight.data_ptr(),
-            query.eps,
-        )
+        record["query_norm"], record["key_norm"] = query.weight.data_ptr(), key.weight.data_ptr()
+        record["head_eps"] = query.eps
     for name in ("qkv", "out", "gate_up", "down"):
-        product: Product = getattr(weights, name)
+        product = getattr(weights, name)
         record[f"{name}_weight"] = product.panels.address
         record[f"{name}_bias"] = 0 if product.bias is None else product.bias.data_ptr()
-    record["hidden"], record["intermediate"] = weights.hidden, weights.intermediate
+    record["hidden"], record["intermediate"], record["head_dim"] = weights.hidden, weights.intermediate, head_dim
     record["qkv_columns"] = weights.qkv.panels.columns
 
 
 def fuse_layers(
     blocks: nn.ModuleList, plugged: PluggedAttention, attention: KernelAttention, progress: Progress
-) -> None:
-    """Replace each layer that is recognised and passes its trial."""
-    workspace: Workspace | None = None
+) -> bool:
+    """Replace each layer that is recognised and passes its trial; returns whether all were."""
+    stack = FusedStack(plugged, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
         weights = read_weights(layer)
         if weights is None:
             continue
-        workspace = workspace or Workspace(_widths(weights))
-        candidates = (
-            FusedLayer(weights, plugged.specs[index], attention, workspace, rotates=rotates)
-            for rotates in (True, False)
-        )
-        fitting = next((each for each in candidates if agrees(each, layer, plugged, attention, index)), None)
-        if fitting is not None:
+        trial = _Trial(index, weights.hidden, plugged, attention)
+        if _try(stack, weights, trial, trial.original(layer)):
+            blocks[index] = FusedLayer(stack, index)
             if hasattr(layer, "attention_type"):
-                fitting.attention_type = layer.attention_type
-            blocks[index] = fitting
+                blocks[index].attention_type = layer.attention_type
         progress("packing weights", (index + 1) / len(blocks))
     attention.allocate(0)
+    return all(isinstance(layer, FusedLayer) for layer in blocks)
 
 
-def agrees(
-    fused: FusedLayer, layer: nn.Module, plugged: PluggedAttention, attention: KernelAttention, index: int
-) -> bool:
-    """Whether both give the same for random hidden states and angles."""
-    generator = torch.Generator().manual_seed(index)
-    x = torch.randn(1, TRIAL_TOKENS, fused.hidden, generator=generator)
-    angles = torch.rand(1, TRIAL_TOKENS, attention.shapes[index].head_dim, generator=generator)
-    positions = np.arange(TRIAL_TOKENS)
-    batch = Batch(
-        token_ids=positions,
-        positions=positions,
-        slots=positions + attention.page_size,
-        query_starts=np.array([0, TRIAL_TOKENS]),
-        kv_lengths=np.array([TRIAL_TOKENS]),
-        page_tables=np.array([[1]]),
-    )
-    options = {
-        "attention_mask": None,
-        "position_ids": torch.from_numpy(positions)[None],
-        "position_embeddings": (angles.cos(), angles.sin()),
-        "past_key_values": None,
-        "use_cache": False,
-        NAME: plugged.bind(attention, attention.plan(batch)),
-    }
-    try:
-        expected = layer(x, **options)
-    except (TypeError, RuntimeError, ValueError):
-        return False
-    if not isinstance(expected, torch.Tensor):
-        return False
-    return bool((fused(x, **options) - expected).norm() < TOLERANCE * (expected - x).norm())
+def _try(stack: FusedStack, weights: Weights, trial: _Trial, expected: torch.Tensor | None) -> bool:
+    """Put the weights into the stack so that the layer comes out as the original gives it, or not at all."""
+    for rotates in (True, False):
+        stack.put(trial.index, weights, rotates=rotates)
+        if expected is not None and trial.agrees(stack, expected):
+            return True
+    stack.remove(trial.index)
+    return False
 
 
-def _widths(weights: Weights) -> tuple[int, ...]:
-    hidden, middle = weights.hidden, weights.intermediate
-    return (hidden, weights.qkv.panels.columns, weights.out.panels.depth, hidden, hidden, 2 * middle, middle)
+class _Trial:
+    """Random hidden states and angles for one layer over one page."""
+
+    def __init__(self, index: int, hidden: int, plugged: PluggedAttention, attention: KernelAttention) -> None:
+        generator = torch.Generator().manual_seed(index)
+        self.index, self._plugged, self._attention = index, plugged, attention
+        self._x = torch.randn(1, TRIAL_TOKENS, hidden, generator=generator)
+        angles = torch.rand(1, TRIAL_TOKENS, attention.shapes[index].head_dim, generator=generator)
+        self._angles = (angles.cos(), angles.sin())
+        self._positions = np.arange(TRIAL_TOKENS)
+
+    def original(self, layer: nn.Module) -> torch.Tensor | None:
+        """What the layer gives; None where it cannot be called like the others."""
+        try:
+            found = layer(
+                self._x,
+                attention_mask=None,
+                position_ids=torch.from_numpy(self._positions)[None],
+                position_embeddings=self._angles,
+                past_key_values=None,
+                use_cache=False,
+                **{NAME: self._plugged.bind(self._attention, self._plan())},
+            )
+        except (TypeError, RuntimeError, ValueError):
+            return None
+        return found if isinstance(found, torch.Tensor) else None
+
+    def agrees(self, stack: FusedStack, expected: torch.Tensor) -> bool:
+        found = stack.run(self.index, 1, self._x, self._angles, self._plan())[self.index]
+        return bool((found - expected).norm() < TOLERANCE * (expected - self._x).norm())
+
+    def _plan(self) -> KernelPlan:
+        batch = Batch(
+            token_ids=self._positions,
+            positions=self._positions,
+            slots=self._positions + self._attention.page_size,
+            query_starts=np.array([0, TRIAL_TOKENS]),
+            kv_lengths=np.array([TRIAL_TOKENS]),
+            page_tables=np.array([[1]]),
+        )
+        return self._attention.plan(batch)

@@ -45,6 +45,11 @@ class Weights:
     down: Product
 
     @property
+    def form(self) -> Format:
+        """The same for all products."""
+        return self.qkv.panels.form
+
+    @property
     def hidden(self) -> int:
         return self.qkv.panels.depth
 

@@ -62,10 +62,22 @@ class Hidden:
 
 
 class Model:
-    """One loaded model. Not for concurrent use: attention writes its pages as it goes."""
+    """One loaded model. Not for concurrent use: attention writes its pages as it goes.
 
-    def __init__(self, causal_lm: Any, info: ModelInfo, attention: AttentionBackend, plugged: PluggedAttention) -> None:
+    is_compiled: nothing but small operations is left to torch, and its threads are better not called.
+    """
+
+    def __init__(
+        self,
+        causal_lm: Any,
+        info: ModelInfo,
+        attention: AttentionBackend,
+        plugged: PluggedAttention,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
         self.info = info
+        self.is_compiled = is_compiled
         self.attention = attention
         self._plugged = plugged
         self._base: nn.Module = causal_lm.base_model
@@ -250,24 +262,30 @@ def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMa
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
     backend = attention(shapes, device, dtype)
+    is_compiled = False
     if device.type == "cpu":
         if dtype == torch.float32 and kernels.available():
-            fuse(decoder_layers(causal_lm.base_model, len(shapes)), plugged, backend, progress)
+            is_compiled = fuse(causal_lm, plugged, backend, progress)
         make_row_exact(causal_lm, progress)
     else:
         merge_only(causal_lm)
-    model = Model(causal_lm, _describe(causal_lm, len(shapes)), backend, plugged)
+    model = Model(causal_lm, _describe(causal_lm, len(shapes)), backend, plugged, is_compiled=is_compiled)
     agreement.check(lambda batch: model.forward(batch).last, model.attention)
     return model
 
 
-def fuse(blocks: nn.ModuleList, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> None:
-    """Compile the layers that can be, where the backend can work inside them."""
+def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> bool:
+    """Compile the layers that can be, where the backend can work inside them; returns whether all were."""
     from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
     from decoding.fused import fuse_layers  # noqa: PLC0415 - needs numba
 
-    if isinstance(backend, KernelAttention):
-        fuse_layers(blocks, plugged, backend, progress)
+    if not isinstance(backend, KernelAttention):
+        return False
+    try:
+        blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
+    except UnsupportedModel:  # no list of layers: each part is compiled by itself
+        return False
+    return fuse_layers(blocks, plugged, backend, progress)
 
 
 def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:

@@ -204,6 +204,9 @@ def _serve(link: Link) -> None:
     try:
         model = _load(start, start.model, link, "")
         draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
+        if all(each.is_compiled for each in (model, draft) if each is not None):
+            # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
+            torch.set_num_threads(1)
         engine, loaded = build_engine(start, model, draft)
         gc.collect()
         gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again

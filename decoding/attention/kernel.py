@@ -14,18 +14,18 @@ import numpy as np
 import torch
 
 from decoding.attention.interface import Batch, LayerSpec
-from decoding.attention.pages import LayerShape
+from decoding.attention.pages import LayerShape, copy_pages
 from decoding.kernels.attend import (
     ATTENTION,
     BATCH,
-    COUNTER_STRIDE,
-    COUNTERS,
     PAGE,
+    STEPS,
     TILE_ROWS,
     attention,
     room_bytes,
 )
-from decoding.kernels.team import Team
+from decoding.kernels.sharing import COUNTS_BYTES
+from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL
 
 NO_WINDOW = 1 << 40
@@ -37,7 +37,7 @@ class KernelPlan:
 
     record: np.ndarray  # BATCH [1]
     arrays: tuple[np.ndarray, ...]
-    counters: np.ndarray  # int64 [COUNTERS * COUNTER_STRIDE / 8]
+    counts: np.ndarray  # int64 [layers, STEPS, COUNTS_BYTES / 8]
     batch: Batch
     scores: dict[int, torch.Tensor] = field(default_factory=dict)  # filled by the last layer
 
@@ -49,7 +49,7 @@ class KernelPlan:
 class KernelAttention:
     def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
         self.page_size = PAGE
-        self.team = team or Team()
+        self.team = team or default_team()
         self.shapes = tuple(shapes)
         self.keys: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, head_dim, PAGE]
         self.values: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, PAGE, v_width]
@@ -71,19 +71,14 @@ class KernelAttention:
         return sum(4 * PAGE * s.kv_heads * (s.head_dim + _padded(s.v_head_dim)) for s in self.shapes)
 
     def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
-        """Every source is read before any page is written."""
-        if not pairs:
-            return
-        sources, destinations = torch.tensor(pairs).unbind(1)
-        for pages in (*self.keys, *self.values):
-            pages.index_copy_(0, destinations, pages.index_select(0, sources))
+        copy_pages((*self.keys, *self.values), pairs)
 
     def plan(self, batch: Batch) -> KernelPlan:
         most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
         pieces = cut(batch, most)
         tables = np.ascontiguousarray(batch.page_tables)
         slots = np.ascontiguousarray(batch.slots)
-        counters = np.zeros(COUNTERS * COUNTER_STRIDE // 8, np.int64)
+        counts = np.zeros((len(self.shapes), STEPS, COUNTS_BYTES // 8), np.int64)
         record = np.zeros(1, BATCH)
         record[0] = (
             batch.num_tokens,
@@ -94,11 +89,10 @@ class KernelAttention:
             tables.shape[1],
             self._scratch.ctypes.data,
             self._room,
-            counters.ctypes.data,
-            self.team.size,
-            self.team.barrier,
+            counts.ctypes.data,
+            self.team.give_way,
         )
-        return KernelPlan(record, (pieces, tables, slots), counters, batch)
+        return KernelPlan(record, (pieces, tables, slots), counts, batch)
 
     def forward(
         self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
@@ -107,9 +101,9 @@ class KernelAttention:
         out = parts[0].new_empty(query.shape[2], query.shape[1], value.shape[3])
         record = self._record(spec)
         words = record.view(np.int64)
-        words[:4] = (*(part.data_ptr() for part in parts), out.data_ptr())
-        words[4:11] = (*(4 * part.stride(axis) for part in parts for axis in (2, 1)), plan.address)
-        plan.counters.fill(0)
+        words[1:5] = (*(part.data_ptr() for part in parts), out.data_ptr())
+        words[5:12] = (*(4 * part.stride(axis) for part in parts for axis in (2, 1)), plan.address)
+        plan.counts[spec.layer].fill(0)
         self.team.run(self._kernel, record.ctypes.data)
         self.probe(spec, parts[0][0].transpose(0, 1), plan)
         return out[None].to(value.dtype)
@@ -150,6 +144,7 @@ class KernelAttention:
         record = np.zeros(1, ATTENTION)
         record["key_pages"] = self.keys[spec.layer].data_ptr()
         record["value_pages"] = self.values[spec.layer].data_ptr()
+        record["layer"] = spec.layer
         record["heads"], record["kv_heads"] = shape.heads, shape.kv_heads
         record["head_dim"], record["v_head_dim"] = shape.head_dim, shape.v_head_dim
         record["v_width"] = _padded(shape.v_head_dim)

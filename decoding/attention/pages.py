@@ -52,11 +52,7 @@ class Pages:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, (source, destination), all layers; every source is read before any page is written."""
-        if not pairs:
-            return
-        sources, destinations = torch.tensor(pairs, device=self.device).unbind(1)
-        for pages in (*self.keys, *self.values):
-            pages.index_copy_(0, destinations, pages.index_select(0, sources))
+        copy_pages((*self.keys, *self.values), pairs)
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor, writes: Writes) -> None:
         """Put key [1, kv_heads, T, head_dim] and value [1, kv_heads, T, v_head_dim] into their slots."""
@@ -66,6 +62,20 @@ class Pages:
                 pages.index_fill_(0, writes.fresh, 0)
             flat = pages.view(-1, new.shape[-1])
             flat.index_copy_(0, rows, new.transpose(1, 2).reshape(-1, new.shape[-1]).to(self.dtype))
+
+
+def copy_pages(tensors: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> None:
+    """Copy (source, destination) along the first dimension of each; every source is read before any is written."""
+    if not pairs:
+        return
+    sources, destinations = torch.tensor(pairs, device=tensors[0].device).unbind(1)
+    for pages in tensors:
+        if pages.device.type == "cpu":
+            # 30 pages of 60 tensors: 8 ms, where torch's index_copy_ takes 26, mostly to call its threads
+            flat = pages.view(len(pages), -1).view(torch.uint8).numpy()
+            flat[destinations] = flat[sources]
+        else:
+            pages.index_copy_(0, destinations, pages.index_select(0, sources))
 
 
 class Writes:

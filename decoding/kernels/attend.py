@@ -12,10 +12,10 @@ from numba import carray, float32
 
 from decoding.kernels.compiled import inner, kernel, reader, record
 from decoding.kernels.products import MAX_ROWS, make_product, products
+from decoding.kernels.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import (
     LANES,
-    call,
     exp,
     keep_between,
     lane,
@@ -26,7 +26,6 @@ from decoding.kernels.vectors import (
     splat,
     store,
     store_one,
-    take,
     total,
     word,
 )
@@ -37,6 +36,7 @@ TILE_ROWS = 24  # queries times heads of a group
 INFINITY = float("inf")
 
 ATTENTION = record(
+    layer="count",
     query="address",  # [T, heads, head_dim] by strides
     key="address",  # [T, kv_heads, head_dim] by strides
     value="address",  # [T, kv_heads, v_head_dim] by strides
@@ -70,12 +70,10 @@ BATCH = record(
     table_width="count",
     scratch="address",  # one room for each thread
     room="count",  # bytes of it
-    counters="address",  # COUNTERS counts, a cache line apart
-    team="count",
-    barrier="address",
+    counts="address",  # of every layer's STEPS steps, zero before the forward
+    give_way="address",  # of sched_yield
 )
-COUNTERS = 16
-COUNTER_STRIDE = 64
+STEPS = 10
 
 _scores = products[Format.FLOAT32]
 _weighted = make_product(Format.FLOAT32, accumulates=True)
@@ -227,28 +225,38 @@ def _attend_piece(a, table, kv_head, room, token, tokens, position):
 
 
 @inner
-def attend(a, batch, counter, thread):
-    """One thread's share: takes pieces, head group by head group, until none are left."""
+def step(batch, layer, number):
+    """The counts of one step of a layer."""
+    return batch.counts + (layer * STEPS + number) * COUNTS_BYTES
+
+
+@inner
+def attend(a, batch, counts, thread):
+    """One thread's share: takes pieces, head group by head group, until none are left and all are done."""
     room = batch.scratch + thread * batch.room
-    item = take(counter, 1)
-    while item < batch.num_pieces * a.kv_heads:
+    items = batch.num_pieces * a.kv_heads
+    item = take(counts, 1)
+    while item < items:
         piece = batch.pieces + 32 * (item // a.kv_heads)
         table = batch.tables + 8 * word(piece, 0) * batch.table_width
         _attend_piece(a, table, item % a.kv_heads, room, word(piece, 1), word(piece, 2), word(piece, 3))
-        item = take(counter, 1)
+        finish(counts, 1)
+        item = take(counts, 1)
+    wait(counts, items, batch.give_way)
 
 
 def _attention(pointer):
     a = carray(pointer, 1)[0]
     batch = carray(_batch_at(a.batch), 1)[0]
-    thread = take(batch.counters, 1)
-    token = take(batch.counters + COUNTER_STRIDE, 1)
+    thread = take(step(batch, a.layer, 0), 1)
+    counts = step(batch, a.layer, 1)
+    token = take(counts, 1)
     while token < batch.tokens:
         write(a, batch.slots, token)
-        token = take(batch.counters + COUNTER_STRIDE, 1)
-    if batch.team > 1:
-        call(batch.barrier)
-    attend(a, batch, batch.counters + 2 * COUNTER_STRIDE, thread)
+        finish(counts, 1)
+        token = take(counts, 1)
+    wait(counts, batch.tokens, batch.give_way)
+    attend(a, batch, step(batch, a.layer, 2), thread)
 
 
 _batch_at = reader(BATCH)

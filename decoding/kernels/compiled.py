@@ -1,14 +1,18 @@
 """Compiling kernels once per machine: numba's file cache, in the user's cache directory, keyed by what the source says.
 
 numba notices a changed file only where the entry point stands in it, so the directory's name carries the content of
-every file here. Where no directory can be written, kernels are compiled anew in each process.
+every file here. A cache made on another kind of processor is not used, but made anew.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,21 @@ def cache_directory() -> Path:
     return Path(home) / "polydecode" / f"kernels-{digest.hexdigest()[:12]}"
 
 
+@functools.cache
+def usable_directory() -> Path:
+    """The cache, or, where it can only be read (a container's image), a copy for this process: numba wants to write."""
+    directory = cache_directory()
+    with contextlib.suppress(OSError):
+        directory.mkdir(parents=True, exist_ok=True)
+    if os.access(directory, os.W_OK):
+        return directory
+    scratch = Path(tempfile.mkdtemp(prefix="polydecode-kernels-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    if directory.is_dir():
+        shutil.copytree(directory, scratch, dirs_exist_ok=True)
+    return scratch
+
+
 class Kernel:
     """A function of one record, compiled (or found in the cache) when its address is first asked for."""
 
@@ -40,7 +59,7 @@ class Kernel:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        config.CACHE_DIR = config.CACHE_DIR or str(cache_directory())
+        config.CACHE_DIR = config.CACHE_DIR or str(usable_directory())
         signature = types.void(types.CPointer(numba.from_dtype(self._record)))
         try:
             return numba.cfunc(signature, cache=True, error_model="numpy")(self._function)

@@ -1,7 +1,7 @@
-"""One decoder layer of the Llama family from hidden states to hidden states, in one parallel region.
+"""Decoder layers of the Llama family from hidden states to hidden states, one after the other, in one parallel region.
 
-norm, q|k|v, rotation, attention, output projection, residual, norm, gate|up, activation, down projection, residual.
-Threads meet at a barrier after each step; `Counters` number the steps whose work is shared out piece by piece.
+norm, q|k|v, rotation, attention, output projection, residual, norm, gate|up, activation, down projection, residual:
+each a numbered step whose work is shared out piece by piece (`sharing.py`); step 0 hands out the threads' numbers.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ from typing import Any
 
 from numba import carray
 
-from decoding.kernels.attend import ATTENTION, BATCH, COUNTER_STRIDE, attend, write
+from decoding.kernels.attend import ATTENTION, BATCH, attend, step, write
 from decoding.kernels.compiled import inner, kernel, reader, record
 from decoding.kernels.products import make_multiply
 from decoding.kernels.rows import add, gate, rms_norm, rotate
-from decoding.kernels.tile import Format
-from decoding.kernels.vectors import call, take
+from decoding.kernels.sharing import finish, take, wait
+from decoding.kernels.tile import PANEL, Format
 
 LAYER = record(
+    index="count",
     x="address",  # [T, hidden]
     out="address",  # [T, hidden]
     cos="address",  # [T, rotary]
@@ -40,6 +41,7 @@ LAYER = record(
     query_norm="address",
     key_norm="address",
     head_eps="float",
+    head_dim="count",
     out_weight="address",
     out_bias="address",
     middle_norm="address",
@@ -52,71 +54,80 @@ LAYER = record(
     intermediate="count",
 )
 
-_batch_at, _attention_at = reader(BATCH), reader(ATTENTION)
+STACK = record(
+    layers="address",  # LAYER records, one after the other
+    count="count",
+    size="count",  # bytes of one
+)
+
+_batch_at, _attention_at, _layer_at = reader(BATCH), reader(ATTENTION), reader(LAYER)
 ROWS_AT_ONCE = 4
 
 
 @inner
-def _meet(batch):
-    if batch.team > 1:
-        call(batch.barrier)
-
-
-@inner
-def _counter(batch, step):
-    return batch.counters + COUNTER_STRIDE * step
-
-
-@inner
-def _begin(layer, batch, counter):
-    first = take(counter, ROWS_AT_ONCE)
+def _begin(layer, batch, counts):
+    first = take(counts, ROWS_AT_ONCE)
     while first < batch.tokens:
-        for row in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
+        end = min(batch.tokens, first + ROWS_AT_ONCE)
+        for row in range(first, end):
             at = 4 * row * layer.hidden
             rms_norm(layer.x + at, layer.input_norm, layer.input_eps, layer.normed + at, layer.hidden)
-        first = take(counter, ROWS_AT_ONCE)
+        finish(counts, end - first)
+        first = take(counts, ROWS_AT_ONCE)
+    wait(counts, batch.tokens, batch.give_way)
 
 
 @inner
-def _prepare(layer, a, batch, counter):
-    """Rotate queries and keys, put keys and values into their pages."""
-    first = take(counter, ROWS_AT_ONCE)
+def _turn(layer, heads, start, stride, norm, cos, sin):
+    """Norm, if there is one, and rotation of the heads of one token, in place."""
+    for head in range(heads):
+        at = start + head * stride
+        if norm != 0:
+            rms_norm(at, norm, layer.head_eps, at, layer.head_dim)
+        rotate(at, cos, sin, layer.rotary)
+
+
+@inner
+def _prepare(layer, a, batch, counts):
+    """Turn queries and keys, put keys and values into their pages."""
+    first = take(counts, ROWS_AT_ONCE)
     while first < batch.tokens:
-        for token in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
+        end = min(batch.tokens, first + ROWS_AT_ONCE)
+        for token in range(first, end):
             cos, sin = layer.cos + 4 * token * layer.rotary, layer.sin + 4 * token * layer.rotary
-            for head in range(a.heads):
-                at = a.query + token * a.query_token + head * a.query_head
-                if layer.query_norm != 0:
-                    rms_norm(at, layer.query_norm, layer.head_eps, at, a.head_dim)
-                rotate(at, cos, sin, layer.rotary)
-            for head in range(a.kv_heads):
-                at = a.key + token * a.key_token + head * a.key_head
-                if layer.key_norm != 0:
-                    rms_norm(at, layer.key_norm, layer.head_eps, at, a.head_dim)
-                rotate(at, cos, sin, layer.rotary)
+            _turn(layer, a.heads, a.query + token * a.query_token, a.query_head, layer.query_norm, cos, sin)
+            _turn(layer, a.kv_heads, a.key + token * a.key_token, a.key_head, layer.key_norm, cos, sin)
             write(a, batch.slots, token)
-        first = take(counter, ROWS_AT_ONCE)
+        finish(counts, end - first)
+        first = take(counts, ROWS_AT_ONCE)
+    wait(counts, batch.tokens, batch.give_way)
 
 
 @inner
-def _continue(layer, batch, counter):
-    first = take(counter, ROWS_AT_ONCE)
+def _continue(layer, batch, counts):
+    first = take(counts, ROWS_AT_ONCE)
     while first < batch.tokens:
-        for row in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
+        end = min(batch.tokens, first + ROWS_AT_ONCE)
+        for row in range(first, end):
             at = 4 * row * layer.hidden
             add(layer.x + at, layer.projected + at, layer.middle + at, layer.hidden)
             rms_norm(layer.middle + at, layer.middle_norm, layer.middle_eps, layer.normed + at, layer.hidden)
-        first = take(counter, ROWS_AT_ONCE)
+        finish(counts, end - first)
+        first = take(counts, ROWS_AT_ONCE)
+    wait(counts, batch.tokens, batch.give_way)
 
 
 @inner
-def _end(layer, batch, counter):
-    first = take(counter, ROWS_AT_ONCE)
+def _end(layer, batch, counts):
+    first = take(counts, ROWS_AT_ONCE)
     while first < batch.tokens:
-        for row in range(first, min(batch.tokens, first + ROWS_AT_ONCE)):
+        end = min(batch.tokens, first + ROWS_AT_ONCE)
+        for row in range(first, end):
             at = 4 * row * layer.hidden
             add(layer.middle + at, layer.projected + at, layer.out + at, layer.hidden)
-        first = take(counter, ROWS_AT_ONCE)
+        finish(counts, end - first)
+        first = take(counts, ROWS_AT_ONCE)
+    wait(counts, batch.tokens, batch.give_way)
 
 
 def _make_layer(form: Format) -> Any:
@@ -124,46 +135,50 @@ def _make_layer(form: Format) -> Any:
     multiply_gated = make_multiply(form, gate)
 
     @inner
-    def run(layer, a, batch):
-        thread = take(_counter(batch, 0), 1)
-        rows, hidden, middle = batch.tokens, layer.hidden, layer.intermediate
-        _begin(layer, batch, _counter(batch, 1))
-        _meet(batch)
-        step = _counter(batch, 2)
-        multiply(layer.normed, layer.qkv_weight, layer.qkv_bias, layer.qkv, rows, hidden, layer.qkv_columns, step, 0)
-        _meet(batch)
-        _prepare(layer, a, batch, _counter(batch, 3))
-        _meet(batch)
-        attend(a, batch, _counter(batch, 4), thread)
-        _meet(batch)
-        width, step = a.heads * a.v_head_dim, _counter(batch, 5)
-        multiply(layer.attended, layer.out_weight, layer.out_bias, layer.projected, rows, width, hidden, step, 0)
-        _meet(batch)
-        _continue(layer, batch, _counter(batch, 6))
-        _meet(batch)
-        width, step, bias = 2 * middle, _counter(batch, 7), layer.gate_up_bias
-        weight, done = layer.gate_up_weight, layer.activated
-        multiply_gated(layer.normed, weight, bias, layer.gate_up, rows, hidden, width, step, done)
-        _meet(batch)
-        step = _counter(batch, 8)
-        multiply(done, layer.down_weight, layer.down_bias, layer.projected, rows, middle, hidden, step, 0)
-        _meet(batch)
-        _end(layer, batch, _counter(batch, 9))
+    def product(batch, counts, x, weight, bias, out, depth, columns):
+        multiply(x, weight, bias, out, batch.tokens, depth, columns, counts, 0)
+        wait(counts, columns // PANEL, batch.give_way)
 
-    return run
+    @inner
+    def run(layer, a, batch, thread):
+        index, hidden, middle = a.layer, layer.hidden, layer.intermediate
+        _begin(layer, batch, step(batch, index, 1))
+        counts = step(batch, index, 2)
+        product(batch, counts, layer.normed, layer.qkv_weight, layer.qkv_bias, layer.qkv, hidden, layer.qkv_columns)
+        _prepare(layer, a, batch, step(batch, index, 3))
+        attend(a, batch, step(batch, index, 4), thread)
+        counts, width = step(batch, index, 5), a.heads * a.v_head_dim
+        product(batch, counts, layer.attended, layer.out_weight, layer.out_bias, layer.projected, width, hidden)
+        _continue(layer, batch, step(batch, index, 6))
+        counts, bias, both = step(batch, index, 7), layer.gate_up_bias, layer.gate_up
+        multiply_gated(layer.normed, layer.gate_up_weight, bias, both, batch.tokens, hidden, 2 * middle, counts,
+                       layer.activated)  # fmt: skip
+        wait(counts, 2 * middle // PANEL, batch.give_way)
+        counts = step(batch, index, 8)
+        product(batch, counts, layer.activated, layer.down_weight, layer.down_bias, layer.projected, middle, hidden)
+        _end(layer, batch, step(batch, index, 9))
+
+    @inner
+    def run_all(stack):
+        first = carray(_layer_at(stack.layers), 1)[0]
+        batch = carray(_batch_at(first.batch), 1)[0]
+        thread = take(step(batch, first.index, 0), 1)
+        for i in range(stack.count):
+            layer = carray(_layer_at(stack.layers + i * stack.size), 1)[0]
+            run(layer, carray(_attention_at(layer.attention), 1)[0], batch, thread)
+
+    return run_all
 
 
 _float32, _bfloat16 = _make_layer(Format.FLOAT32), _make_layer(Format.BFLOAT16)
 
 
 def _run_float32(pointer):
-    layer = carray(pointer, 1)[0]
-    _float32(layer, carray(_attention_at(layer.attention), 1)[0], carray(_batch_at(layer.batch), 1)[0])
+    _float32(carray(pointer, 1)[0])
 
 
 def _run_bfloat16(pointer):
-    layer = carray(pointer, 1)[0]
-    _bfloat16(layer, carray(_attention_at(layer.attention), 1)[0], carray(_batch_at(layer.batch), 1)[0])
+    _bfloat16(carray(pointer, 1)[0])
 
 
-layers = {Format.FLOAT32: kernel(LAYER)(_run_float32), Format.BFLOAT16: kernel(LAYER)(_run_bfloat16)}
+stacks = {Format.FLOAT32: kernel(STACK)(_run_float32), Format.BFLOAT16: kernel(STACK)(_run_bfloat16)}

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from decoding.kernels.products import LINEAR, linears
-from decoding.kernels.team import Team
+from decoding.kernels.sharing import COUNTS_BYTES
+from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import LANES
 
@@ -54,13 +55,13 @@ class PanelLinear(torch.nn.Module):
         self.shape = (weight.shape[0], weight.shape[1])
         self._panels = pack(weight)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
-        self._team = team or Team()
-        self._counter = np.zeros(1, np.int64)
+        self._team = team or default_team()
+        self._counts = np.zeros(COUNTS_BYTES // 8, np.int64)
         self._record = np.zeros(1, LINEAR)
         self._record["weight"] = self._panels.address
         self._record["bias"] = 0 if self._bias is None else self._bias.data_ptr()
         self._record["depth"], self._record["columns"] = self._panels.depth, self._panels.columns
-        self._record["counter"] = self._counter.ctypes.data
+        self._record["counts"] = self._counts.ctypes.data
         self._words = self._record.view(np.int64)
         self._address = self._record.ctypes.data
         self._kernel = linears[self._panels.form].address
@@ -70,6 +71,6 @@ class PanelLinear(torch.nn.Module):
         out = x.new_empty(*x.shape[:-1], self._panels.columns)
         words = self._words
         words[0], words[3], words[4] = x.data_ptr(), out.data_ptr(), x.numel() // self._panels.depth
-        self._counter[0] = 0
+        self._counts.fill(0)
         self._team.run(self._kernel, self._address)
         return out if out.shape[-1] == self.shape[0] else out[..., : self.shape[0]].contiguous()

@@ -11,8 +11,9 @@ from typing import Any
 from numba import carray
 
 from decoding.kernels.compiled import inner, kernel, record
+from decoding.kernels.sharing import finish, take
 from decoding.kernels.tile import PANEL, Format, make_tile
-from decoding.kernels.vectors import LANES, load, store, take
+from decoding.kernels.vectors import LANES, load, store
 
 MAX_ROWS = 6  # with two column vectors and one of x they fill the sixteen registers of AVX2
 BLOCK_ROWS = 48
@@ -67,21 +68,21 @@ def add_bias(out, ldc, bias, rows, columns):
 products = {form: make_product(form) for form in Format}
 
 
-def make_multiply(form: Format, finish: Any = None) -> Any:
-    """One thread's share of a linear; `finish(out, ldc, rows, columns, column, also)` may work on what a chunk gave."""
+def make_multiply(form: Format, also: Any = None) -> Any:
+    """One thread's share of a linear; `also(out, ldc, rows, columns, column, target)` may work on what a chunk gave."""
     product = products[form]
     size = form.value
-    finishes = finish is not None
-    end = finish or add_bias
+    continues = also is not None
+    proceed = also or add_bias
 
     @inner
-    def multiply(x, weight, bias, out, rows, depth, columns, counter, also):
+    def multiply(x, weight, bias, out, rows, depth, columns, counts, target):
         panels = columns // PANEL
         ldb = PANEL * size
         stride = depth * ldb
         lda, ldc = 4 * depth, 4 * columns
         chunk = 4 if rows == 1 or panels > 1024 else 2
-        first = take(counter, chunk)
+        first = take(counts, chunk)
         while first < panels:
             count = min(chunk, panels - first)
             for top in range(0, rows, BLOCK_ROWS):
@@ -95,9 +96,10 @@ def make_multiply(form: Format, finish: Any = None) -> Any:
                     done += some
                 if bias != 0:
                     add_bias(corner, ldc, bias + first * 4 * PANEL, bottom - top, count * PANEL)
-                if finishes:
-                    end(corner, ldc, bottom - top, count * PANEL, first * PANEL, also + top * ldc // 2)
-            first = take(counter, chunk)
+                if continues:
+                    proceed(corner, ldc, bottom - top, count * PANEL, first * PANEL, target + top * ldc // 2)
+            finish(counts, count)
+            first = take(counts, chunk)
 
     return multiply
 
@@ -110,7 +112,7 @@ LINEAR = record(
     rows="count",
     depth="count",
     columns="count",  # a multiple of PANEL
-    counter="address",  # of a shared count, 0 before the call
+    counts="address",  # `sharing.py`: zero before the call
 )
 
 multiply_float32 = make_multiply(Format.FLOAT32)
@@ -119,12 +121,12 @@ multiply_bfloat16 = make_multiply(Format.BFLOAT16)
 
 def _linear_float32(pointer):
     a = carray(pointer, 1)[0]
-    multiply_float32(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counter, 0)
+    multiply_float32(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 
 def _linear_bfloat16(pointer):
     a = carray(pointer, 1)[0]
-    multiply_bfloat16(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counter, 0)
+    multiply_bfloat16(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 
 linears = {Format.FLOAT32: kernel(LINEAR)(_linear_float32), Format.BFLOAT16: kernel(LINEAR)(_linear_bfloat16)}

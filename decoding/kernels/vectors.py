@@ -202,16 +202,6 @@ def store_one(_context: Any, address: Any, number: Any) -> Any:
     return types.void(types.int64, types.float32), build
 
 
-@intrinsic
-def take(_context: Any, address: Any, count: Any) -> Any:
-    """Add to a counter that several threads share; returns what it was."""
-
-    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", pointer(builder, args[0]), args[1], "monotonic")
-
-    return types.int64(types.int64, types.int64), build
-
-
 @_inner
 def total(v):
     """The sum of the lanes, always in the same order."""
@@ -243,16 +233,6 @@ def exp(x):
     p = fma(p, r, splat(types.float32(0.5)))
     p = fma(p, r * r, r + splat(types.float32(1)))
     return p * _power_of_two(n)
-
-
-@intrinsic
-def call(_context: Any, address: Any) -> Any:
-    """Call a C function without arguments."""
-
-    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        builder.call(builder.inttoptr(args[0], ir.FunctionType(ir.VoidType(), []).as_pointer()), [])
-
-    return types.void(types.int64), build
 
 
 def has_fma() -> bool:

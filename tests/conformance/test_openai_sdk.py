@@ -62,8 +62,8 @@ def test_errors_are_the_sdks_own_classes(sdk: openai.OpenAI) -> None:
         sdk.completions.create(model="gpt-4", prompt="Hi")
     assert missing.value.code == "model_not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        sdk.completions.create(model=MODEL, prompt="Hi", extra_body={"num_beams": 4})
-    assert bad.value.param == "num_beams"
+        sdk.completions.create(model=MODEL, prompt="Hi", n=2, extra_body={"penalty_alpha": 0.6, "top_k": 4})
+    assert "penalty_alpha" in str(bad.value)
     with pytest.raises(openai.BadRequestError) as long:
         sdk.completions.create(model=MODEL, prompt=[5] * 9000)
     assert long.value.code == "context_length_exceeded"

@@ -1,0 +1,16 @@
+"""`python -m decoding.kernels` compiles what a first start would compile, into the cache of whoever runs it."""
+
+from __future__ import annotations
+
+from decoding import kernels
+
+
+def main() -> None:
+    if kernels.available():
+        from decoding.kernels.everything import compile_all  # noqa: PLC0415 - needs numba
+
+        compile_all()
+
+
+if __name__ == "__main__":
+    main()
