@@ -16,15 +16,14 @@ import httpx
 import pytest
 
 from decoding.params import PARAMS
+from tests.conformance.drafting_server import drafting_server
 from tests.conformance.exchange import Said, assert_idle, client, complete, metrics, stream
-from tests.conformance.thinned import thinned
 from tests.goldens.prompts import BATTERIES, HARBOUR, QUEUE
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer
 
 NUM_REQUESTS = 45
 ARRIVAL_SECONDS = 8.0
 FLAGS = ("--dtype", "float32", "--kv-memory", "0.11", "--tick-tokens", "64", "--max-rows", "48")
-PATIENT = ("--stall-seconds", "120", "--stall-kill-seconds", "300")  # a busy machine is no reason to fail
 
 Body = dict[str, Any]
 Roll = random.Random
@@ -108,8 +107,8 @@ def body(name: str, roll: Roll) -> Body:
 @pytest.fixture(scope="module")
 def server(smol_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """Its KV cache holds a few of the longest requests at once."""
-    draft = thinned(smol_directory, tmp_path_factory.mktemp("draft") / "model")
-    with running_server(*FLAGS, *PATIENT, "--draft-model", str(draft)) as server:
+    directory = tmp_path_factory.mktemp("draft") / "model"
+    with drafting_server(smol_directory, directory, *FLAGS) as server:
         yield server
 
 

@@ -16,14 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conformance.drafting_server import drafting_server
 from tests.conformance.exchange import Said, assert_idle, client, complete
-from tests.conformance.thinned import thinned
-from tests.running_server import RunningServer, running_server
+from tests.running_server import RunningServer
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CONCURRENCY = 24
 GREEDY_TOKENS = 20
-PATIENT = ("--stall-seconds", "120", "--stall-kill-seconds", "300")  # a busy machine is no reason to fail
 
 # what the answer must say that ran; "greedy" where it is not named here
 STRATEGIES = {
@@ -89,8 +88,8 @@ NAMES = list(dict.fromkeys(case.name for case in CASES))
 
 @pytest.fixture(scope="module")
 def server(smol_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    draft = thinned(smol_directory, tmp_path_factory.mktemp("draft") / "model")
-    with running_server("--dtype", "float32", *PATIENT, "--draft-model", str(draft)) as server:
+    directory = tmp_path_factory.mktemp("draft") / "model"
+    with drafting_server(smol_directory, directory, "--dtype", "float32") as server:
         yield server
 
 
