@@ -54,7 +54,7 @@ def request(prompt_ids: list[int], recorded: dict[str, Any]) -> Request:
 
 def rounds_of(answer: Answer) -> list[tuple[int, int]]:
     """(drafted, accepted) of each round."""
-    return [(len(e.values["drafts"]), e.values["accepted"]) for e in answer.trace]  # type: ignore[arg-type,misc]
+    return [(len(e.values["drafts"]), e.values["accepted"]) for e in answer.trace if e.kind == "verification"]  # type: ignore[arg-type,misc]
 
 
 def expected_rounds(recorded: dict[str, Any]) -> list[tuple[int, int]]:

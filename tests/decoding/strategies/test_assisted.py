@@ -14,7 +14,7 @@ import torch
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.params import Assisted, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
-from decoding.seam import FinishReason
+from decoding.seam import FinishReason, TraceEvent
 from decoding.strategies import build
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
@@ -77,6 +77,11 @@ def random_request(rng: random.Random, **logits: float) -> Request:
         seed=rng.randrange(2**40),
         pause_ids=rng.choice([(), (30, 31)]),
     )
+
+
+def verifications(answer: Answer) -> list[TraceEvent]:
+    """Without the trace of the first token, which plain sampling draws."""
+    return [event for event in answer.trace if event.kind == "verification"]
 
 
 def test_greedily_every_token_and_logprob_is_plain_greedys() -> None:
@@ -175,7 +180,7 @@ def test_all_draft_rows_run_in_one_forward_a_tick() -> None:
 def test_drafting_ends_after_a_token_of_little_confidence_and_keeps_it() -> None:
     (answer,) = run(engine(), [ask(Assisted(6, confidence_threshold=0.25), trace=True)])
     lengths = set()
-    for event in answer.trace:
+    for event in verifications(answer):
         q = event.values["q"]
         assert isinstance(q, tuple)
         lengths.add(len(q))
@@ -187,7 +192,7 @@ def test_drafting_ends_after_a_token_of_little_confidence_and_keeps_it() -> None
 def test_the_heuristic_schedule_grows_by_two_and_shrinks_by_one(noise: float, *, accepts: bool) -> None:
     strategy = Assisted(3, "heuristic", 0.0)
     (answer,) = run(engine(noise), [ask(strategy, stopping=StoppingParams(40), trace=True)])
-    rounds = [(len(e.values["drafts"]), e.values["accepted"]) for e in answer.trace]  # type: ignore[arg-type]
+    rounds = [(len(e.values["drafts"]), e.values["accepted"]) for e in verifications(answer)]  # type: ignore[arg-type]
     assert rounds[0][0] == 3
     for (drafted, accepted), (following, _) in list(pairwise(rounds))[:-1]:
         assert following == (drafted + 2 if accepted == drafted else max(1, drafted - 1))
@@ -210,7 +215,7 @@ def test_in_a_crowd_with_preemptions_each_says_what_it_says_alone() -> None:
 
     crowded = make(60, 50)
     answers = run_crowd(crowded, requests, random.Random(5))
-    assert crowded.scheduler.counters.preemptions > 10
+    assert crowded.scheduler.counters.preemptions > 5
     roomy = make(300, 300)
     for index, answer in answers.items():
         assert answer.failure is None, answer.failure
@@ -269,7 +274,7 @@ def test_an_end_inside_the_accepted_tokens_is_the_end() -> None:
     assert finish is not None
     assert finish.reason is FinishReason.STOP
     assert answer.tokens() == text[: text.index(eos) + 1]
-    drafts = answer.trace[-1].values["drafts"]
+    drafts = verifications(answer)[-1].values["drafts"]
     assert isinstance(drafts, tuple)
     assert eos not in drafts[:-1]
 

@@ -6,7 +6,7 @@ import dataclasses
 import random
 
 from decoding.engine import Engine
-from decoding.params import Beam, BeamSample, BestFirst, GroupBeam, Request, StrategyParams
+from decoding.params import Beam, BeamSample, BestFirst, GroupBeam, Request, Sampling, StrategyParams
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine
@@ -38,7 +38,7 @@ def crowd(seed: int, count: int) -> list[Request]:
     """Three of four search, the others sample."""
     rng = random.Random(seed)
     return [
-        request if rng.random() < 0.25 else dataclasses.replace(request, strategy=beams(rng), trace=True)
+        dataclasses.replace(request, strategy=Sampling() if rng.random() < 0.25 else beams(rng), trace=True)
         for request in random_requests(rng, count, VOCAB, longest=30)
     ]
 

@@ -131,9 +131,8 @@ def test_n_choices_speculate_each_for_itself() -> None:
 def test_the_trace_tells_drafts_and_acceptance() -> None:
     (answer,) = run(engine(), [ask(logits=GREEDY, trace=True)])
     assert answer.usage is not None
-    events = answer.trace
+    events = [event for event in answer.trace if event.kind == "verification"]  # the first token is plain sampling's
     assert events
-    assert {e.kind for e in events} == {"verification"}
     assert sum(len(e.values["drafts"]) for e in events) == answer.usage.drafted  # type: ignore[arg-type]
     assert sum(e.values["accepted"] for e in events) == answer.usage.accepted  # type: ignore[misc]
     for event in events:
