@@ -1,7 +1,7 @@
 """CPU kernels compiled by numba: products, norms, attention. `available()` says whether this machine can have them.
 
 A number that a kernel computes for a row depends on that row alone: sums run in one fixed order whatever the number of
-rows or threads. Kernels take addresses in a record and run on torch's own OpenMP threads (`team.py`).
+rows or threads. Kernels take addresses in a record and run on threads of our own (`team.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.util
 
 @functools.cache
 def available() -> bool:
-    """numba is installed, its target multiplies and adds in one step, and torch's threads can be borrowed."""
+    """numba is installed, its target multiplies and adds in one step, and threads can wait for each other (`team.py`)."""
     if importlib.util.find_spec("numba") is None:
         return False
     from decoding.kernels.team import has_threads  # noqa: PLC0415 - must not be imported without numba
