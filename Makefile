@@ -36,8 +36,10 @@ format: install-dev  ## let ruff rewrite
 	@$(bin)/ruff check --fix .
 	@$(bin)/ruff format .
 
-bench: install-dev  ## measure the server of `make serve`: ARGS="SCENARIO --url http://127.0.0.1:8000"
-	@$(bin)/python -m loadtest $(if $(ARGS),run $(ARGS),list)
+SCENARIOS ?= single streams-16 streams-64 shared-prefix beams prefill
+bench: install-dev  ## beside a peer: PEER="--b-url http://127.0.0.1:8101 --b-dialect vllm --b-command 'vllm serve …'"
+	@$(bin)/python -m loadtest $(if $(PEER),compare $(SCENARIOS) --a-url http://127.0.0.1:8917 \
+	  --a-command "$(bin)/polydecode serve --port 8917 $(ARGS)" $(PEER),list)
 
 install: $(installed)
 install-dev: $(installed_dev)

@@ -1,4 +1,4 @@
-"""`python -m loadtest run | compare | list`: parses, measures, prints. Exits 1 if a side completed no request."""
+"""`python -m loadtest run | compare | curve | list`: parse, measure, print. Exits 1 if a side completed nothing."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from loadtest.contender import NotReady
-from loadtest.options import CompareOptions, ListOptions, RunOptions, parse
+from loadtest.options import CompareOptions, CurveOptions, ListOptions, RunOptions, parse
 from loadtest.process import ServerDied
 from loadtest.progress import Display
 from loadtest.report import (
     comparison_document,
     comparison_table,
+    growth_document,
+    growth_table,
     run_document,
     run_table,
     scenario_table,
     write_json,
 )
-from loadtest.session import compare_all, run_once
+from loadtest.session import compare_all, grow_all, run_once
 
 T = TypeVar("T")
 
@@ -39,6 +41,8 @@ def main(argv: list[str]) -> int:
                 return _run(options, console)
             case CompareOptions():
                 return _compare(options, console)
+            case CurveOptions():
+                return _curve(options, console)
     except (NotReady, ServerDied) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         return 1
@@ -64,6 +68,20 @@ def _compare(options: CompareOptions, console: Console) -> int:
         write_json(comparison_document(comparisons, options.a.target, options.b.target), options.common.json)
     turns = [turn for comparison in comparisons for pair in comparison.pairs for turn in (pair.a, pair.b)]
     return 0 if all(turn.summary.completed for turn in turns) else 1
+
+
+def _curve(options: CurveOptions, console: Console) -> int:
+    with Display() as display:
+        growths, target = _loop(lambda: grow_all(options, display))
+    for growth in growths:
+        console.print(growth_table(growth))
+    if options.json is not None:
+        write_json(growth_document(growths, target, options.seed), options.json)
+    if options.plot is not None:
+        from loadtest.curve_plot import draw  # noqa: PLC0415 - needs matplotlib
+
+        draw(growths, options.plot)
+    return 0 if all(point.summary.completed for growth in growths for point in growth.points) else 1
 
 
 def _loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from loadtest.curve import CURVES, Curve
+from loadtest.curve import find as find_curve
 from loadtest.scenario import SCENARIOS, Closed, Scenario
 from loadtest.scenario import find as find_scenario
 from loadtest.target import DIALECTS, PATHS, Target, base_url
@@ -53,11 +55,24 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class CurveOptions:
+    """most: larger values of a curve are left out."""
+
+    curves: tuple[Curve, ...]
+    target: Target
+    most: int
+    seed: int
+    timeout: float
+    json: Path | None
+    plot: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class ListOptions:
     """`list` takes nothing."""
 
 
-Options = RunOptions | CompareOptions | ListOptions
+Options = RunOptions | CompareOptions | CurveOptions | ListOptions
 
 
 def parse(argv: list[str]) -> Options:
@@ -70,6 +85,8 @@ def parse(argv: list[str]) -> Options:
                 return RunOptions(_common(values, (values.scenario,)), _target(values, ""))
             case "compare":
                 return _compare(values)
+            case "curve":
+                return _curve(values)
             case _:
                 return ListOptions()
     except (LookupError, ValueError) as error:
@@ -102,12 +119,22 @@ def _parser() -> argparse.ArgumentParser:
         _add_target(compare, f"{side}-")
         compare.add_argument(f"--{side}-command", metavar="CMD", help="starts this server (no shell: use sh -c '…')")
         compare.add_argument(f"--{side}-ready", metavar="PATH", help="answers 200 when ready (default: by dialect)")
+    curve = commands.add_parser("curve", help="measure how cost grows, and draw it")
+    curve.add_argument("curves", metavar="CURVE", nargs="+", help=", ".join(c.name for c in CURVES))
+    curve.add_argument("--most", type=_positive, default=1 << 30, metavar="X", help="leave out larger values")
+    curve.add_argument("--plot", type=Path, metavar="FILE", help="draw a PNG (needs matplotlib)")
+    _add_measuring(curve)
+    _add_target(curve, "")
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=_positive, help="measured requests (default: the scenario's)")
     parser.add_argument("--warmup", type=_natural, help="unmeasured requests before (default: the scenario's)")
+    _add_measuring(parser)
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_natural, help="of prompts and arrivals (default: a new one, printed, so that no cache knows it)"
     )
@@ -133,8 +160,23 @@ def _add_target(parser: argparse.ArgumentParser, prefix: str) -> None:
 
 def _common(values: argparse.Namespace, names: tuple[str, ...]) -> Common:
     scenarios = tuple(_scaled(find_scenario(name), values.requests, values.warmup) for name in names)
-    seed = secrets.randbits(32) if values.seed is None else values.seed
-    return Common(scenarios, seed, values.timeout, values.json)
+    return Common(scenarios, _seed(values), values.timeout, values.json)
+
+
+def _seed(values: argparse.Namespace) -> int:
+    return secrets.randbits(32) if values.seed is None else int(values.seed)
+
+
+def _curve(values: argparse.Namespace) -> CurveOptions:
+    return CurveOptions(
+        curves=tuple(find_curve(name) for name in values.curves),
+        target=_target(values, ""),
+        most=values.most,
+        seed=_seed(values),
+        timeout=values.timeout,
+        json=values.json,
+        plot=values.plot,
+    )
 
 
 def _scaled(scenario: Scenario, requests: int | None, warmup: int | None) -> Scenario:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from loadtest.compare import FIGURES, Comparison, Figure, Pair, ratio, spread
+from loadtest.curve import CURVES, Growth
 from loadtest.run import Run
 from loadtest.scenario import SCENARIOS, Closed, Open
 from loadtest.statistics import Percentiles, Summary
@@ -28,7 +29,44 @@ def scenario_table() -> Table:
         table.add_row(
             scenario.name, _load(scenario.load), str(scenario.requests), str(scenario.warmup), scenario.description
         )
+    for curve in CURVES:
+        table.add_row(curve.name, f"curve, {curve.values[0]}…{curve.values[-1]}", "", "", curve.description)
     return table
+
+
+def growth_table(growth: Growth) -> Table:
+    """A row for each point; the gain is the throughput's, over the point before."""
+    table = Table(title=f"{growth.curve.name}: {growth.curve.description}")
+    names = ("output, tok/s", "gain", "prompt + output, tok/s", "TTFT p50, ms", "ITL p50, ms", "ITL p99, ms", "errors")
+    for name in (growth.curve.axis, *names):
+        table.add_column(name, justify="right")
+    before: float | None = None
+    for point in growth.points:
+        summary = point.summary
+        rate, gaps = summary.output_tokens_per_second, _milliseconds(summary.inter_token_latency)
+        gain = _number(rate / before) if before else "–"
+        wait = _milliseconds(summary.time_to_first_token)[0]
+        total, errors = _number(summary.total_tokens_per_second), str(summary.requests - summary.completed)
+        table.add_row(str(point.x), _number(rate), gain, total, wait, gaps[0], gaps[2], errors)
+        before = rate
+    return table
+
+
+def growth_document(growths: list[Growth], target: Target, seed: int) -> dict[str, Any]:
+    return {
+        **_context(),
+        "target": _target(target),
+        "seed": seed,
+        "curves": [
+            {
+                "name": growth.curve.name,
+                "description": growth.curve.description,
+                "axis": growth.curve.axis,
+                "points": msgspec.to_builtins(growth.points),
+            }
+            for growth in growths
+        ],
+    }
 
 
 def _load(load: Closed | Open) -> str:

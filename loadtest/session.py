@@ -1,4 +1,4 @@
-"""The commands `run` and `compare`: builds clients and contenders from options and plays the scenarios."""
+"""The commands `run`, `compare` and `curve`: builds clients and contenders from options and plays the scenarios."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import msgspec
 from loadtest.client import Client
 from loadtest.compare import Comparison, Label, compare
 from loadtest.contender import Contender, Paused, Ready, Restarted, Running
-from loadtest.options import Between, CompareOptions, RunOptions, Side
+from loadtest.curve import Curve, Growth, Point
+from loadtest.options import Between, CompareOptions, CurveOptions, RunOptions, Side
 from loadtest.process import ServerProcess
 from loadtest.progress import Display
 from loadtest.run import Player, Run
@@ -51,6 +52,26 @@ async def run_once(options: RunOptions, display: Display) -> tuple[Run, Target]:
     watch = display.line(scenario.name, scenario)
     run = await Player(scenario, common.seed, Client(target, common.timeout), watch).play()
     return run, target
+
+
+async def grow_all(options: CurveOptions, display: Display) -> tuple[list[Growth], Target]:
+    """Each curve point by point, smallest first, and the target as it was asked."""
+    client = Client(options.target, options.timeout)
+    target = await with_model(options.target, client)
+    growths = []
+    for curve in options.curves:
+        points = [await _point(curve, x, options, target, display) for x in curve.values if x <= options.most]
+        growths.append(Growth(curve, tuple(points)))
+    return growths, target
+
+
+async def _point(curve: Curve, x: int, options: CurveOptions, target: Target, display: Display) -> Point:
+    scenario = curve.grown(x)
+    watch = display.line(scenario.name, scenario)
+    seed = options.seed + x  # no point knows the prompts of another
+    run = await Player(scenario, seed, Client(target, options.timeout), watch).play()
+    display.note(f"{scenario.name}: {run.summary.output_tokens_per_second:.1f} tok/s")
+    return Point(x, run.summary)
 
 
 async def compare_all(options: CompareOptions, display: Display) -> list[Comparison]:

@@ -12,7 +12,7 @@ import importlib.util
 
 @functools.cache
 def available() -> bool:
-    """numba is installed, its target multiplies and adds in one step, and threads can wait for each other (`team.py`)."""
+    """numba is installed, its target multiplies and adds in one step, and there can be threads (`team.py`)."""
     if importlib.util.find_spec("numba") is None:
         return False
     from decoding.kernels.team import has_threads  # noqa: PLC0415 - must not be imported without numba

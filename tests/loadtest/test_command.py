@@ -62,6 +62,23 @@ async def test_run_counts_errors_and_fails_if_nothing_was_answered() -> None:
     assert "error 503" in output
 
 
+async def test_curve_plays_every_point_and_writes_and_draws_them(tmp_path: Path) -> None:
+    file, plot = tmp_path / "curve.json", tmp_path / "curve.png"
+    async with serving() as server:
+        code, output = await loadtest(
+            *("curve", "streams", "beams", "--url", server.url, "--most", "4", "--seed", "5"),
+            *("--json", str(file), "--plot", str(plot)),
+        )
+    assert code == 0, output
+    assert "streams: prompts of 32 words" in output
+    streams, beams = json.loads(file.read_text())["curves"]
+    assert [point["x"] for point in streams["points"]] == [point["x"] for point in beams["points"]] == [1, 2, 4]
+    assert [point["summary"]["completed"] for point in streams["points"]] == [2, 2, 4]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    widths = [request.body.get("num_beams", 1) for request in server.requests if request.method == "POST"]
+    assert {1, 2, 4} == set(widths)
+
+
 @pytest.mark.parametrize("between", ["pause", "restart"])
 async def test_compare_starts_both_servers_and_prints_ratios(between: str, tmp_path: Path) -> None:
     ports = free_port(), free_port()
