@@ -13,7 +13,15 @@ from typing import Any
 
 import msgspec
 
-from decoding.params import PARAMS, LogitsParams, LogprobsParams, Request, StoppingParams, StrategyParams
+from decoding.params import (
+    PARAMS,
+    LatentThoughts,
+    LogitsParams,
+    LogprobsParams,
+    Request,
+    StoppingParams,
+    StrategyParams,
+)
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
@@ -54,6 +62,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     priority: int = 0
     pause_ids: tuple[int, ...] = ()
     trace: bool = False
+    latent: LatentThoughts | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -250,6 +259,7 @@ def submit_frame(request_id: int, request: Request) -> Submit:
         priority=request.priority,
         pause_ids=request.pause_ids,
         trace=request.trace,
+        latent=request.latent,
     )
 
 
@@ -267,4 +277,5 @@ def request_of(frame: Submit) -> Request:
         priority=frame.priority,
         pause_ids=frame.pause_ids,
         trace=frame.trace,
+        latent=frame.latent,
     )

@@ -82,7 +82,9 @@ class Answer:
             prompt_tokens=num_prompt,
             completion_tokens=num_completion,
             total_tokens=num_prompt + num_completion,
-            prompt_tokens_details=PromptTokensDetails(self._cached_tokens, self._plan.num_pause_tokens or UNSET),
+            prompt_tokens_details=PromptTokensDetails(
+                self._cached_tokens, self._plan.num_pause_tokens or UNSET, self._plan.num_latent_tokens or UNSET
+            ),
             completion_tokens_details=CompletionTokensDetails(self._accepted, self._drafted - self._accepted),
         )
 

@@ -404,6 +404,12 @@ STEPS = (
         "Filler behind the prompt, time for a model trained with it.",
         "Goyal et al. 2023, arXiv 2310.02226",
     ),
+    Step(
+        "latent_thoughts",
+        ("latent_thoughts",),
+        "Hidden states fed back as thoughts before the answer, for a model trained with them.",
+        "Hao et al. 2024, arXiv 2412.06769",
+    ),
 )
 
 NEEDS = (

@@ -90,8 +90,9 @@ def _service(request: Request, wire: Decoding, shown: Shown) -> dict[str, Any]:
     values = {name: value for name, value in values.items() if value is not None}
     if values and request.logprobs.mode != "raw":
         values["logprobs_mode"] = request.logprobs.mode
-    if wire.pause_tokens is not None:
-        values["pause_tokens"] = wire.pause_tokens.model_dump(exclude_none=True)
+    for name in ("pause_tokens", "latent_thoughts"):
+        if (beside := getattr(wire, name)) is not None:
+            values[name] = beside.model_dump(exclude_none=True)
     return values | {name: value for name in ("priority", "trace") if (value := getattr(request, name))}
 
 

@@ -17,7 +17,6 @@ IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identi
 
 # field -> the values that ask for nothing; null always does
 LATER: Mapping[str, tuple[Any, ...]] = {
-    "latent_thoughts": (),
     "response_format": ({"type": "text"},),
     "structured": (),
 }

@@ -48,9 +48,14 @@ class Plan:
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Pause tokens included."""
-        return sum(len(prompt.ids) for prompt in self.prompts) + self.num_pause_tokens
+        """Pause tokens and latent thoughts included."""
+        return sum(len(prompt.ids) for prompt in self.prompts) + sum(request.num_beside for request in self.requests)
 
     @property
     def num_pause_tokens(self) -> int:
         return sum(len(request.pause_ids) for request in self.requests)
+
+    @property
+    def num_latent_tokens(self) -> int:
+        """The tokens around the thoughts included."""
+        return sum(request.num_beside for request in self.requests) - self.num_pause_tokens

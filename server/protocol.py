@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from server.search_fields import SearchFields
-from server.token_fields import PauseTokens, TokenFields
+from server.token_fields import LatentThoughts, PauseTokens, TokenFields
 from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
 
 PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
@@ -50,6 +50,7 @@ class Decoding(TokenFields, SearchFields):
     min_tokens: Count | None = option("No end of the text before that many tokens.", 0)
     min_new_tokens: Count | None = option("Another name of min_tokens.", 0)
     pause_tokens: PauseTokens | None = option("Filler between prompt and answer, never part of the answer.")
+    latent_thoughts: LatentThoughts | None = option("Thoughts without words between prompt and answer.")
 
     prompt_logprobs: Count | None = option("Log-probs of the prompt's tokens, and of that many alternatives.")
     logprobs_mode: Literal["raw", "processed"] | None = option("Log-probs of the model, or of the pipeline.", "raw")

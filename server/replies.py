@@ -16,10 +16,11 @@ class Wire(msgspec.Struct, frozen=True):
 
 
 class PromptTokensDetails(Wire, frozen=True):
-    """pause_tokens: how many of the prompt's tokens were filler behind it."""
+    """pause_tokens, latent_tokens: how many of the prompt's tokens were filler or thoughts behind it."""
 
     cached_tokens: int
     pause_tokens: int | UnsetType = UNSET
+    latent_tokens: int | UnsetType = UNSET
 
 
 class CompletionTokensDetails(Wire, frozen=True):

@@ -84,3 +84,11 @@ class PauseTokens(Wire):
     token_id: TokenId | None = option("The token to repeat.")
     text: str | None = option("The text to repeat.")
     count: Annotated[int, Field(ge=1, le=4096)] = Field(description="How often.")
+
+
+class LatentThoughts(Wire):
+    """Coconut's: hidden states fed back as embeddings, between two tokens."""
+
+    count: Annotated[int, Field(ge=1, le=4096)] = Field(description="How many thoughts.")
+    start_id: TokenId = Field(description="The token before them.")
+    end_id: TokenId = Field(description="The token behind them.")

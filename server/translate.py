@@ -21,7 +21,7 @@ from server.prompts import completion_prompts
 from server.protocol import ChatRequest, CompletionRequest, Decoding, Message
 from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
-from server.words import bad_word_ids, derived, pause_ids
+from server.words import bad_word_ids, derived, latent_thoughts, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
 TEMPLATE_FIELDS = {"role", "content", "name", "tool_call_id"}
@@ -78,7 +78,7 @@ class TokenLimit:
 
     def within(self, request: Request, context: int) -> int:
         """max_tokens: what was asked, or the default as far as the context goes. Raises ApiError 400."""
-        num_prompt = len(request.prompt_ids) + len(request.pause_ids)
+        num_prompt = len(request.prompt_ids) + request.num_beside
         taken = max(num_prompt, num_second_context(request.strategy)) + num_beside(request.strategy)
         words = f"{num_prompt} in the {self.field}" + (
             f", {taken} with the strategy's own" if taken > num_prompt else ""
@@ -143,6 +143,7 @@ async def _requests(
             cache_salt=wire.cache_salt or "",
             priority=wire.priority or 0,
             pause_ids=pauses,
+            latent=latent_thoughts(wire, served),
             trace=bool(wire.trace),
         )
         for prompt in prompts

@@ -17,6 +17,7 @@ from decoding.params import (
     Guided,
     InvalidParam,
     KlGuided,
+    LatentThoughts,
     Sed,
     StrategyParams,
     premature_layers,
@@ -72,6 +73,15 @@ async def pause_ids(wire: Decoding, served: Served) -> tuple[int, ...]:
     if pause.token_id is not None:
         return _checked((pause.token_id,), "pause_tokens.token_id", served) * pause.count
     return await _continuing(pause.text or "", "pause_tokens.text", served) * pause.count
+
+
+def latent_thoughts(wire: Decoding, served: Served) -> LatentThoughts | None:
+    asked = wire.latent_thoughts
+    if asked is None:
+        return None
+    for name in ("start_id", "end_id"):
+        _checked((getattr(asked, name),), f"latent_thoughts.{name}", served)
+    return LatentThoughts(asked.count, asked.start_id, asked.end_id)
 
 
 async def _guided(wire: Decoding, served: Served) -> Derived:

@@ -11,6 +11,7 @@ from decoding.params.dola import Dola
 from decoding.params.entropix import Entropix
 from decoding.params.guidance import Guided, KlGuided
 from decoding.params.invalid import check
+from decoding.params.latent import LatentThoughts
 from decoding.params.logits import LogitsParams
 from decoding.params.logprobs import LogprobsParams
 from decoding.params.sampling import BestOf, Sampling
@@ -47,8 +48,8 @@ PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__a
 class Request:
     """Lower `priority` runs first; equal priorities run in arrival order.
 
-    pause_ids: fed after the prompt, unseen by penalties and never part of the answer. trace: report what the strategy
-    saw and did.
+    pause_ids: fed after the prompt, unseen by penalties and never part of the answer; latent: thoughts between the two.
+    trace: report what the strategy saw and did.
     """
 
     prompt_ids: tuple[int, ...]
@@ -61,12 +62,18 @@ class Request:
     priority: int = 0
     pause_ids: tuple[int, ...] = ()
     trace: bool = False
+    latent: LatentThoughts | None = None
 
     def __post_init__(self) -> None:
         check(len(self.prompt_ids) > 0, "prompt", "must not be empty")
         check(min(self.prompt_ids) >= 0, "prompt", "must not hold a negative token id")
         check(min(self.pause_ids, default=0) >= 0, "pause_tokens", "must not hold a negative token id")
         check(0 <= self.seed <= MAX_SEED, "seed", "must fit 64 bits")
+
+    @property
+    def num_beside(self) -> int:
+        """Positions between the prompt and the answer."""
+        return len(self.pause_ids) + (0 if self.latent is None else self.latent.num_positions)
 
     @property
     def max_rows(self) -> int:
@@ -84,7 +91,8 @@ class Request:
     def highest_token_id(self) -> int:
         """The highest token id that any of its fields names: it must be below the width of the logits."""
         named = (*self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
-        return max((*named, *_strategy_ids(self.strategy)))
+        latent = () if self.latent is None else (self.latent.start_id, self.latent.end_id)
+        return max((*named, *latent, *_strategy_ids(self.strategy)))
 
     @property
     def max_length(self) -> int:
@@ -99,7 +107,7 @@ class Request:
         return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
 
     def _length(self, num_output: int) -> int:
-        opened = max(len(self.prompt_ids) + len(self.pause_ids), len(_context_ids(self.strategy)))
+        opened = max(len(self.prompt_ids) + self.num_beside, len(_context_ids(self.strategy)))
         return opened + max(num_output - 1, 0)
 
 

@@ -36,6 +36,7 @@ from decoding.strategies.entropix import EntropixStrategy
 from decoding.strategies.group_beam import GroupBeamStrategy
 from decoding.strategies.guided import GuidedStrategy
 from decoding.strategies.kl_guided import KlGuidedStrategy
+from decoding.strategies.latent import LatentStrategy
 from decoding.strategies.prompt_lookup import PromptLookupStrategy
 from decoding.strategies.sampling import SamplingStrategy
 from decoding.strategies.scoring import ScoringStrategy
@@ -66,4 +67,5 @@ def build(request: Request, stopping: Stopping, tools: Tools) -> Strategy:
     """The strategy that `request.strategy` asks for; where nothing is to be generated they are all the same."""
     if request.stopping.max_tokens == 0:
         return ScoringStrategy(request, stopping, tools)
-    return STRATEGIES[request.strategy.NAME](request, stopping, tools)
+    strategy = STRATEGIES[request.strategy.NAME](request, stopping, tools)
+    return strategy if request.latent is None else LatentStrategy(request, request.latent, strategy)

@@ -57,4 +57,5 @@ BEARING: dict[str, Fields] = {
     "allowed_token_ids": {"allowed_token_ids": [3, 4]},
     "bad_words": {"bad_words": ["dog"]},
     "pause_tokens": {"pause_tokens": {"token_id": 7, "count": 3}},
+    "latent_thoughts": {"latent_thoughts": {"count": 3, "start_id": 7, "end_id": 8}},
 }  # fmt: skip

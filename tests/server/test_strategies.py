@@ -254,6 +254,9 @@ BAD: list[tuple[Fields, str]] = [
     ({"pause_tokens": {"count": 2}}, "pause_tokens"),
     ({"pause_tokens": {"count": 2, "text": "a", "token_id": 1}}, "pause_tokens"),
     ({"pause_tokens": {"count": 0, "text": "a"}}, "pause_tokens.count"),
+    ({"latent_thoughts": {"count": 0, "start_id": 1, "end_id": 1}}, "latent_thoughts.count"),
+    ({"latent_thoughts": {"count": 1, "start_id": 1}}, "latent_thoughts.end_id"),
+    ({"latent_thoughts": {"count": 1, "start_id": 10**6, "end_id": 1}}, "latent_thoughts.start_id"),
     ({"early_stopping": 1, "num_beams": 2}, "early_stopping"),
 ]
 
@@ -291,6 +294,7 @@ async def test_what_stands_beside_the_prompt_counts_for_the_context(
     assert batcher.requests[0].stopping.max_tokens == 6
     for fields in (
         {"pause_tokens": {"token_id": 3, "count": 50}},
+        {"latent_thoughts": {"count": 48, "start_id": 3, "end_id": 4}},
         {"guidance_scale": 2, "negative_prompt": [1] * 250},
         {"cot_decoding": {"suffix": "So the answer is", "max_answer": 40}},
     ):
@@ -333,6 +337,13 @@ async def test_figures_work_and_speculation_are_told(told: httpx.AsyncClient) ->
         assert usage["completion_tokens_details"] == {"accepted_prediction_tokens": 5, "rejected_prediction_tokens": 4}
         assert usage["prompt_tokens_details"] == {"cached_tokens": 2, "pause_tokens": 4}
         assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+async def test_thoughts_count_as_the_prompts_tokens(told: httpx.AsyncClient) -> None:
+    plain = (await ask(told, {}))["usage"]["prompt_tokens"]
+    usage = (await ask(told, {"latent_thoughts": {"count": 5, "start_id": 1, "end_id": 2}}))["usage"]
+    assert usage["prompt_tokens"] == plain + 7
+    assert usage["prompt_tokens_details"]["latent_tokens"] == 7
 
 
 TRACE = [{"step": i, "kind": "draw", "values": {"entropy": i / 2, "top": [[3, 0.5]]}} for i in range(3)]
