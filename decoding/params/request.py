@@ -92,7 +92,7 @@ class Request:
         """The highest token id that any of its fields names: it must be below the width of the logits."""
         named = (*self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
         latent = () if self.latent is None else (self.latent.start_id, self.latent.end_id)
-        return max((*named, *latent, *_strategy_ids(self.strategy)))
+        return max(*named, *latent, *_strategy_ids(self.strategy))
 
     @property
     def max_length(self) -> int:
