@@ -8,10 +8,11 @@ our attention comes in through its attention interface, our linears by replacing
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,12 +22,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from decoding import kernels
 from decoding.attention.cpu import CPUAttention
-from decoding.attention.interface import AttentionBackend, Batch
+from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
+from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.plug import NAME, PluggedAttention, register, trace
 from decoding.rewrite import Progress, RowExactProducts, bare_products, make_row_exact, merge_only
 from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
+from decoding.transfer import to_device
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
 
@@ -75,6 +78,7 @@ class Model:
         plugged: PluggedAttention,
         *,
         is_compiled: bool = False,
+        capture: Capture | None = None,
     ) -> None:
         self.info = info
         self.is_compiled = is_compiled
@@ -86,6 +90,7 @@ class Model:
         self._head = headless(causal_lm)
         needs_mode = info.device.type == "cpu" and any(bare_products(causal_lm))
         self._products: AbstractContextManager[Any] = RowExactProducts() if needs_mode else nullcontext()
+        self._graphs = None if capture is None else DecodeGraphs(self._decode, capture, info.device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> Hidden:
@@ -94,15 +99,19 @@ class Model:
         A vector of `batch.embeds` is what the model accepts as `inputs_embeds`: it takes the place of the embedding
         module's output, so Gemma expects it scaled already and Granite scales it itself.
         """
+        if self._graphs is not None and not layers:
+            replayed = self._graphs.run(batch, cast(CapturableAttention, self.attention).generation)
+            if replayed is not None:
+                return Hidden(replayed, {}, {})
         device = self.info.device
         plan = self.attention.plan(batch)
-        ids = torch.from_numpy(batch.token_ids).to(device)[None]
+        ids = to_device(batch.token_ids, device)[None]
         inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
         kept: dict[int, torch.Tensor] = {}
         with self._products, self._keeping(layers, kept):
             out = self._base(
                 **inputs,
-                position_ids=torch.from_numpy(batch.positions).to(device)[None],
+                position_ids=to_device(batch.positions, device)[None],
                 use_cache=False,
                 **{NAME: self._plugged.bind(self.attention, plan)},
             )
@@ -124,6 +133,20 @@ class Model:
         with self._products:
             logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
+
+    def _decode(self, inputs: DecodeInputs) -> Callable[[], torch.Tensor]:
+        """The forward of one token a row, as something to be recorded: its plan is made now, its work done later."""
+        attention = cast(CapturableAttention, self.attention)
+        bound = self._plugged.bind(attention, attention.decode_plan(inputs))
+
+        def run() -> torch.Tensor:  # [R, hidden]
+            ids, positions = inputs.token_ids[None], inputs.positions[None]
+            with self._products:
+                out = self._base(input_ids=ids, position_ids=positions, use_cache=False, **{NAME: bound})
+            last: torch.Tensor = out.last_hidden_state[0]
+            return last
+
+        return run
 
     def _embed(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:  # [1, T] -> [1, T, hidden]
         embeds: torch.Tensor = self._embedding(ids).clone()
@@ -208,7 +231,18 @@ def cpu_multiplies_bfloat16() -> bool:
 def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
     if device.type == "cpu":
         return compiled_attention(shapes) or CPUAttention(shapes)
-    return ReferenceAttention(shapes, device=device, dtype=dtype)
+    return triton_attention(shapes, device, dtype) or ReferenceAttention(shapes, device=device, dtype=dtype)
+
+
+def triton_attention(
+    shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, *, is_uniform: bool = False
+) -> AttentionBackend | None:
+    """None where triton is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - needs triton
+
+    return TritonAttention(shapes, device=device, dtype=dtype, is_uniform=is_uniform)
 
 
 def compiled_attention(shapes: Sequence[LayerShape]) -> AttentionBackend | None:
@@ -252,8 +286,17 @@ def load(
 
 
 @torch.inference_mode()
-def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMaker = default_attention) -> Model:
-    """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
+def wrap(
+    causal_lm: Any,
+    *,
+    progress: Progress = _silent,
+    attention: AttentionMaker = default_attention,
+    capture: Capture | None = None,
+) -> Model:
+    """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after.
+
+    capture: how decode steps are recorded; None: by CUDA graphs where the backend can be, elsewhere not at all.
+    """
     check_config(causal_lm.config)
     check_class(causal_lm)
     causal_lm.eval()
@@ -269,7 +312,10 @@ def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMa
         make_row_exact(causal_lm, progress)
     else:
         merge_only(causal_lm)
-    model = Model(causal_lm, _describe(causal_lm, len(shapes)), backend, plugged, is_compiled=is_compiled)
+    if capture is None and device.type == "cuda" and hasattr(backend, "decode_plan"):
+        capture = CudaCapture()
+    info = _describe(causal_lm, len(shapes))
+    model = Model(causal_lm, info, backend, plugged, is_compiled=is_compiled, capture=capture)
     agreement.check(lambda batch: model.forward(batch).last, model.attention)
     return model
 

@@ -42,11 +42,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "decoding": (
         "params",
         "frames seam",
-        "link output",
+        "link output transfer",
         "stopping logits/ sampling ranking answers drafting cache memory",
         "kernels/",
         "strategies/ attention/ linear elementwise rows gguf_model",
-        "layer_weights plug rewrite support packing live reading embedded",
+        "layer_weights plug rewrite support packing live reading embedded graphs",
         "fused",
         "model scheduler",
         "tools",
