@@ -58,7 +58,7 @@ class CudaCapture:
 
     def _warm_up(self, run: Run) -> None:
         """Kernels are compiled and workspaces allocated outside of the recording."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
             run()

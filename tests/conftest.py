@@ -13,8 +13,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from decoding.embedded import ensure_directory  # noqa: E402
-from tests.running_server import RunningServer, running_server  # noqa: E402
+from decoding.embedded import ensure_directory
+from tests.running_server import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,10 @@ class TritonAttention(ReferenceAttention):
         counts = np.diff(batch.query_starts)
         arrays = [batch.slots, batch.query_starts, batch.kv_lengths, batch.page_tables]
         for group in self._groups:
-            arrays += [*_cut(counts == 1, counts, 1), *_cut(counts > 1, counts, _lanes(self._many_lanes, group) // group)]
+            arrays += [
+                *_cut(counts == 1, counts, 1),
+                *_cut(counts > 1, counts, _lanes(self._many_lanes, group) // group),
+            ]
         slots, starts, lengths, tables, *cuts = _together(arrays, self._device)
         longest = int(batch.kv_lengths.max())
         tiles = {}
@@ -107,7 +110,7 @@ class TritonAttention(ReferenceAttention):
         starts = torch.arange(num_rows + 1, device=self._device)
         queries = torch.zeros(num_rows, dtype=torch.int64, device=self._device)
         longest = num_pages * self.page_size
-        tiles = {
+        tiles: dict[int, tuple[Tiles, ...]] = {
             group: (self._tiles(starts[:-1], queries, _lanes(FEW_LANES, group), longest),) for group in self._groups
         }
         return TritonPlan(inputs.slots, starts, inputs.kv_lengths, inputs.page_tables, tiles, {}, {})
@@ -125,7 +128,7 @@ class TritonAttention(ReferenceAttention):
         self._scatter(spec.layer, key[0], value[0], plan.slots)
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])  # [T, heads, v_head_dim]
         for tiles in plan.tiles[shape.group]:
-            self._launch(spec, shape, query[0], out, tiles, plan)
+            self._launch(spec, query[0], out, tiles, plan)
         if spec.layer == len(self._pages.shapes) - 1:
             for index, row in plan.probes.items():
                 last = replace(row, query_positions=row.query_positions[-1:])
@@ -151,13 +154,12 @@ class TritonAttention(ReferenceAttention):
     def _launch(
         self,
         spec: LayerSpec,
-        shape: LayerShape,
         query: torch.Tensor,  # [heads, T, head_dim]
         out: torch.Tensor,  # [T, heads, v_head_dim]
         tiles: Tiles,
         plan: TritonPlan,
     ) -> None:
-        is_split = tiles.num_spans > 1
+        shape, is_split = self._pages.shapes[spec.layer], tiles.num_spans > 1
         sinks = query if spec.sinks is None else spec.sinks
         bests, totals, parts = self._scratch(shape, tiles) if is_split else (out, out, out)
         options: dict[str, Any] = {
@@ -167,10 +169,12 @@ class TritonAttention(ReferenceAttention):
         grid = (len(tiles.rows), shape.kv_heads)
         kernels.attend[(*grid, tiles.num_spans)](
             out, query, self._pages.keys[spec.layer], self._pages.values[spec.layer],
-            tiles.rows, tiles.queries, plan.query_starts, plan.kv_lengths, plan.page_tables, sinks, bests, totals, parts,
+            tiles.rows, tiles.queries, plan.query_starts, plan.kv_lengths, plan.page_tables, sinks,
+            bests, totals, parts,
             query.stride(0), query.stride(1), out.stride(0), plan.page_tables.stride(0), spec.scaling,
             shape.head_dim, shape.v_head_dim, self.page_size, softcap=spec.softcap or 0.0,
-            DIM=_padded(shape.head_dim), BLOCK=self._block, IS_SPLIT=is_split, PRECISION="ieee", **options,
+            DIM=_padded(shape.head_dim), BLOCK=self._block, IS_SPLIT=is_split, WIDE=self._device.type == "cpu",
+            **options,
         )  # fmt: skip
         if is_split:
             kernels.combine[grid](
@@ -206,5 +210,5 @@ def _cut(is_meant: np.ndarray, counts: np.ndarray, queries: int) -> tuple[np.nda
 def _together(arrays: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
     """int64 arrays to the device in one copy."""
     flat = to_device(np.concatenate([array.reshape(-1) for array in arrays]), device)
-    parts = flat.split([array.size for array in arrays])
+    parts = flat.split_with_sizes([array.size for array in arrays])
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]

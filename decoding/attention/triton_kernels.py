@@ -41,6 +41,14 @@ def scatter(
 
 
 @triton.jit
+def _dot(a, b, WIDE: tl.constexpr):
+    """A product summed in float32; WIDE: of operands widened first, for the interpreter multiplies no bfloat16."""
+    if WIDE:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
 def _tanh(x):
     return 1 - 2 / (tl.exp(2 * x) + 1)
 
@@ -76,7 +84,7 @@ def _attend_span(
     DIM: tl.constexpr,
     V_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Softmax sums over the keys start .. end of one row."""
     best = tl.full([M], float("-inf"), tl.float32)
@@ -90,7 +98,7 @@ def _attend_span(
         places = (pages * kv_heads + head) * page_size + keys % page_size
         is_read = is_key[None, :] & (at < dim)[:, None]
         key = tl.load(key_pages + places[None, :] * dim + at[:, None], mask=is_read, other=0.0)
-        scores = tl.dot(query, key, input_precision=PRECISION) * scaling
+        scores = _dot(query, key, WIDE) * scaling
         if softcap:
             scores = _tanh(scores / softcap) * softcap
         is_seen = is_key[None, :] & (keys[None, :] <= positions[:, None])
@@ -104,7 +112,7 @@ def _attend_span(
         total = total * fade + tl.sum(weights, 1)
         is_read = is_key[:, None] & (v_at < v_dim)[None, :]
         value = tl.load(value_pages + places[:, None] * v_dim + v_at[None, :], mask=is_read, other=0.0)
-        out = out * fade[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
+        out = out * fade[:, None] + _dot(weights.to(value.dtype), value, WIDE)
         best = new
     return best, total, out
 
@@ -182,7 +190,7 @@ def attend(
     SPAN: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """A tile of M // GROUP queries of one row, all heads of one kv head.
 
@@ -208,7 +216,7 @@ def attend(
         if span_start < span_end:
             best, total, result = _attend_span(
                 asked, positions, table, key_pages, value_pages, head, kv_heads, span_start, span_end, scaling,
-                dim, v_dim, page_size, window, softcap, M, DIM, V_DIM, BLOCK, PRECISION,
+                dim, v_dim, page_size, window, softcap, M, DIM, V_DIM, BLOCK, WIDE,
             )  # fmt: skip
             part = ((tile * kv_heads + head) * tl.num_programs(2) + span) * M + lanes
             tl.store(bests + part, best)
@@ -222,7 +230,7 @@ def attend(
             span_start, span_end = tl.maximum(border, begin // BLOCK * BLOCK), tl.minimum(border + SPAN, end)
             own_best, own_total, own_result = _attend_span(
                 asked, positions, table, key_pages, value_pages, head, kv_heads, span_start, span_end, scaling,
-                dim, v_dim, page_size, window, softcap, M, DIM, V_DIM, BLOCK, PRECISION,
+                dim, v_dim, page_size, window, softcap, M, DIM, V_DIM, BLOCK, WIDE,
             )  # fmt: skip
             best, total, result = _merge(best, total, result, own_best, own_total, own_result)
         _store(out, out_token, best, total, result, sinks, tokens, heads, is_query, v_dim, V_DIM, HAS_SINKS)

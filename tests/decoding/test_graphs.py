@@ -1,4 +1,4 @@
-"""Recorded decode steps: a recording that only calls the function again shows what goes in, and that padding is idle."""
+"""Recorded decode steps: a recording that only calls the function again shows what goes in, and what padding does."""
 
 from __future__ import annotations
 
