@@ -27,7 +27,7 @@ from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.plug import NAME, PluggedAttention, register, trace
-from decoding.rewrite import Progress, RowExactProducts, bare_products, make_row_exact, merge_only
+from decoding.rewrite import NotRowExact, Progress, RowExactProducts, bare_products, make_batch_invariant, make_fast, make_row_exact
 from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
 from decoding.transfer import to_device
 
@@ -234,6 +234,16 @@ def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype:
     return triton_attention(shapes, device, dtype) or ReferenceAttention(shapes, device=device, dtype=dtype)
 
 
+def uniform_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    """As default_attention, and a query's bits do not depend on how it came."""
+    if device.type == "cpu":
+        return default_attention(shapes, device, dtype)
+    found = triton_attention(shapes, device, dtype, is_uniform=True)
+    if found is None:
+        raise ModuleNotFoundError("batch_invariant needs the package triton on a GPU")
+    return found
+
+
 def triton_attention(
     shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, *, is_uniform: bool = False
 ) -> AttentionBackend | None:
@@ -264,7 +274,8 @@ def load(
     device: str,
     dtype: str,
     progress: Progress = _silent,
-    attention: AttentionMaker = default_attention,
+    attention: AttentionMaker | None = None,
+    is_batch_invariant: bool = False,
 ) -> Model:
     """Load a local Hugging Face directory (safetensors only, no remote code, no network)."""
     progress("reading configuration", 0.0)
@@ -282,7 +293,8 @@ def load(
     )
     causal_lm.to(place)
     progress("loading weights", 1.0)
-    return wrap(causal_lm, progress=progress, attention=attention)
+    make = attention or (uniform_attention if is_batch_invariant else default_attention)
+    return wrap(causal_lm, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
 
 
 @torch.inference_mode()
@@ -292,10 +304,13 @@ def wrap(
     progress: Progress = _silent,
     attention: AttentionMaker = default_attention,
     capture: Capture | None = None,
+    is_batch_invariant: bool = False,
 ) -> Model:
     """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after.
 
     capture: how decode steps are recorded; None: by CUDA graphs where the backend can be, elsewhere not at all.
+    is_batch_invariant: a row's bits must not depend on the batch, which costs nothing on the CPU and much on a GPU; the
+    attention must be made for it too. Raises UnsupportedModel where that cannot be had.
     """
     check_config(causal_lm.config)
     check_class(causal_lm)
@@ -310,14 +325,23 @@ def wrap(
         if dtype == torch.float32 and kernels.available():
             is_compiled = fuse(causal_lm, plugged, backend, progress)
         make_row_exact(causal_lm, progress)
+    elif is_batch_invariant:
+        invariant(causal_lm)
     else:
-        merge_only(causal_lm)
+        make_fast(causal_lm)
     if capture is None and device.type == "cuda" and hasattr(backend, "decode_plan"):
         capture = CudaCapture()
     info = _describe(causal_lm, len(shapes))
     model = Model(causal_lm, info, backend, plugged, is_compiled=is_compiled, capture=capture)
     agreement.check(lambda batch: model.forward(batch).last, model.attention)
     return model
+
+
+def invariant(causal_lm: Any) -> None:
+    try:
+        make_batch_invariant(causal_lm)
+    except NotRowExact as error:
+        raise UnsupportedModel(type(causal_lm).__name__, f"cannot be batch invariant: {error}") from error
 
 
 def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> bool:
