@@ -141,9 +141,7 @@ def can_pack(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu"
 
 
-def is_row_exact(
-    product: Product, columns: int, dtype: torch.dtype, device: torch.device = torch.device("cpu")
-) -> bool:
+def is_row_exact(product: Product, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     """Whether rows come out bitwise equal from batches of every probed size.
 
     A wrong kernel differs in the last bit of some results only, so products of few columns are tried on more rows.

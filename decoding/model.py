@@ -27,7 +27,15 @@ from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.plug import NAME, PluggedAttention, register, trace
-from decoding.rewrite import NotRowExact, Progress, RowExactProducts, bare_products, make_batch_invariant, make_fast, make_row_exact
+from decoding.rewrite import (
+    NotRowExact,
+    Progress,
+    RowExactProducts,
+    bare_products,
+    make_batch_invariant,
+    make_fast,
+    make_row_exact,
+)
 from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
 from decoding.transfer import to_device
 
