@@ -47,7 +47,7 @@ class Options:
     prefill: int
     beams: tuple[int, int]
     is_batch_invariant: bool
-    has_peers: bool
+    peers: tuple[str, ...]
     json: Path | None
 
 
@@ -272,11 +272,11 @@ def time_beams(bench: Bench, options: Options) -> list[Result]:
 def time_peers(causal_lm: Any, options: Options, work: Work, box: Box) -> list[Result]:
     results = []
     vocab = causal_lm.config.vocab_size
-    for name, peer in PEERS.items():
+    for name in options.peers:
         for num_rows in options.rows:
             generator = torch.Generator().manual_seed(num_rows)
             prompts = torch.randint(0, vocab, (num_rows, options.prompt), generator=generator).tolist()
-            seconds, failure = seconds_of(peer, causal_lm, prompts, options.new)
+            seconds, failure = seconds_of(PEERS[name], causal_lm, prompts, options.new)
             limit = num_rows / decode_floor(work, box, num_rows, options.prompt + options.new // 2)
             speed = None if seconds is None else num_rows * options.new / seconds
             label = f"{num_rows} rows, {options.prompt} in, {options.new} out"
@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print)
     work = work_of(causal_lm)
     prompt = torch.randint(0, causal_lm.config.vocab_size, (64,), generator=torch.Generator().manual_seed(1)).tolist()
     expected = own_logprobs(causal_lm, prompt)
-    results = time_peers(causal_lm, options, work, box) if options.has_peers else []
+    results = time_peers(causal_lm, options, work, box)
     attention = uniform_attention if options.is_batch_invariant else default_attention
     model = wrap(causal_lm, attention=attention, is_batch_invariant=options.is_batch_invariant)
     bench = Bench(model, options)
@@ -341,7 +341,7 @@ def _parse(argv: Sequence[str] | None) -> Options:
     parser.add_argument("--prefill", type=int, default=2048, help="prompt tokens of the prefill measurement")
     parser.add_argument("--beams", type=int, nargs=2, default=[4, 64], metavar=("WIDTH", "REQUESTS"))
     parser.add_argument("--batch-invariant", action="store_true")
-    parser.add_argument("--no-peers", action="store_true", help="leave transformers' own decoding out")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="transformers' own ways")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     return Options(
@@ -354,7 +354,7 @@ def _parse(argv: Sequence[str] | None) -> Options:
         prefill=args.prefill,
         beams=(args.beams[0], args.beams[1]),
         is_batch_invariant=args.batch_invariant,
-        has_peers=not args.no_peers,
+        peers=tuple(args.peers),
         json=args.json,
     )
 

@@ -35,7 +35,7 @@ def static_cache(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int) 
         raise RuntimeError(f"{out.shape[1] - ids.shape[1]} tokens of {new_tokens}")
 
 
-PEERS: dict[str, Peer] = {"continuous batching": continuous_batching, "static cache": static_cache}
+PEERS: dict[str, Peer] = {"continuous-batching": continuous_batching, "static-cache": static_cache}
 
 
 def seconds_of(

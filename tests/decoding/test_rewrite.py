@@ -60,7 +60,7 @@ def test_a_batch_invariant_model_computes_the_same_at_fixed_rows(name: str) -> N
 
 
 def test_a_mixture_whose_experts_multiply_by_themselves_is_refused() -> None:
-    with pytest.raises(NotRowExact, match="mlp.gate"):
+    with pytest.raises(NotRowExact, match="in its own code"):
         make_batch_invariant(tiny("mixtral"))
 
 
