@@ -8,8 +8,7 @@ our attention comes in through its attention interface, our linears by replacing
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,10 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
 from decoding import kernels
-from decoding.attention.cpu import CPUAttention
+from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
-from decoding.attention.pages import LayerShape
-from decoding.attention.reference import ReferenceAttention
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.plug import NAME, PluggedAttention, register, trace
 from decoding.rewrite import (
@@ -40,8 +37,6 @@ from decoding.support import Agreement, UnsupportedModel, check_class, check_con
 from decoding.transfer import to_device
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
-
-AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], AttentionBackend]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,42 +229,6 @@ def cpu_multiplies_bfloat16() -> bool:
     """AVX512_BF16 or AMX."""
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check is not None and check() for check in checks)
-
-
-def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    if device.type == "cpu":
-        return compiled_attention(shapes) or CPUAttention(shapes)
-    return triton_attention(shapes, device, dtype) or ReferenceAttention(shapes, device=device, dtype=dtype)
-
-
-def uniform_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    """As default_attention, and a query's bits do not depend on how it came."""
-    if device.type == "cpu":
-        return default_attention(shapes, device, dtype)
-    found = triton_attention(shapes, device, dtype, is_uniform=True)
-    if found is None:
-        raise ModuleNotFoundError("batch_invariant needs the package triton on a GPU")
-    return found
-
-
-def triton_attention(
-    shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, *, is_uniform: bool = False
-) -> AttentionBackend | None:
-    """None where triton is not installed."""
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - needs triton
-
-    return TritonAttention(shapes, device=device, dtype=dtype, is_uniform=is_uniform)
-
-
-def compiled_attention(shapes: Sequence[LayerShape]) -> AttentionBackend | None:
-    """None where kernels cannot be compiled."""
-    if not kernels.available():
-        return None
-    from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
-
-    return KernelAttention(shapes)
 
 
 def _silent(_phase: str, _fraction: float) -> None:

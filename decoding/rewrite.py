@@ -86,9 +86,10 @@ def make_batch_invariant(model: nn.Module) -> None:
         for names in MERGED_NAMES:
             _merge(parent, names, build)
         for name, child in list(parent.named_children()):
-            if type(child) in (nn.Linear, Conv1D):
-                weight = child.weight if type(child) is nn.Linear else child.weight.T
-                setattr(parent, name, build(weight, child.bias))
+            if type(child) is nn.Linear:
+                setattr(parent, name, build(child.weight, child.bias))
+            elif type(child) is Conv1D:
+                setattr(parent, name, build(child.weight.T, child.bias))
             elif type(child).__name__.endswith("Norm"):
                 setattr(parent, name, FixedRows(fuse_norm(child) or child))
 
@@ -107,7 +108,7 @@ class FixedRows(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, T, ...] -> [1, T, ...]
         rows = x[0]
         padding = rows.new_zeros(-len(rows) % FIXED_ROWS, *rows.shape[1:])
-        blocks = torch.cat([rows, padding]).split(FIXED_ROWS)
+        blocks = torch.split(torch.cat([rows, padding]), FIXED_ROWS)
         return torch.cat([self.module(block[None]) for block in blocks], 1)[:, : len(rows)]
 
 

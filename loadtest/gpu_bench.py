@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,34 +20,16 @@ from typing import Any
 
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, default_attention, uniform_attention, wrap
-from decoding.output import Output
-from decoding.params import MAIN, Beam, LogitsParams, LogprobsParams, Request, StoppingParams
-from decoding.strategies import build as build_strategy
+from decoding.attention.choice import default_attention, uniform_attention
+from decoding.model import wrap
+from decoding.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
 from loadtest.gpu_box import Box, measure
+from loadtest.gpu_engine import GREEDY, Bench, Options
 from loadtest.gpu_peers import PEERS, seconds_of
 from loadtest.gpu_shapes import SHAPES, Work, build, work_of
 
-GREEDY = LogitsParams(temperature=0)
 MEAN_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
 """Of log-probs, against transformers' own forward."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    device: torch.device
-    dtype: torch.dtype
-    shape: str
-    rows: tuple[int, ...]
-    prompt: int
-    new: int
-    prefill: int
-    beams: tuple[int, int]
-    is_batch_invariant: bool
-    peers: tuple[str, ...]
-    json: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,89 +56,6 @@ class Result:
         if self.value is None or self.floor is None:
             return None
         return self.value / self.floor if self.unit == "tok/s" else self.floor / self.value
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    seconds: float
-    rows: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """tokens: each request's output, of its first choice. logprobs: of the output, and of the prompt where asked."""
-
-    seconds: float
-    ticks: tuple[Tick, ...]
-    tokens: tuple[tuple[int, ...], ...]
-    logprobs: tuple[tuple[float, ...], ...]
-    prompt_logprobs: tuple[tuple[float, ...], ...]
-
-    def decode_seconds(self, num_rows: int) -> float:
-        """Median time of the ticks in which so many rows fed one token each."""
-        return statistics.median(t.seconds for t in self.ticks if t.rows == t.tokens == num_rows)
-
-
-class Bench:
-    """One model in one engine, with pages for the largest scenario."""
-
-    def __init__(self, model: Model, options: Options) -> None:
-        self._options = options
-        self._device = options.device
-        longest = max(options.prompt + options.new, options.prefill + 1)
-        num_rows = max(*options.rows, options.beams[0] * options.beams[1])
-        size = model.attention.page_size
-        needed = num_rows * -(-(options.prompt + options.new) // size) + -(-longest // size)
-        num_pages = 2 + needed + num_rows  # beams copy a page before they write to it
-        model.attention.allocate(num_pages)
-        self.engine = Engine(
-            {MAIN: model},
-            {MAIN: PageCache(num_pages, size, has_prefix_index=False)},
-            eos_token_ids=(),
-            max_rows=num_rows,
-            tick_tokens=8192 if options.device.type == "cuda" else 512,
-        )
-        self._vocab = model.info.vocab_size
-
-    def prompts(self, count: int, length: int, seed: int) -> list[tuple[int, ...]]:
-        generator = torch.Generator().manual_seed(seed)
-        ids = torch.randint(0, self._vocab, (count, length), generator=generator)
-        return [tuple(row) for row in ids.tolist()]
-
-    def requests(self, count: int, seed: int) -> list[Request]:
-        """Greedy, of the length asked for, whatever the model would say."""
-        stopping = StoppingParams(self._options.new, ignore_eos=True)
-        return [Request(p, logits=GREEDY, stopping=stopping) for p in self.prompts(count, self._options.prompt, seed)]
-
-    def run(self, requests: Sequence[Request]) -> Run:
-        ticks: list[Tick] = []
-        outputs: list[Output] = []
-        started = time.perf_counter()
-        for at, request in enumerate(requests):
-            self.engine.add(at, request, build_strategy)
-        while self.engine.has_work:
-            before = time.perf_counter()
-            outputs += self.engine.tick()
-            ticks.append(Tick(time.perf_counter() - before, self.engine.tick_rows, self.engine.tick_tokens))
-        seconds = time.perf_counter() - started
-        return _gathered(len(requests), outputs, seconds, ticks)
-
-
-def _gathered(count: int, outputs: Sequence[Output], seconds: float, ticks: Sequence[Tick]) -> Run:
-    tokens: list[list[int]] = [[] for _ in range(count)]
-    logprobs: list[list[float]] = [[] for _ in range(count)]
-    of_prompts: list[tuple[float, ...]] = [()] * count
-    for output in outputs:
-        if output.failure is not None:
-            raise RuntimeError(output.failure.message) from output.failure.cause
-        if output.prompt is not None:
-            of_prompts[output.request_id] = tuple(p for p in output.prompt.logprobs if p is not None)
-        for emit in output.emits:
-            if emit.choice == 0:
-                tokens[output.request_id] += emit.token_ids
-                logprobs[output.request_id] += emit.logprobs or ()
-    return Run(seconds, tuple(ticks), tuple(map(tuple, tokens)), tuple(map(tuple, logprobs)), tuple(of_prompts))
 
 
 # checks

@@ -58,6 +58,6 @@ def seconds_of(
 
 
 def _config(new_tokens: int) -> GenerationConfig:
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, eos_token_id=-1, pad_token_id=0
     )

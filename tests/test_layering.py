@@ -64,7 +64,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "session",
         "__main__",
         "gpu_shapes",
-        "gpu_peers gpu_box",
+        "gpu_box gpu_engine",
+        "gpu_peers",
         "gpu_bench",
     ),
 }
@@ -93,7 +94,10 @@ SEPARATED: tuple[tuple[str, str], ...] = (
 )
 FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 
-ENGINE_BENCHMARKS = ("loadtest.gpu_bench",)  # drive the engine in their own process: a GPU box may have no server
+ENGINE_BENCHMARKS = (
+    "loadtest.gpu_bench",
+    "loadtest.gpu_engine",
+)  # drive the engine in their own process: a GPU box may have no server
 SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers")  # all that server/ may know of decoding/
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")

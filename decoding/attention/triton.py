@@ -24,6 +24,8 @@ FEW_LANES = 16
 """Query heads of a program that decodes: the least that a tensor core takes."""
 MANY_LANES = 64
 """Query heads of a program that prefills."""
+BLOCK_BYTES = 16384
+"""Of the keys of one product, and of their values."""
 ENOUGH_PROGRAMS = 256
 """About two for each of a GPU's multiprocessors: with as many, splitting by keys wins nothing."""
 
@@ -173,14 +175,19 @@ class TritonAttention(ReferenceAttention):
             bests, totals, parts,
             query.stride(0), query.stride(1), out.stride(0), plan.page_tables.stride(0), spec.scaling,
             shape.head_dim, shape.v_head_dim, self.page_size, softcap=spec.softcap or 0.0,
-            DIM=_padded(shape.head_dim), BLOCK=self._block, IS_SPLIT=is_split, WIDE=self._device.type == "cpu",
-            **options,
+            DIM=_padded(shape.head_dim), BLOCK=self._block_for(shape), IS_SPLIT=is_split,
+            WIDE=self._device.type == "cpu", **options,
         )  # fmt: skip
         if is_split:
             kernels.combine[grid](
                 out, tiles.rows, tiles.queries, plan.query_starts, plan.kv_lengths, sinks, bests, totals, parts,
                 out.stride(0), tiles.num_spans, shape.v_head_dim, **options,
             )  # fmt: skip
+
+    def _block_for(self, shape: LayerShape) -> int:
+        """Fewer keys a product where heads are wide: a multiprocessor holds several blocks of keys and values."""
+        fitting = BLOCK_BYTES // (_padded(max(shape.head_dim, shape.v_head_dim)) * self._pages.dtype.itemsize)
+        return min(self._block, max(16, fitting))
 
     def _scratch(self, shape: LayerShape, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Best scores, weights and weighted values of every span."""

@@ -124,7 +124,7 @@ def _reach(tile, tile_rows, tile_queries, query_starts, kv_lengths, QUERIES: tl.
     start, keys = tl.load(query_starts + row), tl.load(kv_lengths + row)
     count = tl.load(query_starts + row + 1) - start
     end = keys - count + tl.minimum(first + QUERIES, count)
-    begin = tl.zeros_like(end)
+    begin = end * 0
     if window:
         begin = tl.maximum(keys - count + first - window + 1, 0)
     return row, first, start, count, begin, end, keys - count
@@ -198,7 +198,7 @@ def attend(
     program along spans) it walks them all.
     """
     QUERIES: tl.constexpr = M // GROUP
-    tile, head, kv_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    tile, head, kv_heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     row, first, start, count, begin, end, offset = _reach(
         tile, tile_rows, tile_queries, query_starts, kv_lengths, QUERIES, window
     )
@@ -259,7 +259,7 @@ def combine(
 ):
     """Merge the spans of a split tile in order. Grid (tiles, kv_heads)."""
     QUERIES: tl.constexpr = M // GROUP
-    tile, head, kv_heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    tile, head, kv_heads = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     _, first, start, count, begin, end, _ = _reach(
         tile, tile_rows, tile_queries, query_starts, kv_lengths, QUERIES, window
     )

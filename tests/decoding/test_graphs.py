@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from decoding.attention.interface import Batch, DecodeInputs
+from decoding.attention.choice import AttentionMaker
+from decoding.attention.interface import AttentionBackend, Batch, DecodeInputs
+from decoding.attention.pages import LayerShape
+from decoding.cache import PageCache
+from decoding.engine import Engine
 from decoding.graphs import CannotCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.model import wrap
+from decoding.params import Beam, LogitsParams, Request, Sampling, StoppingParams
+from tests.decoding.drive import run
 from tests.decoding.layout import PageBook, Row
+from tests.decoding.tiny import tiny
 
 CPU = torch.device("cpu")
 
@@ -103,18 +111,44 @@ def test_a_forward_that_cannot_be_recorded_is_not_tried_again() -> None:
     assert len(tries) == 1
 
 
+def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_other() -> None:
+    pytest.importorskip("triton")
+
+    def answers(maker: AttentionMaker | None, capture: Callable[[Run], Run] | None) -> list[object]:
+        lm = tiny("llama", num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, capture=capture) if maker is None else wrap(lm, attention=maker, capture=capture)
+        model.attention.allocate(40)
+        engine = Engine({"main": model}, {"main": PageCache(40, 16)}, eos_token_ids=(), tick_tokens=16)
+        stopping = StoppingParams(6, ignore_eos=True)
+        requests = [
+            Request(tuple(range(3, 25)), logits=LogitsParams(temperature=0), stopping=stopping),
+            Request((5, 6, 7), Sampling(n=2), stopping=stopping, seed=3),
+            Request((9, 8), Beam(num_beams=2), LogitsParams(temperature=0), stopping=stopping),
+        ]
+        return [{i: c.token_ids for i, c in answer.choices.items()} for answer in run(engine, requests)]
+
+    recorded = []
+
+    def noting(forward: Run) -> Run:
+        recorded.append(forward)
+        return forward
+
+    assert answers(triton_blocks, noting) == answers(None, None)
+    assert recorded
+
+
+def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - triton may be absent
+
+    return TritonAttention(shapes, device=device, dtype=dtype, block=16)
+
+
 def test_a_model_decodes_the_same_bits_in_padded_buckets() -> None:
     pytest.importorskip("triton")
-    from decoding.attention.triton import TritonAttention  # noqa: PLC0415
-    from decoding.model import wrap  # noqa: PLC0415
-    from tests.decoding.tiny import tiny  # noqa: PLC0415
 
     def states(capture: Callable[[Run], Run] | None) -> torch.Tensor:
-        model = wrap(
-            tiny("llama", num_hidden_layers=2),
-            attention=lambda shapes, device, dtype: TritonAttention(shapes, device=device, dtype=dtype, block=16),
-            capture=capture,
-        )
+        lm = tiny("llama", num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, attention=triton_blocks, capture=capture)
         model.attention.allocate(100)
         book, rows = PageBook(100, 16), [Row(list(range(3, 3 + length))) for length in (9, 20, 4)]
         model.forward(book.batch([(row, len(row.tokens) - 2) for row in rows]))

@@ -128,6 +128,15 @@ def test_probed_scores_are_those_of_the_reference() -> None:
     torch.testing.assert_close(scores[0][1], scores[1][1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "block"),
+    [(64, torch.bfloat16, 64), (128, torch.bfloat16, 64), (128, torch.float32, 32), (256, torch.float32, 16)],
+)
+def test_blocks_of_wide_heads_stay_small(head_dim: int, dtype: torch.dtype, block: int) -> None:
+    shape = LayerShape(heads=2, kv_heads=1, head_dim=head_dim, v_head_dim=head_dim)
+    assert TritonAttention([shape], device=CPU, dtype=dtype)._block_for(shape) == block
+
+
 def test_spans_are_whole_blocks() -> None:
     with pytest.raises(ValueError, match="divide"):
         TritonAttention([SHAPES["grouped"]], device=CPU, dtype=torch.float32, block=64, span=96)
