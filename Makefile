@@ -65,6 +65,8 @@ $(installed): | $(bin)/python
 
 $(installed_dev): | $(installed)
 	@$(pip) install -r requirements-dev.lock >&2
+	@# a torch with CUDA has brought its own; without dependencies, so that neither asks for another
+	@$(bin)/python -c 'import triton' 2>/dev/null || $(pip) install --no-deps -r requirements-triton.lock >&2
 	@touch $@
 
 uv := build/uv/bin/uv

@@ -10,10 +10,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-
-import re2
+from typing import TYPE_CHECKING
 
 from decoding.params import InvalidParam
+
+if TYPE_CHECKING:
+    import re2
 
 LAST_NUMBER = r"-?\$?\d+(?:,\d{3})*(?:\.\d+)?"
 """GSM8K's answers: whole or decimal, with thousands separators, perhaps a price."""
@@ -38,6 +40,8 @@ class Answer:
 
 def compile_answer(pattern: str) -> re2._Regexp:
     """Raises InvalidParam where RE2 refuses the pattern (backreferences and look-around do not exist there)."""
+    import re2  # noqa: PLC0415 - all other strategies run without it
+
     options = re2.Options()
     options.log_errors = False
     try:

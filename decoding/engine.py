@@ -187,10 +187,10 @@ class Engine:
                     owners.append(scheduled)
                     reads.append(read)
             due.append((owners, enqueue(part.model, part.hidden, reads, copy)))
-        copy.fetch()
-        for part in forwarded:
+        for part in forwarded:  # while the device still computes
             for scheduled in part.scheduled:
                 self._commit(scheduled.live, scheduled.span)
+        copy.fetch()
         for owners, slices in due:
             readings = [reading for part in slices for reading in part.collect()]
             for scheduled, reading in zip(owners, readings, strict=True):

@@ -31,7 +31,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
-    draft_model: a directory too, with the same vocabulary; empty for none.
+    draft_model: a directory too, with the same vocabulary; empty for none. batch_invariant: on a GPU too, a row's bits
+    must not depend on the batch.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     threads: int = 0
     token_bytes: tuple[bytes, ...] = ()
     draft_model: str = ""
+    batch_invariant: bool = False
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -141,13 +141,13 @@ def can_pack(weight: torch.Tensor) -> bool:
     return weight.device.type == "cpu"
 
 
-def is_row_exact(product: Product, columns: int, dtype: torch.dtype) -> bool:
+def is_row_exact(product: Product, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
     """Whether rows come out bitwise equal from batches of every probed size.
 
     A wrong kernel differs in the last bit of some results only, so products of few columns are tried on more rows.
     """
     generator = torch.Generator().manual_seed(columns)
-    x = torch.randn(max(PROBED_ROWS), columns, generator=generator).to(dtype)
+    x = torch.randn(max(PROBED_ROWS), columns, generator=generator).to(dtype).to(device)
     expected = product(x)
     enough = -(-PROBED_RESULTS // expected.shape[1])
     return all(

@@ -8,10 +8,10 @@ our attention comes in through its attention interface, our linears by replacing
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,17 +20,23 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.logging import disable_progress_bar
 
 from decoding import kernels
-from decoding.attention.cpu import CPUAttention
-from decoding.attention.interface import AttentionBackend, Batch
-from decoding.attention.pages import LayerShape
-from decoding.attention.reference import ReferenceAttention
+from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
+from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
+from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.plug import NAME, PluggedAttention, register, trace
-from decoding.rewrite import Progress, RowExactProducts, bare_products, make_row_exact, merge_only
+from decoding.rewrite import (
+    NotRowExact,
+    Progress,
+    RowExactProducts,
+    bare_products,
+    make_batch_invariant,
+    make_fast,
+    make_row_exact,
+)
 from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
+from decoding.transfer import to_device
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
-
-AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], AttentionBackend]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,7 @@ class Model:
         plugged: PluggedAttention,
         *,
         is_compiled: bool = False,
+        capture: Capture | None = None,
     ) -> None:
         self.info = info
         self.is_compiled = is_compiled
@@ -86,6 +93,7 @@ class Model:
         self._head = headless(causal_lm)
         needs_mode = info.device.type == "cpu" and any(bare_products(causal_lm))
         self._products: AbstractContextManager[Any] = RowExactProducts() if needs_mode else nullcontext()
+        self._graphs = None if capture is None else DecodeGraphs(self._decode, capture, info.device)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> Hidden:
@@ -94,15 +102,19 @@ class Model:
         A vector of `batch.embeds` is what the model accepts as `inputs_embeds`: it takes the place of the embedding
         module's output, so Gemma expects it scaled already and Granite scales it itself.
         """
+        if self._graphs is not None and not layers:
+            replayed = self._graphs.run(batch, cast(CapturableAttention, self.attention).generation)
+            if replayed is not None:
+                return Hidden(replayed, {}, {})
         device = self.info.device
         plan = self.attention.plan(batch)
-        ids = torch.from_numpy(batch.token_ids).to(device)[None]
+        ids = to_device(batch.token_ids, device)[None]
         inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
         kept: dict[int, torch.Tensor] = {}
         with self._products, self._keeping(layers, kept):
             out = self._base(
                 **inputs,
-                position_ids=torch.from_numpy(batch.positions).to(device)[None],
+                position_ids=to_device(batch.positions, device)[None],
                 use_cache=False,
                 **{NAME: self._plugged.bind(self.attention, plan)},
             )
@@ -124,6 +136,20 @@ class Model:
         with self._products:
             logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
+
+    def _decode(self, inputs: DecodeInputs) -> Callable[[], torch.Tensor]:
+        """The forward of one token a row, as something to be recorded: its plan is made now, its work done later."""
+        attention = cast(CapturableAttention, self.attention)
+        bound = self._plugged.bind(attention, attention.decode_plan(inputs))
+
+        def run() -> torch.Tensor:  # [R, hidden]
+            ids, positions = inputs.token_ids[None], inputs.positions[None]
+            with self._products:
+                out = self._base(input_ids=ids, position_ids=positions, use_cache=False, **{NAME: bound})
+            last: torch.Tensor = out.last_hidden_state[0]
+            return last
+
+        return run
 
     def _embed(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:  # [1, T] -> [1, T, hidden]
         embeds: torch.Tensor = self._embedding(ids).clone()
@@ -205,21 +231,6 @@ def cpu_multiplies_bfloat16() -> bool:
     return any(check is not None and check() for check in checks)
 
 
-def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
-    if device.type == "cpu":
-        return compiled_attention(shapes) or CPUAttention(shapes)
-    return ReferenceAttention(shapes, device=device, dtype=dtype)
-
-
-def compiled_attention(shapes: Sequence[LayerShape]) -> AttentionBackend | None:
-    """None where kernels cannot be compiled."""
-    if not kernels.available():
-        return None
-    from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
-
-    return KernelAttention(shapes)
-
-
 def _silent(_phase: str, _fraction: float) -> None:
     return None
 
@@ -230,7 +241,8 @@ def load(
     device: str,
     dtype: str,
     progress: Progress = _silent,
-    attention: AttentionMaker = default_attention,
+    attention: AttentionMaker | None = None,
+    is_batch_invariant: bool = False,
 ) -> Model:
     """Load a local Hugging Face directory (safetensors only, no remote code, no network)."""
     progress("reading configuration", 0.0)
@@ -248,12 +260,25 @@ def load(
     )
     causal_lm.to(place)
     progress("loading weights", 1.0)
-    return wrap(causal_lm, progress=progress, attention=attention)
+    make = attention or (uniform_attention if is_batch_invariant else default_attention)
+    return wrap(causal_lm, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
 
 
 @torch.inference_mode()
-def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMaker = default_attention) -> Model:
-    """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
+def wrap(
+    causal_lm: Any,
+    *,
+    progress: Progress = _silent,
+    attention: AttentionMaker = default_attention,
+    capture: Capture | None = None,
+    is_batch_invariant: bool = False,
+) -> Model:
+    """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after.
+
+    capture: how decode steps are recorded; None: by CUDA graphs where the backend can be, elsewhere not at all.
+    is_batch_invariant: a row's bits must not depend on the batch, which costs nothing on the CPU and much on a GPU; the
+    attention must be made for it too. Raises UnsupportedModel where that cannot be had.
+    """
     check_config(causal_lm.config)
     check_class(causal_lm)
     causal_lm.eval()
@@ -267,11 +292,23 @@ def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMa
         if dtype == torch.float32 and kernels.available():
             is_compiled = fuse(causal_lm, plugged, backend, progress)
         make_row_exact(causal_lm, progress)
+    elif is_batch_invariant:
+        invariant(causal_lm)
     else:
-        merge_only(causal_lm)
-    model = Model(causal_lm, _describe(causal_lm, len(shapes)), backend, plugged, is_compiled=is_compiled)
+        make_fast(causal_lm)
+    if capture is None and device.type == "cuda" and hasattr(backend, "decode_plan"):
+        capture = CudaCapture()
+    info = _describe(causal_lm, len(shapes))
+    model = Model(causal_lm, info, backend, plugged, is_compiled=is_compiled, capture=capture)
     agreement.check(lambda batch: model.forward(batch).last, model.attention)
     return model
+
+
+def invariant(causal_lm: Any) -> None:
+    try:
+        make_batch_invariant(causal_lm)
+    except NotRowExact as error:
+        raise UnsupportedModel(type(causal_lm).__name__, f"cannot be batch invariant: {error}") from error
 
 
 def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> bool:

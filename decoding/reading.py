@@ -21,6 +21,7 @@ from decoding.logits.pipeline import Pipeline, process, warp
 from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
+from decoding.transfer import indices, to_device
 
 SLICE_ROWS = 128
 """Rows that go through the head at once: bounds the memory of scores to SLICE_ROWS x vocab floats."""
@@ -87,7 +88,7 @@ class HostCopy:
         """The transfer. Call once, after the last `add`."""
         if not self._tensors:
             return
-        flat = torch.cat([t.detach().double().flatten() for t in self._tensors]).cpu().numpy()
+        flat = _to_host(torch.cat([t.detach().double().flatten() for t in self._tensors])).numpy()
         ends = np.cumsum([t.numel() for t in self._tensors])[:-1]
         parts = np.split(flat, ends)
         self._arrays = [p.reshape(tuple(t.shape)) for p, t in zip(parts, self._tensors, strict=True)]
@@ -121,8 +122,8 @@ class ReadSlice:
         headed = [i for i, r in enumerate(self._reads) if r.want.reads_head]
         if not headed:
             return
-        indices = torch.tensor([self._reads[i].index for i in headed], device=hidden.last.device)
-        logits = model.head(hidden.last[indices])  # [n, vocab]
+        positions = indices([self._reads[i].index for i in headed], hidden.last.device)
+        logits = model.head(hidden.last[positions])  # [n, vocab]
         self._enqueue_entropy(logits, headed)
         self._enqueue_raw_top(logits, headed)
         contrasted = self._contrasted(model, hidden, logits, headed)
@@ -160,13 +161,13 @@ class ReadSlice:
         at = [k for k, i in enumerate(headed) if self._reads[i].want.entropy]
         if not at:
             return
-        self._add("entropy", [headed[k] for k in at], torch.stack(entropies(logits[at]), dim=1))
+        self._add("entropy", [headed[k] for k in at], torch.stack(entropies(_rows(logits, at)), dim=1))
 
     def _enqueue_raw_top(self, logits: torch.Tensor, headed: Sequence[int]) -> None:
         at = [k for k, i in enumerate(headed) if self._reads[i].want.raw_top]
         if at:
             width = max(self._reads[headed[k]].want.raw_top for k in at)
-            best = top(logits[at].log_softmax(dim=-1), width)
+            best = top(_rows(logits, at).log_softmax(dim=-1), width)
             self._add("raw_top", [headed[k] for k in at], torch.stack(best, dim=1))
 
     def _contrasted(
@@ -181,9 +182,11 @@ class ReadSlice:
             return logits
         contrasted = logits.clone()
         for layers, at in groups.items():
-            indices = [self._reads[headed[k]].index for k in at]
-            premature = torch.stack([model.project(hidden.layers[j][indices]) for j in layers], dim=1)
-            contrasted[at], chosen = contrast(logits[at], premature)  # premature: [rows, layers, vocab]
+            own = [self._reads[headed[k]].index for k in at]
+            premature = torch.stack([model.project(_rows(hidden.layers[j], own)) for j in layers], dim=1)
+            contrasted[indices(at, logits.device)], chosen = contrast(
+                _rows(logits, at), premature
+            )  # premature: [rows, layers, vocab]
             self._add("contrasted", [headed[k] for k in at], chosen)
         return contrasted
 
@@ -200,16 +203,16 @@ class ReadSlice:
         at = [k for k, i in enumerate(headed) if self._reads[i].want.draws]
         quiet = [k for k, i in enumerate(headed) if not self._reads[i].want.draws]
         if quiet:
-            self._add("peak", [headed[k] for k in quiet], logits[quiet].amax(dim=-1))
+            self._add("peak", [headed[k] for k in quiet], _rows(logits, quiet).amax(dim=-1))
         if not at:
             return None
         reads = [self._reads[headed[k]] for k in at]
-        scores = self._processed(logits[at] if quiet else logits, reads)
+        scores = self._processed(_rows(logits, at) if quiet else logits, reads)
         self._add("peak", [headed[k] for k in at], scores.amax(dim=-1))
         drawn = _draw_all(scores, reads)
         self._add("tokens", [headed[k] for k in at], drawn)
         ids = torch.zeros((len(headed), drawn.shape[1]), dtype=torch.int64, device=logits.device)
-        ids[at] = drawn
+        ids[indices(at, logits.device)] = drawn
         return ids
 
     def _enqueue_scores(
@@ -228,12 +231,13 @@ class ReadSlice:
         rows = [headed[k] for k in at]
         reads = [self._reads[i] for i in rows]
         source = logits if kind is Scores.RAW else contrasted
-        scores = self._scores(kind, source if len(at) == len(headed) else source[at], reads)
-        raw = self._raw(kind, scores, logits[at], reads)
+        everywhere = len(at) == len(headed)
+        scores = self._scores(kind, source if everywhere else _rows(source, at), reads)
+        raw = self._raw(kind, scores, logits if everywhere else _rows(logits, at), reads)
         if ids is not None:
-            self._add("drawn", rows, scores.gather(1, ids[at]))
+            self._add("drawn", rows, scores.gather(1, _rows(ids, at)))
             if raw is not None:
-                self._add("raw", rows, raw.gather(1, ids[at]))
+                self._add("raw", rows, raw.gather(1, _rows(ids, at)))
         self._keep(rows, scores, raw)
         width = max(r.want.top_k for r in reads)
         if width:
@@ -243,23 +247,24 @@ class ReadSlice:
                 self._add("top_raw", rows, raw.gather(1, best[1].long()))
         for k, (row, read) in enumerate(zip(rows, reads, strict=True)):
             if read.want.gather:
-                self._add("gathered", [row], scores[k : k + 1, list(read.want.gather)])
+                self._add("gathered", [row], _columns(scores[k : k + 1], read.want.gather))
                 if raw is not None:
-                    self._add("gathered_raw", [row], raw[k : k + 1, list(read.want.gather)])
+                    self._add("gathered_raw", [row], _columns(raw[k : k + 1], read.want.gather))
             if read.want.full:
                 self._add("full", [row], scores[k : k + 1])
                 if raw is not None and read.want.logprobs:
                     self._add("full_raw", [row], raw[k : k + 1])
         following = [k for k, r in enumerate(reads) if r.want.gather_next and r.next_id is not None]
         if following:
-            next_ids = torch.tensor([reads[k].next_id for k in following], device=scores.device)
-            self._add("next", [rows[k] for k in following], scores[following, next_ids])
+            next_ids = indices([next_id for k in following if (next_id := reads[k].next_id) is not None], scores.device)
+            own = indices(following, scores.device)
+            self._add("next", [rows[k] for k in following], scores[own, next_ids])
 
     def _keep(self, rows: Sequence[int], scores: torch.Tensor, raw: torch.Tensor | None) -> None:
         """Copies of what is to stay on the device: a view would keep the scores of every row alive."""
         at = [k for k, row in enumerate(rows) if self._reads[row].want.keep]
         if at:
-            kept, kept_raw = scores[at], None if raw is None else raw[at]
+            kept, kept_raw = _rows(scores, at), None if raw is None else _rows(raw, at)
             for i, k in enumerate(at):
                 own = kept_raw[i] if kept_raw is not None and self._reads[rows[k]].want.logprobs else None
                 self._kept[rows[k]] = kept[i], own
@@ -326,8 +331,11 @@ class ReadSlice:
 def top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best scores and their ids as float64, the lower id first among equals: [rows, vocab] -> two [rows, k].
 
-    torch.topk promises nothing about ties, so a row with equals among its best is sorted stably.
+    torch.topk promises nothing about ties, so a row with equals among its best is sorted stably. To find such rows the
+    host would have to wait for a GPU, so there every score gets a key of its own.
     """
+    if scores.device.type == "cuda":
+        return top_by_key(scores, k)
     width = min(k + 1, scores.shape[-1])
     values, ids = scores.topk(width, dim=-1)
     tied = (values[:, 1:] == values[:, :-1]).any(dim=-1).nonzero().flatten().tolist()
@@ -337,12 +345,45 @@ def top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :k].double(), ids[:, :k].double()
 
 
+def top_by_key(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `top` gives, and nothing that the host has to look at in between: the order is of (score, -id) as int64."""
+    vocab = scores.shape[-1]
+    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0: a negative zero is a zero
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # floats in the order of integers
+    keys = (ordered << 32) + (vocab - 1 - torch.arange(vocab, device=scores.device))
+    ids = keys.topk(min(k, vocab), dim=-1).indices
+    return scores.gather(1, ids).double(), ids.double()
+
+
+def _rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Some rows of [n, ...]."""
+    return tensor[indices(rows, tensor.device)]
+
+
+def _columns(tensor: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    """Some columns of [n, vocab]."""
+    return tensor[:, indices(ids, tensor.device)]
+
+
+def _to_host(flat: torch.Tensor) -> torch.Tensor:
+    """Into pinned memory, waiting for this copy and nothing that was launched after it."""
+    if flat.device.type != "cuda":
+        return flat.cpu()
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    host.copy_(flat, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+    done.synchronize()
+    return host
+
+
 def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
     """Every draw of every read from its processed scores [n, vocab] -> ids [n, most draws of a read], padded with 0."""
     ids = torch.zeros((len(reads), max(len(r.want.draws) for r in reads)), dtype=torch.int64, device=scores.device)
     fixed = [k for k, r in enumerate(reads) if r.pipeline.is_greedy]
     if fixed:
-        ids[fixed] = greedy(scores if len(fixed) == len(reads) else scores[fixed]).unsqueeze(1)
+        best = greedy(scores if len(fixed) == len(reads) else _rows(scores, fixed))
+        ids[indices(fixed, scores.device)] = best.unsqueeze(1)
     keys = [(k, j, d) for k, r in enumerate(reads) if not r.pipeline.is_greedy for j, d in enumerate(r.want.draws)]
     if keys:
         rows = [k for k, _, _ in keys]
@@ -352,8 +393,9 @@ def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
             [reads[k].position for k in rows],
             [d.purpose for _, _, d in keys],
         )
-        picked = scores if rows == list(range(len(reads))) else scores[rows]
-        ids[rows, [j for _, j, _ in keys]] = draw(picked, torch.from_numpy(numbers).to(scores.device))
+        picked = scores if rows == list(range(len(reads))) else _rows(scores, rows)
+        lanes = indices([j for _, j, _ in keys], scores.device)
+        ids[indices(rows, scores.device), lanes] = draw(picked, to_device(numbers, scores.device))
     return ids
 
 

@@ -24,6 +24,7 @@ from decoding.linear import (
     LinearFactory,
     LinearPart,
     MergedLinear,
+    PaddedLinear,
     Product,
     is_row_exact,
     pad_rows,
@@ -51,6 +52,64 @@ def merge_only(model: nn.Module) -> None:
     for parent in list(model.modules()):
         for names in MERGED_NAMES:
             _merge(parent, names, PlainLinear)
+
+
+def make_fast(model: nn.Module) -> None:
+    """For a GPU: merge linears, fuse norms; leave everything else to torch."""
+    merge_only(model)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            fused = fuse_norm(child) if type(child).__name__.endswith("RMSNorm") else None
+            if fused is not None:
+                setattr(parent, name, fused)
+
+
+def make_batch_invariant(model: nn.Module) -> None:
+    """For a GPU, whose libraries choose kernels by the number of rows: every product and norm runs on FIXED_ROWS rows.
+
+    Other operations compute a row, or an element, by itself whatever the batch. Raises NotRowExact for a model that
+    multiplies by bare parameters, and where this GPU's products depend on a row's place all the same.
+    """
+    bare = next(bare_products(model, known=(nn.Embedding, nn.Linear, Conv1D)), None)
+    if bare is not None:
+        raise NotRowExact(f"it multiplies by {bare} in its own code")
+    tested: set[tuple[int, ...]] = set()
+
+    def build(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:  # [N, K], [N]
+        linear = PaddedLinear(weight, bias, FIXED_ROWS)
+        if weight.shape not in tested and not is_row_exact(linear, weight.shape[1], weight.dtype, weight.device):
+            raise NotRowExact(f"products with a matrix of {tuple(weight.shape)} depend on the row's place here")
+        tested.add(weight.shape)
+        return linear
+
+    for parent in list(model.modules()):
+        for names in MERGED_NAMES:
+            _merge(parent, names, build)
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, build(child.weight, child.bias))
+            elif type(child) is Conv1D:
+                setattr(parent, name, build(child.weight.T, child.bias))
+            elif type(child).__name__.endswith("Norm"):
+                setattr(parent, name, FixedRows(fuse_norm(child) or child))
+
+
+class NotRowExact(Exception):
+    """The model's rows cannot be made independent of each other here; says why."""
+
+
+class FixedRows(nn.Module):
+    """Runs a module on blocks of exactly FIXED_ROWS rows."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, T, ...] -> [1, T, ...]
+        rows = x[0]
+        padding = rows.new_zeros(-len(rows) % FIXED_ROWS, *rows.shape[1:])
+        blocks = torch.split(torch.cat([rows, padding]), FIXED_ROWS)
+        return torch.cat([self.module(block[None]) for block in blocks], 1)[:, : len(rows)]
 
 
 def make_row_exact(model: nn.Module, progress: Progress) -> None:
@@ -93,10 +152,10 @@ def _merge(parent: nn.Module, names: tuple[str, ...], build: Callable[..., nn.Mo
         setattr(parent, name, LinearPart(merged, index))
 
 
-def bare_products(model: nn.Module) -> Iterator[str]:
+def bare_products(model: nn.Module, known: tuple[type[nn.Module], ...] = (nn.Embedding,)) -> Iterator[str]:
     """Names of parameters that a forward must be multiplying by itself: matrices that no known module owns."""
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Embedding):
+        if not isinstance(module, known):
             yield from (f"{name}.{key}" for key, weight in module.named_parameters(recurse=False) if weight.dim() > 1)
 
 

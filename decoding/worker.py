@@ -191,6 +191,7 @@ def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
         device=start.device,
         dtype=start.dtype,
         progress=lambda stage, fraction: link.send(Progress(prefix + stage, fraction)),
+        is_batch_invariant=start.batch_invariant,
     )
 
 

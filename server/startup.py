@@ -52,8 +52,6 @@ class Startup:
 
     def worker_loaded(self, loaded: Loaded) -> None:
         self._display.close()
-        if self._settings.batch_invariant and loaded.device != "cpu":
-            raise ModelError("batch_invariant is not supported on this device yet")
         self._batcher.worker_loaded(loaded)
         self._log.info(
             "ready",
@@ -122,4 +120,5 @@ def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, .
         threads=settings.threads,
         token_bytes=token_bytes,
         draft_model=str(draft) if draft else "",
+        batch_invariant=settings.batch_invariant,
     )

@@ -42,11 +42,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "decoding": (
         "params",
         "frames seam",
-        "link output",
+        "link output transfer",
         "stopping logits/ sampling ranking answers drafting cache memory",
         "kernels/",
         "strategies/ attention/ linear elementwise rows gguf_model",
-        "layer_weights plug rewrite support packing live reading embedded",
+        "layer_weights plug rewrite support packing live reading embedded graphs",
         "fused",
         "model scheduler",
         "tools",
@@ -63,6 +63,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "report progress options curve_plot",
         "session",
         "__main__",
+        "gpu_shapes",
+        "gpu_box gpu_engine",
+        "gpu_peers",
+        "gpu_bench",
     ),
 }
 
@@ -90,6 +94,10 @@ SEPARATED: tuple[tuple[str, str], ...] = (
 )
 FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 
+ENGINE_BENCHMARKS = (
+    "loadtest.gpu_bench",
+    "loadtest.gpu_engine",
+)  # drive the engine in their own process: a GPU box may have no server
 SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers")  # all that server/ may know of decoding/
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
@@ -277,7 +285,7 @@ def test_the_load_generator_knows_neither_side() -> None:
     found = [
         m.name
         for m in MODULES
-        if m.package == "loadtest"
+        if m.package == "loadtest" and m.name not in ENGINE_BENCHMARKS
         if any(n.split(".")[0] in ("server", "decoding") for n in m.imports)
     ]
     assert not found
@@ -291,6 +299,21 @@ def test_the_server_process_never_loads_torch() -> None:
     command = [sys.executable, "-c", program]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr
+
+
+NOT_ON_A_GPU_BOX = ("numba", "llvmlite", "re2", "gguf", "msgspec", "fastapi", "pydantic_settings", "structlog", "rich")
+
+
+def test_the_engine_and_every_strategy_load_on_a_bare_gpu_box() -> None:
+    names = ["decoding.engine", "decoding.model", "decoding.strategies", "loadtest.gpu_bench"]
+    program = (
+        f"import importlib, sys\nfor name in {NOT_ON_A_GPU_BOX}: sys.modules[name] = None\n"
+        f"for name in {names}: importlib.import_module(name)\n"
+        "from decoding import kernels\nprint(kernels.available())"
+    )
+    command = [sys.executable, "-c", program]
+    loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr
 
 
 STRATEGY_BLIND = ("engine", "live", "scheduler", "reading", "packing", "rows", "tools", "cache", "model", "assembly")

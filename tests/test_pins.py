@@ -46,6 +46,13 @@ def test_the_locks_pin_exactly_and_bring_no_cuda(lock: str) -> None:
     assert not [pin.name for pin in pins if pin.name.startswith(("nvidia", "cuda", "triton"))]
 
 
+def test_the_tests_triton_is_pinned_where_it_can_be_installed() -> None:
+    """Apart from the locks: a torch with CUDA pins a triton of its own."""
+    (pin,) = _locked("requirements-triton.lock")
+    assert _declared()["triton"].specifier.contains(next(iter(pin.specifier)).version)
+    assert str(pin.marker) == str(_declared()["triton"].marker)
+
+
 def test_the_locks_satisfy_pyproject() -> None:
     """`make lock` was not forgotten after a dependency changed."""
     versions = {pin.name: next(iter(pin.specifier)).version for pin in _locked("requirements-dev.lock")}

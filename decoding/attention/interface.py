@@ -52,6 +52,17 @@ class LayerSpec:
     sinks: torch.Tensor | None = None  # [heads]
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """One token for each of R rows, on the device, in tensors that stay where they are while their contents change."""
+
+    token_ids: torch.Tensor  # int64 [R]
+    positions: torch.Tensor  # int64 [R]
+    slots: torch.Tensor  # int64 [R]
+    kv_lengths: torch.Tensor  # int64 [R]
+    page_tables: torch.Tensor  # int64 [R, P]
+
+
 class AttentionBackend(Protocol):
     """Owns the KV tensors and the arithmetic over them. Page ids come from `cache.py`; page 0 is never handed out."""
 
@@ -84,3 +95,15 @@ class AttentionBackend(Protocol):
 
         Probed row -> last layer's scaled pre-softmax scores of its last query, [heads, keys] float32.
         """
+
+
+class CapturableAttention(AttentionBackend, Protocol):
+    """A backend whose forward can be recorded once and replayed over changed inputs.
+
+    generation counts calls of `allocate`: a recording made before the last one is void.
+    """
+
+    generation: int
+
+    def decode_plan(self, inputs: DecodeInputs) -> Any:
+        """As `plan`; whatever the inputs hold when `forward` runs, it reads then, on the device."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from decoding.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -68,7 +70,7 @@ def copy_pages(tensors: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]
     """Copy (source, destination) along the first dimension of each; every source is read before any is written."""
     if not pairs:
         return
-    sources, destinations = torch.tensor(pairs, device=tensors[0].device).unbind(1)
+    sources, destinations = to_device(np.asarray(pairs, dtype=np.int64), tensors[0].device).unbind(1)
     for pages in tensors:
         if pages.device.type == "cpu":
             # 30 pages of 60 tensors: 8 ms, where torch's index_copy_ takes 26, mostly to call its threads
@@ -82,12 +84,12 @@ class Writes:
     """Where one forward's keys and values go, computed once and used by every layer."""
 
     def __init__(self, slots: np.ndarray, page_size: int, device: torch.device) -> None:  # int64 [T]
-        self._slots = torch.from_numpy(slots).to(device)
+        self._slots = to_device(slots, device)
         self._page_size = page_size
         self._rows: dict[int, torch.Tensor] = {}
         # A page begun anew may hold a former owner's leftovers. They are masked, but 0 * NaN is NaN: wipe them.
         fresh = np.unique(slots[slots % page_size == 0]) // page_size
-        self.fresh = torch.from_numpy(fresh).to(device) if len(fresh) else None  # [pages]
+        self.fresh = to_device(fresh, device) if len(fresh) else None  # [pages]
 
     def rows(self, kv_heads: int) -> torch.Tensor:
         """Row numbers in the layer's pages seen as [num_pages * kv_heads * page_size, dim]: [T * kv_heads]."""

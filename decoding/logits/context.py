@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from decoding.logits.history import History
+from decoding.transfer import indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class Context:
     @property
     def raw(self) -> torch.Tensor:
         """The scores before any step, [rows, vocab]; copied only when somebody asks."""
-        return self.untouched if self.rows is None else self.untouched[list(self.rows)]
+        return self.untouched if self.rows is None else self.untouched[indices(self.rows, self.untouched.device)]
 
     def of(self, indices: Sequence[int]) -> Context:
         """The same for some of the rows."""

@@ -11,7 +11,7 @@ import torch
 
 from decoding.logits.context import Context
 from decoding.logits.history import NO_IDS
-from decoding.logits.step import flat_index, shift
+from decoding.logits.step import column, flat_index, shift
 
 _HIGHEST = 1e30  # EOS is certain long before; an infinite score would make the row unreadable
 
@@ -52,7 +52,7 @@ class ExponentialDecay:
         rows, ids = flat_index([s.eos_ids if t > 0 else NO_IDS for s, t in zip(steps, late, strict=True)], scores)
         growth = [_growth(s.factor, max(t, 0)) for s, t in zip(steps, late, strict=True)]
         z = scores[rows, ids]
-        raised = z + z.abs() * torch.tensor(growth, dtype=torch.float32, device=scores.device)[rows]
+        raised = z + z.abs() * column(growth, scores).squeeze(1)[rows]
         scores[rows, ids] = torch.where(z.isfinite(), raised.clamp(max=_HIGHEST), z)
         return scores
 

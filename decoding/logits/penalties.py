@@ -10,7 +10,7 @@ import torch
 
 from decoding.logits.context import Context
 from decoding.logits.history import NO_IDS, History
-from decoding.logits.step import exclude, flat_index, shift
+from decoding.logits.step import column, exclude, flat_index, shift
 from decoding.params.logits import PenaltyScope
 
 
@@ -29,7 +29,7 @@ class RepetitionPenalty:
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[RepetitionPenalty], context: Context) -> torch.Tensor:
         rows, ids = flat_index([s._seen(h) for s, h in zip(steps, context.histories, strict=True)], scores)
-        theta = torch.tensor([s.theta for s in steps], dtype=torch.float32, device=scores.device)[rows]
+        theta = column([s.theta for s in steps], scores).squeeze(1)[rows]
         seen = scores[rows, ids]
         # An id that occurs twice is written twice with the same value: both are made from the untouched score.
         scores[rows, ids] = torch.where(seen < 0, seen * theta, seen / theta)

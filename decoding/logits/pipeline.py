@@ -31,6 +31,7 @@ from decoding.logits.penalties import CountPenalty, NoRepeatNgram, RepetitionPen
 from decoding.logits.step import Step
 from decoding.logits.temperature import EntropyTemperature, LineTemperature, Temperature
 from decoding.params import LogitsParams, StoppingParams
+from decoding.transfer import indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,11 @@ def _run(scores: torch.Tensor, rows: list[tuple[Step, ...]], context: Context) -
         for index, steps in enumerate(rows):
             if depth < len(steps):
                 kinds.setdefault(type(steps[depth]), []).append(index)
-        for kind, indices in kinds.items():
-            own = [rows[i][depth] for i in indices]
-            if len(indices) == len(rows):
+        for kind, carriers in kinds.items():
+            own = [rows[i][depth] for i in carriers]
+            if len(carriers) == len(rows):
                 scores = kind.apply(scores, own, context)
             else:
-                scores[indices] = kind.apply(scores[indices], own, context.of(indices))
+                at = indices(carriers, scores.device)
+                scores[at] = kind.apply(scores[at], own, context.of(carriers))
     return scores

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
+from decoding.transfer import indices
+
 
 def kth_best(scores: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
     """The k-th best of each row's scores [rows, vocab], the last one where k is too large: [rows, 1]."""
     width = min(max(ks), scores.shape[-1])
     if width == 1:
         return scores.amax(dim=-1, keepdim=True)
-    at = torch.tensor([min(k, width) - 1 for k in ks], device=scores.device).unsqueeze(1)
+    at = indices([min(k, width) - 1 for k in ks], scores.device).unsqueeze(1)
     return scores.topk(width, dim=-1).values.gather(1, at)
 
 
@@ -20,5 +22,5 @@ def is_among_best(scores: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
     """Whether an id is one of its row's k best, the lower ids first among equals: [rows, vocab] -> bool alike."""
     kth = kth_best(scores, ks)
     above, level = scores > kth, scores == kth
-    room = torch.tensor(ks, device=scores.device).unsqueeze(1) - above.sum(dim=-1, keepdim=True)
+    room = indices(ks, scores.device).unsqueeze(1) - above.sum(dim=-1, keepdim=True)
     return above | (level & (level.cumsum(dim=-1) <= room))

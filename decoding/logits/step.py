@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from decoding.logits.context import Context
+from decoding.transfer import to_device
 
 EXCLUDED = float("-inf")
 _LANES = 64
@@ -30,7 +31,7 @@ class Step(Protocol):
 
 def column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """One number per row, float32 [rows, 1]."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device).unsqueeze(1)
+    return to_device(np.asarray(values, dtype=np.float32), like.device).unsqueeze(1)
 
 
 def row_sum(values: torch.Tensor) -> torch.Tensor:
@@ -51,7 +52,7 @@ def flat_index(ids: Sequence[np.ndarray], like: torch.Tensor) -> tuple[torch.Ten
     """Ids of each row -> (row index, id) pairs laid end to end, int64 [total] each."""
     rows = np.repeat(np.arange(len(ids)), [len(i) for i in ids])
     flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
-    return torch.from_numpy(rows).to(like.device), torch.from_numpy(flat).to(like.device)
+    return to_device(rows, like.device), to_device(flat, like.device)
 
 
 def exclude(scores: torch.Tensor, ids: Sequence[np.ndarray]) -> torch.Tensor:
@@ -62,5 +63,5 @@ def exclude(scores: torch.Tensor, ids: Sequence[np.ndarray]) -> torch.Tensor:
 
 def shift(scores: torch.Tensor, ids: Sequence[np.ndarray], amounts: Sequence[np.ndarray]) -> torch.Tensor:
     """Add amounts to distinct ids of each row of scores [rows, vocab], in place."""
-    scores[flat_index(ids, scores)] += torch.from_numpy(np.concatenate(amounts).astype(np.float32)).to(scores.device)
+    scores[flat_index(ids, scores)] += to_device(np.concatenate(amounts).astype(np.float32), scores.device)
     return scores

@@ -59,7 +59,6 @@ def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-invariant", "--device", "cuda"], "batch_invariant is not supported"),
         (["--kv-memory", "nan"], "kv_memory"),
         (["--stall-seconds", "50"], "stall_kill_seconds"),
     ],
@@ -69,8 +68,9 @@ def test_what_cannot_be_served_is_refused_in_words(flags: list[str], message: st
         load(flags, {})
 
 
-def test_batch_invariance_is_accepted_on_the_cpu() -> None:
-    assert load(["--batch-invariant", "--device", "cpu"], {}).settings.batch_invariant
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batch_invariance_is_accepted_on_every_device(device: str) -> None:
+    assert load(["--batch-invariant", "--device", device], {}).settings.batch_invariant
 
 
 def test_repeated_flags_make_a_list() -> None:

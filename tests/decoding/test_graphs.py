@@ -1,0 +1,165 @@
+"""Recorded decode steps: a recording that only calls the function again shows what goes in, and what padding does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from decoding.attention.choice import AttentionMaker
+from decoding.attention.interface import AttentionBackend, Batch, DecodeInputs
+from decoding.attention.pages import LayerShape
+from decoding.cache import PageCache
+from decoding.engine import Engine
+from decoding.graphs import CannotCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.model import wrap
+from decoding.params import Beam, LogitsParams, Request, Sampling, StoppingParams
+from tests.decoding.drive import run
+from tests.decoding.layout import PageBook, Row
+from tests.decoding.tiny import tiny
+
+CPU = torch.device("cpu")
+
+
+def call_again(run: Run) -> Run:
+    """Stands for a recording."""
+    return run
+
+
+def decode_batch(*lengths: int) -> Batch:
+    """Rows of those lengths, each fed its last token."""
+    book = PageBook(400, 16)
+    rows = [Row(list(range(10, 10 + length))) for length in lengths]
+    book.batch([(row, len(row.tokens) - 1) for row in rows])
+    return book.batch([(row, 1) for row in rows])
+
+
+class Spy:
+    """A forward whose result is what it was given."""
+
+    def __init__(self) -> None:
+        self.recorded: list[DecodeInputs] = []
+
+    def decode(self, inputs: DecodeInputs) -> Run:
+        self.recorded.append(inputs)
+        return lambda: torch.stack([inputs.token_ids, inputs.positions, inputs.slots, inputs.kv_lengths], dim=1)
+
+
+def given(batch: Batch) -> np.ndarray:
+    return np.stack([batch.token_ids, batch.positions, batch.slots, batch.kv_lengths], axis=1)
+
+
+def test_a_replay_sees_the_numbers_of_its_own_tick() -> None:
+    spy = Spy()
+    graphs = DecodeGraphs(spy.decode, call_again, CPU)
+    for lengths in ((5, 40, 9), (70, 3, 2), (200, 8, 8, 8)):
+        batch = decode_batch(*lengths)
+        found = graphs.run(batch, 1)
+        assert found is not None
+        assert np.array_equal(found.numpy(), given(batch))
+        tables = spy.recorded[0].page_tables[: batch.num_rows, : batch.page_tables.shape[1]]
+        assert np.array_equal(tables.numpy(), batch.page_tables)
+    assert len(spy.recorded) == 1, "one recording serves all of a bucket"
+
+
+def test_nothing_of_a_larger_tick_is_left_in_a_smaller_one() -> None:
+    spy = Spy()
+    graphs = DecodeGraphs(spy.decode, call_again, CPU)
+    graphs.run(decode_batch(100, 100, 100, 100), 1)
+    graphs.run(decode_batch(5, 5, 5), 1)
+    (inputs,) = spy.recorded
+    assert inputs.page_tables[:3, 1:].count_nonzero() == 0
+    assert inputs.page_tables[3].count_nonzero() == 0
+    columns = (inputs.token_ids, inputs.positions, inputs.slots, inputs.kv_lengths)
+    assert [column[3].item() for column in columns] == [0, 0, 0, 1]  # the padding row: page 0, which is nobody's
+
+
+def test_a_bucket_holds_rows_and_pages() -> None:
+    assert bucket_of(decode_batch(5)) == (1, 16)
+    assert bucket_of(decode_batch(5, 257, 5)) == (4, 64)
+    assert padded(decode_batch(5, 257, 5), 4, 64).shape == (4 * (4 + 64),)
+
+
+def test_only_plain_decode_steps_are_recorded() -> None:
+    book, rows = PageBook(400, 16), [Row(list(range(20))), Row(list(range(20)))]
+    graphs = DecodeGraphs(Spy().decode, call_again, CPU)
+    assert graphs.run(book.batch([(rows[0], 12), (rows[1], 1)]), 1) is None
+    assert graphs.run(book.batch([(rows[0], 1)], probe_rows=(0,)), 1) is None
+    assert graphs.run(book.batch([(rows[0], 1)], embeds={0: torch.zeros(4)}), 1) is None
+
+
+def test_recordings_end_with_the_memory_they_point_to() -> None:
+    spy = Spy()
+    graphs = DecodeGraphs(spy.decode, call_again, CPU)
+    for generation in (1, 1, 2):
+        graphs.run(decode_batch(5), generation)
+    assert len(spy.recorded) == 2
+
+
+def test_a_forward_that_cannot_be_recorded_is_not_tried_again() -> None:
+    tries = []
+
+    def refuse(run: Callable[[], torch.Tensor]) -> Run:
+        tries.append(run)
+        raise CannotCapture("it reads a number back")
+
+    graphs = DecodeGraphs(Spy().decode, refuse, CPU)
+    assert graphs.run(decode_batch(5), 1) is None
+    assert graphs.run(decode_batch(5, 5), 1) is None
+    assert len(tries) == 1
+
+
+def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_other() -> None:
+    pytest.importorskip("triton")
+
+    def answers(maker: AttentionMaker | None, capture: Callable[[Run], Run] | None) -> list[object]:
+        lm = tiny("llama", num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, capture=capture) if maker is None else wrap(lm, attention=maker, capture=capture)
+        model.attention.allocate(40)
+        engine = Engine({"main": model}, {"main": PageCache(40, 16)}, eos_token_ids=(), tick_tokens=16)
+        stopping = StoppingParams(6, ignore_eos=True)
+        requests = [
+            Request(tuple(range(3, 25)), logits=LogitsParams(temperature=0), stopping=stopping),
+            Request((5, 6, 7), Sampling(n=2), stopping=stopping, seed=3),
+            Request((9, 8), Beam(num_beams=2), LogitsParams(temperature=0), stopping=stopping),
+        ]
+        return [{i: c.token_ids for i, c in answer.choices.items()} for answer in run(engine, requests)]
+
+    recorded = []
+
+    def noting(forward: Run) -> Run:
+        recorded.append(forward)
+        return forward
+
+    assert answers(triton_blocks, noting) == answers(None, None)
+    assert recorded
+
+
+def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+    from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - triton may be absent
+
+    return TritonAttention(shapes, device=device, dtype=dtype, block=16)
+
+
+def test_a_model_decodes_the_same_bits_in_padded_buckets() -> None:
+    pytest.importorskip("triton")
+
+    def states(capture: Callable[[Run], Run] | None) -> torch.Tensor:
+        lm = tiny("llama", num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, attention=triton_blocks, capture=capture)
+        model.attention.allocate(100)
+        book, rows = PageBook(100, 16), [Row(list(range(3, 3 + length))) for length in (9, 20, 4)]
+        model.forward(book.batch([(row, len(row.tokens) - 2) for row in rows]))
+        ticks = [rows, rows[1:]]
+        return torch.cat([model.forward(book.batch([(row, 1) for row in tick])).last.clone() for tick in ticks])
+
+    recorded = []
+
+    def noting(run: Run) -> Run:
+        recorded.append(run)
+        return run
+
+    assert torch.equal(states(noting), states(None))
+    assert len(recorded) == 2

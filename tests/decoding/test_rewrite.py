@@ -1,0 +1,84 @@
+"""What a GPU's forward is made of, shown on the CPU: the shapes that products and norms run on, not their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from decoding import rewrite
+from decoding.linear import FIXED_ROWS
+from decoding.rewrite import NotRowExact, make_batch_invariant, make_fast
+from tests.decoding.tiny import tiny
+
+
+class Watch(TorchFunctionMode):
+    """Notes how many rows every product and every fused norm gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.linear:
+            self.rows.append(args[0].numel() // args[0].shape[-1])
+        elif func is F.rms_norm:
+            self.rows.append(args[0].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def watched() -> Iterator[list[int]]:
+    with Watch() as watch, torch.inference_mode():
+        yield watch.rows
+
+
+def logits(model: PreTrainedModel, length: int) -> torch.Tensor:  # [length, vocab]
+    ids = torch.arange(length)[None] % 90
+    return model(input_ids=ids, use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])
+def test_a_batch_invariant_model_computes_the_same_at_fixed_rows(name: str) -> None:
+    model = tiny(name)
+    with torch.inference_mode():
+        expected = logits(model, 70)
+    make_batch_invariant(model)
+    with watched() as rows:
+        found = logits(model, 70)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert rows
+    assert set(rows) == {FIXED_ROWS}
+
+
+def test_a_mixture_whose_experts_multiply_by_themselves_is_refused() -> None:
+    with pytest.raises(NotRowExact, match="in its own code"):
+        make_batch_invariant(tiny("mixtral"))
+
+
+def test_a_product_that_depends_on_the_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rewrite, "is_row_exact", lambda *_: False)
+    with pytest.raises(NotRowExact, match="place"):
+        make_batch_invariant(tiny("llama"))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_fast_model_computes_the_same_in_fewer_operations(name: str) -> None:
+    model = tiny(name)
+    with torch.inference_mode():
+        expected = logits(model, 20)
+    with watched() as before:
+        logits(model, 20)
+    make_fast(model)
+    with watched() as after:
+        torch.testing.assert_close(logits(model, 20), expected, rtol=1e-4, atol=1e-4)
+    norms = 2 * 3 + 1 if name == "llama" else 4 * 3 + 1
+    assert len(after) == len(before) - 3 * 3 + norms  # q|k|v and gate|up are one product each in three layers
