@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "layer_weights plug rewrite support packing live reading embedded",
         "fused",
         "model scheduler",
-        "tools",
+        "tools isolation",
         "engine",
         "assembly",
         "worker",
@@ -81,7 +81,7 @@ MACHINERY = [
         "live",
         "reading",
     ),
-    *("model", "scheduler", "engine"),
+    *("model", "scheduler", "isolation", "engine"),
 ]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
@@ -293,7 +293,19 @@ def test_the_server_process_never_loads_torch() -> None:
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "[]"), loaded.stderr
 
 
-STRATEGY_BLIND = ("engine", "live", "scheduler", "reading", "packing", "rows", "tools", "cache", "model", "assembly")
+STRATEGY_BLIND = (
+    "engine",
+    "isolation",
+    "live",
+    "scheduler",
+    "reading",
+    "packing",
+    "rows",
+    "tools",
+    "cache",
+    "model",
+    "assembly",
+)
 
 
 def _words(name: str) -> list[str]:
