@@ -1,4 +1,7 @@
-"""`python -m loadtest run | compare | list`: parses, measures, prints. Exits 1 if a side completed no request."""
+"""`python -m loadtest run | compare | soak | list`: parses, measures, prints.
+
+Exits 1 if a side completed no request, or if a soak left one unanswered.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from loadtest.contender import NotReady
-from loadtest.options import CompareOptions, ListOptions, RunOptions, parse
+from loadtest.options import CompareOptions, ListOptions, RunOptions, SoakOptions, parse
 from loadtest.process import ServerDied
 from loadtest.progress import Display
 from loadtest.report import (
@@ -22,7 +25,10 @@ from loadtest.report import (
     scenario_table,
     write_json,
 )
-from loadtest.session import compare_all, run_once
+from loadtest.session import compare_all, run_once, soak_once
+from loadtest.soak_plot import NoMatplotlib, plot, require
+from loadtest.soak_report import soak_document, soak_tables
+from loadtest.soak_trend import trends
 
 T = TypeVar("T")
 
@@ -39,7 +45,9 @@ def main(argv: list[str]) -> int:
                 return _run(options, console)
             case CompareOptions():
                 return _compare(options, console)
-    except (NotReady, ServerDied) as error:
+            case SoakOptions():
+                return _soak(options, console)
+    except (NoMatplotlib, NotReady, ServerDied) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -64,6 +72,20 @@ def _compare(options: CompareOptions, console: Console) -> int:
         write_json(comparison_document(comparisons, options.a.target, options.b.target), options.common.json)
     turns = [turn for comparison in comparisons for pair in comparison.pairs for turn in (pair.a, pair.b)]
     return 0 if all(turn.summary.completed for turn in turns) else 1
+
+
+def _soak(options: SoakOptions, console: Console) -> int:
+    if options.plot is not None:
+        require()
+    soak, target = _loop(lambda: soak_once(options))
+    found = trends(soak)
+    console.print(soak_tables(soak, found))
+    console.print(f"seed {options.plan.seed}")
+    if options.json is not None:
+        write_json(soak_document(soak, found, target), options.json)
+    if options.plot is not None:
+        plot(found, soak.kills, options.plot)
+    return 1 if soak.unanswered else 0
 
 
 def _loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -57,11 +57,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loadtest": (
         "outcome scenario target",
         "prompt stream plain statistics process",
-        "client run",
-        "contender",
-        "compare",
-        "report progress options",
-        "session",
+        "client run soak_kinds",
+        "contender soak_exchange soak_watch",
+        "compare soak",
+        "report progress options soak_trend",
+        "session soak_report soak_plot",
         "__main__",
     ),
 }

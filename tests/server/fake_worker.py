@@ -49,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     doomed_lives: int = 0
     stop_reading: bool = False
     max_running: int = 1000
+    max_model_len: int = 64
     device: str = "cpu"
 
 
@@ -90,7 +91,9 @@ class FakeWorker:
         if plan.lives and _count_life(Path(plan.lives)) <= plan.doomed_lives:
             os._exit(7)
         time.sleep(plan.load_seconds)
-        self._send(Loaded(100, 64, (2,), 10, 16, start.max_rows, plan.device, "float32", "FakeForCausalLM"))
+        self._send(
+            Loaded(100, plan.max_model_len, (2,), 10, 16, start.max_rows, plan.device, "float32", "FakeForCausalLM")
+        )
         return plan
 
     def _next(self) -> ToWorker:
@@ -172,8 +175,10 @@ class FakeWorker:
         self._computed += 1
         is_last = live.num_out >= live.submit.stopping.max_tokens
         reason = ("stop" if 50 in live.submit.prompt_ids else "length") if is_last else None
-        chunk = Chunk(0, (10 + live.num_out,), finish_reason=reason)
-        return Output(live.submit.request_id, (chunk,), finished=self._finish(live) if is_last else None)
+        token = 10 + live.num_out % 80
+        choices = range(live.submit.strategy_params.get("n", 1))
+        chunks = tuple(Chunk(choice, (token,), finish_reason=reason) for choice in choices)
+        return Output(live.submit.request_id, chunks, finished=self._finish(live) if is_last else None)
 
     def _finish(self, live: Live, code: str | None = None) -> Finished:
         self._running.pop(live.submit.request_id)
