@@ -1,6 +1,6 @@
-"""A soak: mixed traffic for as long as is asked, bursts that overflow the queue, kills of the worker, samples all along.
+"""A soak: mixed traffic for as long as is asked, bursts that overflow the queue, kills of the worker, samples.
 
-It measures no throughput. It looks for what grows, for requests that nobody answered, and for counts that do not add up.
+It measures no throughput. It looks for what grows, for requests that nobody answered, for counts that do not add up.
 """
 
 from __future__ import annotations

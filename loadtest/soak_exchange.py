@@ -60,11 +60,11 @@ class _Reply:
         self.is_complete = True
 
 
-async def ask(target: Target, body: bytes, manner: Manner, rng: Random, timeout: float) -> Ending:
+async def ask(target: Target, body: bytes, manner: Manner, rng: Random, limit: float) -> Ending:
     """Sends the body and reads as the manner is. Never raises for what the server or the network does."""
     begin = time.perf_counter()
     reply = _Reply()
-    patience = rng.uniform(0.0, 1.5) if manner == "leave" else timeout
+    patience = rng.uniform(0.0, 1.5) if manner == "leave" else limit
     problem = "closed before the whole answer"
     try:
         async with asyncio.timeout(patience):

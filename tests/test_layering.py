@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
         """settings settings_text wire token_fields search_fields protocol combinations mode replies errors
-        limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
+        limits fields exchange orphans metrics vllm_aliases logs progress presence model_files download""",
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits
         effective translate worker_process mailbox ticket reservation waiting admission batcher startup""",

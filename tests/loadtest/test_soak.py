@@ -80,9 +80,9 @@ async def test_an_answer_that_is_cut_off_or_never_comes_is_unanswered() -> None:
     for play in (torn, silent):
         async with serving(play) as server:
             target = Target(server.url, DIALECTS[0])
-            assert (await ask(target, b"{}", "whole", Random(1), timeout=3)).verdict == "unanswered"
-            assert (await ask(target, b"{}", "leave", Random(1), timeout=3)).verdict == "left"
-    assert (await ask(target, b"{}", "whole", Random(1), timeout=3)).verdict == "unanswered"  # nobody listens any more
+            assert (await ask(target, b"{}", "whole", Random(1), limit=3)).verdict == "unanswered"
+            assert (await ask(target, b"{}", "leave", Random(1), limit=3)).verdict == "left"
+    assert (await ask(target, b"{}", "whole", Random(1), limit=3)).verdict == "unanswered"  # nobody listens any more
 
 
 def test_a_slope_is_that_of_the_lives_and_not_of_their_differences() -> None:

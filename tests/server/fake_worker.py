@@ -36,7 +36,7 @@ from decoding.frames import (
     encode,
 )
 
-ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST = range(1, 11)
+ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST, SPIN = range(1, 12)
 SLOW_SECONDS = 0.03
 
 
@@ -137,10 +137,9 @@ class FakeWorker:
     def _tick(self, number: int) -> None:
         outputs = tuple(output for live in list(self._running.values()) for output in self._outputs(live))
         rows = {"sampling": len(self._running)} if self._running else {}
-        waiting = len(self._waiting)
-        stats = Stats(
-            len(self._running), waiting, rows, len(self._running), 0.001, len(outputs), 5, 0, 8, 4, self._computed
-        )
+        running, waiting = len(self._running), len(self._waiting)
+        num_fed = len(outputs) + waiting  # whoever waits, waits for others that run
+        stats = Stats(running, waiting, rows, running, 0.001, num_fed, 5, 0, 8, 4, self._computed)
         if outputs or number % 10 == 0:
             self._send(Tick(outputs, stats))
 
@@ -156,6 +155,8 @@ class FakeWorker:
             case 4 | 7:
                 code = "never_fits" if kind == NEVER_FITS else "nan_logits"
                 return [Output(request_id, finished=self._finish(live, code))]
+            case 11:
+                return []
             case 8:
                 return [Output(request_id)]
             case 10:
