@@ -1,8 +1,8 @@
 """The only bridge to the decode worker: starts it, passes requests in and ticks out, watches it, restarts it.
 
 What ticks mean is the listener's business (`server/batcher.py`); the frames are `decoding/frames.py`. A worker that
-dies, goes silent, or ticks on with work to do and none done is replaced with exponential back-off; after too many losses in a row, or when the first load
-fails, `run` raises WorkerGaveUp and the server exits.
+dies, goes silent, or ticks on with work to do and none done is replaced with exponential back-off; after too many
+losses in a row, or when the first load fails, `run` raises WorkerGaveUp and the server exits.
 """
 
 from __future__ import annotations

@@ -26,9 +26,13 @@ async def reap_orphans(seconds: float = LOOK_SECONDS) -> None:
         await asyncio.sleep(seconds)
         zombies = _zombies()
         for pid in zombies & seen:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+            _reap(pid)
         seen = zombies - seen
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 def _zombies() -> set[int]:
