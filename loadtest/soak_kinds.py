@@ -34,7 +34,7 @@ class Kind:
         if self.bodies:
             return rng.choice(self.bodies)
         prompt = " ".join(rng.choices(WORDS, k=rng.randrange(1, 2 * self.prompt_words)))
-        fields = target.body(prompt, 40) | {"seed": rng.randrange(1 << 32)} | self.fields
+        fields = {**target.body(prompt, 40), "seed": rng.randrange(1 << 32), **self.fields}
         return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from loadtest.report import context, target_document
 from loadtest.soak import Exchange, Soak
+from loadtest.soak_exchange import Verdict
 from loadtest.soak_trend import Trend
 from loadtest.target import Target
 
-_VERDICTS = ("answered", "refused", "failed", "left", "unanswered")
+_VERDICTS: tuple[Verdict, ...] = ("answered", "refused", "failed", "left", "unanswered")
 _EXAMPLES = 5
 
 

@@ -32,7 +32,7 @@ async def test_a_soak_of_seconds_answers_everybody_and_its_counts_add_up(tmp_pat
     command = [*COMMAND, "--model", str(model), "--port", str(port), "--max-queue", "20", *SHORT_DELAY]
     code, output = await loadtest(
         *("soak", "--url", f"http://127.0.0.1:{port}", "--command", shlex.join(command)),
-        *("--minutes", "0.08", "--users", "6", "--kill-every", "3", "--burst-every", "1", "--burst", "40"),
+        *("--minutes", "0.12", "--users", "6", "--kill-every", "3", "--burst-every", "1", "--burst", "40"),
         *("--sample-every", "0.2", "--json", str(document), "--plot", str(picture)),
     )
     assert code == 0, output
