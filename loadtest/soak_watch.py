@@ -59,12 +59,9 @@ def family(pid: int) -> list[int]:
 
 
 def server_and_worker(pid: int) -> tuple[int | None, int | None]:
-    """The worker is the last of the line, the server its parent. None for who is not there."""
-    members = [member for member in family(pid) if _is_alive(member)]
-    workers = [member for member in members if b"worker" in _command(member)]
-    if workers:
-        return _parent(PROC / str(workers[-1])), workers[-1]
-    return (members[-1] if members else None), None
+    """The worker goes by that name and the server is its parent: without a worker neither can be told."""
+    workers = [member for member in family(pid) if b"worker" in _command(member) and _is_alive(member)]
+    return (_parent(PROC / str(workers[-1])), workers[-1]) if workers else (None, None)
 
 
 def kill_worker(pid: int) -> int | None:
@@ -79,8 +76,7 @@ def kill_worker(pid: int) -> int | None:
     return worker
 
 
-def look_at(pid: int) -> tuple[ProcessSample, ...]:
-    server, worker = server_and_worker(pid)
+def look_at(server: int | None, worker: int | None) -> tuple[ProcessSample, ...]:
     pairs: Sequence[tuple[Role, int | None]] = (("server", server), ("worker", worker))
     samples = [_sample(role, each) for role, each in pairs if each is not None]
     return tuple(sample for sample in samples if sample is not None)
@@ -128,6 +124,7 @@ class Watch:
     def __init__(self, client: Client, pid: int | None) -> None:
         self._client = client
         self._pid = pid
+        self._server: int | None = None  # once a worker showed which it is
         self._begin = time.perf_counter()
 
     @property
@@ -136,7 +133,9 @@ class Watch:
 
     async def sample(self) -> Sample:
         seconds = self.seconds
-        processes = () if self._pid is None else look_at(self._pid)
+        server, worker = (None, None) if self._pid is None else server_and_worker(self._pid)
+        self._server = server or self._server
+        processes = look_at(self._server, worker)
         health_seconds, _ = await self._timed("/health")
         ready_seconds, ready_status = await self._timed("/ready")
         metrics, num_series = await self.metrics()
