@@ -1,7 +1,7 @@
 """Promises about life and death, on real processes and signals: health, worker loss, drain, parents, start, growth,
 memory, counts. Beside them somebody's stream, which must stay golden or be told that its worker was lost.
 
-More of 6 to 10 is in test_supervision.py; what one request does to the batch, in tests/decoding/test_isolation.py.
+More of 6 to 10 is in tests/server/test_service.py; what one request does to the batch, in test_isolation.py.
 """
 
 from __future__ import annotations
