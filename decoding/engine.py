@@ -15,8 +15,9 @@ import torch
 
 from decoding.attention.interface import Batch
 from decoding.cache import PageCache
+from decoding.isolation import Isolation, failure_of
 from decoding.live import LiveRequest, Work
-from decoding.logits.pipeline import Pipelines
+from decoding.logits.pipeline import Pipeline, Pipelines
 from decoding.output import Failure, Output, Usage
 from decoding.packing import Span, pack
 from decoding.params import Request
@@ -92,6 +93,7 @@ class Engine:
         self._num_arrived = 0
         self._num_rows = 0
         self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
+        self._isolation = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
         self.tick_rows = 0
         self.tick_tokens = 0
         self.computed_tokens = 0
@@ -117,11 +119,12 @@ class Engine:
             self._fail(live, failure)
             return
         try:
+            live.pipeline = self._pipelines.build(request.logits, request.stopping)
             stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes)
             live.strategy = build(request, stopping, RowTools(live, self._pipelines))
             self._apply(live, live.strategy.begin(request.prompt_ids))
         except Exception as error:
-            self._fail(live, Failure("internal", "the strategy failed", error))
+            self._fail(live, failure_of(error))
 
     def cancel(self, request_id: int) -> None:
         """Forget the request at once: pages and rows are back when this returns. Unknown ids are ignored."""
@@ -133,8 +136,7 @@ class Engine:
     def tick(self) -> list[Output]:
         """One step of everybody. Returns what there is to say, one Output per request concerned."""
         scheduled = self._pack()
-        forwarded = self._forward(scheduled)
-        self._read(forwarded)
+        self._isolation.run(scheduled)  # forward and read
         self._advance()
         outputs = list(self._outputs.values())
         self._outputs = {}
@@ -156,18 +158,26 @@ class Engine:
             self._fail(live, Failure("never_fits", "the request outgrew the KV cache"))
         self.tick_rows = len(scheduled)
         self.tick_tokens = sum(s.span.count for s in scheduled)
+        self._copy_pages(scheduled)
         return scheduled
+
+    def _copy_pages(self, scheduled: list[Scheduled]) -> None:
+        """All at once, and before anything is written: a page may be a source here and another row's new page."""
+        for name, model in self._models.items():
+            copies = [pair for s in scheduled if s.span.row.model == name for pair in s.copies]
+            if copies:
+                model.attention.copy_pages(copies)
 
     # forward
 
-    def _forward(self, scheduled: list[Scheduled]) -> list[Forwarded]:
+    def _forward_and_read(self, scheduled: Sequence[Scheduled]) -> None:
+        self._read(self._forward(scheduled))
+
+    def _forward(self, scheduled: Sequence[Scheduled]) -> list[Forwarded]:
         forwarded = []
         for name, model in self._models.items():
             own = [s for s in scheduled if s.span.row.model == name]
             if own:
-                copies = [pair for s in own for pair in s.copies]
-                if copies:
-                    model.attention.copy_pages(copies)
                 batch = pack([s.span for s in own], model.attention.page_size)
                 wants = [want for s in own for want in (s.work.feed.want, s.work.feed.inner)]
                 wanted = {layer for want in wants for layer in want.hidden_layers}
@@ -187,12 +197,13 @@ class Engine:
                     owners.append(scheduled)
                     reads.append(read)
             due.append((owners, enqueue(part.model, part.hidden, reads, copy)))
-        for part in forwarded:  # while the device still computes
+        copy.fetch()
+        collected = [(owners, [reading for part in slices for reading in part.collect()]) for owners, slices in due]
+        # From here on it counts: what raises above leaves no trace, so that fewer requests can try again.
+        for part in forwarded:
             for scheduled in part.scheduled:
                 self._commit(scheduled.live, scheduled.span)
-        copy.fetch()
-        for owners, slices in due:
-            readings = [reading for part in slices for reading in part.collect()]
+        for owners, readings in collected:
             for scheduled, reading in zip(owners, readings, strict=True):
                 self._note(scheduled, reading)
 
@@ -252,7 +263,7 @@ class Engine:
                     seen = Observation(tuple(w.view for w in live.works))
                     self._apply(live, live.strategy.step(seen))
                 except Exception as error:
-                    self._fail(live, Failure("internal", "the strategy failed", error))
+                    self._fail(live, failure_of(error))
 
     def _apply(self, live: LiveRequest, move: Move) -> None:
         """Commit what the move emits and turn its feeds into works; rows neither fed nor held are freed."""
@@ -260,19 +271,25 @@ class Engine:
         if not move.feeds:
             self._end(live)
             return
-        last_use = {feed.parent: at for at, feed in enumerate(move.feeds) if not isinstance(feed.parent, Open)}
-        kept = set(move.hold)
         rows: dict[RowId, Row] = {row_id: live.rows[row_id] for row_id in move.hold}
-        works = []
-        for at, feed in enumerate(move.feeds):
-            is_reused = not isinstance(feed.parent, Open) and last_use[feed.parent] == at and feed.parent not in kept
-            row = self._row_for(live, feed, is_reused=is_reused)
-            works.append(self._feed(row, feed))
-            rows[row.id] = row
+        works = self._feed_all(live, move)
+        rows |= {work.row.id: work.row for work in works}
         for row_id, row in live.rows.items():
             if row_id not in rows:
                 self._caches[row.model].free(row.table)
         live.rows, live.works = rows, works
+
+    def _feed_all(self, live: LiveRequest, move: Move) -> list[Work]:
+        """The works of the move's feeds. New rows are the request's at once: it may fail before the last feed."""
+        kept = set(move.hold)
+        last_use = {feed.parent: at for at, feed in enumerate(move.feeds) if not isinstance(feed.parent, Open)}
+        works = []
+        for at, feed in enumerate(move.feeds):
+            is_reused = not isinstance(feed.parent, Open) and last_use[feed.parent] == at and feed.parent not in kept
+            row = self._row_for(live, feed, is_reused=is_reused)
+            live.rows[row.id] = row
+            works.append(self._feed(row, feed))
+        return works
 
     def _tell(self, live: LiveRequest, move: Move) -> None:
         """What the move has to say, to the output and to the counters."""
@@ -351,7 +368,7 @@ class Engine:
             id=request_id,
             request=request,
             strategy=NotBegun(),
-            pipeline=self._pipelines.build(request.logits, request.stopping),
+            pipeline=Pipeline((), (), is_greedy=True),
             salt=salt.encode(),
             arrival=self._num_arrived,
             submitted_at=self._clock(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from decoding.cache import PageCache
@@ -52,12 +52,15 @@ class Scheduler:
         self.running: list[LiveRequest] = []
         self.starved: list[LiveRequest] = []
         self.counters = Counters()
+        self._is_short = False  # of memory, until a running request ends
 
     def enqueue(self, live: LiveRequest) -> None:
         bisect.insort(self.waiting, live, key=lambda w: w.order)
 
     def remove(self, live: LiveRequest) -> None:
         """Forget the request and give its pages back."""
+        if live.is_running:
+            self._is_short = False
         (self.running if live.is_running else self.waiting).remove(live)
         live.is_running = False
         self._release(live)
@@ -73,6 +76,12 @@ class Scheduler:
                 live.admitted_at = now
                 fresh.append(live)
         return fresh
+
+    def give_way(self, lives: Iterable[LiveRequest]) -> None:
+        """Preempt them for want of memory beside the cache; nothing is admitted until another running one has ended."""
+        for live in lives:
+            self._preempt(live)
+        self._is_short = True
 
     def schedule(self) -> list[Scheduled]:
         """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last.
@@ -100,6 +109,8 @@ class Scheduler:
             return False
         if not self.running:
             return True
+        if self._is_short:
+            return False
         needed = Counter(row.model for r in self.running for row in r.rows.values())
         for at, work in enumerate(live.works):
             cache = self._caches[work.row.model]

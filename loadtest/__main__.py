@@ -1,4 +1,7 @@
-"""`python -m loadtest run | compare | curve | list`: parse, measure, print. Exits 1 if a side completed nothing."""
+"""`python -m loadtest run | compare | curve | soak | list`: parses, measures, prints.
+
+Exits 1 if a side completed no request, or if a soak left one unanswered.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from loadtest.contender import NotReady
-from loadtest.options import CompareOptions, CurveOptions, ListOptions, RunOptions, parse
+from loadtest.options import CompareOptions, CurveOptions, ListOptions, RunOptions, SoakOptions, parse
 from loadtest.process import ServerDied
 from loadtest.progress import Display
 from loadtest.report import (
@@ -24,7 +27,10 @@ from loadtest.report import (
     scenario_table,
     write_json,
 )
-from loadtest.session import compare_all, grow_all, run_once
+from loadtest.session import compare_all, grow_all, run_once, soak_once
+from loadtest.soak_plot import NoMatplotlib, plot, require
+from loadtest.soak_report import soak_document, soak_tables
+from loadtest.soak_trend import trends
 
 T = TypeVar("T")
 
@@ -43,7 +49,9 @@ def main(argv: list[str]) -> int:
                 return _compare(options, console)
             case CurveOptions():
                 return _curve(options, console)
-    except (NotReady, ServerDied) as error:
+            case SoakOptions():
+                return _soak(options, console)
+    except (NoMatplotlib, NotReady, ServerDied) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -82,6 +90,20 @@ def _curve(options: CurveOptions, console: Console) -> int:
 
         draw(growths, options.plot)
     return 0 if all(point.summary.completed for growth in growths for point in growth.points) else 1
+
+
+def _soak(options: SoakOptions, console: Console) -> int:
+    if options.plot is not None:
+        require()
+    soak, target = _loop(lambda: soak_once(options))
+    found = trends(soak)
+    console.print(soak_tables(soak, found))
+    console.print(f"seed {options.plan.seed}")
+    if options.json is not None:
+        write_json(soak_document(soak, found, target), options.json)
+    if options.plot is not None:
+        plot(found, soak.kills, options.plot)
+    return 1 if soak.unanswered else 0
 
 
 def _loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

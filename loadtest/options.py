@@ -13,6 +13,7 @@ from loadtest.curve import CURVES, Curve
 from loadtest.curve import find as find_curve
 from loadtest.scenario import SCENARIOS, Closed, Scenario
 from loadtest.scenario import find as find_scenario
+from loadtest.soak import Plan
 from loadtest.target import DIALECTS, PATHS, Target, base_url
 from loadtest.target import dialect as find_dialect
 
@@ -68,11 +69,23 @@ class CurveOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class SoakOptions:
+    """pid: of a server that runs already, whose processes can be seen."""
+
+    plan: Plan
+    side: Side
+    pid: int | None
+    ready_timeout: float
+    json: Path | None
+    plot: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class ListOptions:
     """`list` takes nothing."""
 
 
-Options = RunOptions | CompareOptions | CurveOptions | ListOptions
+Options = RunOptions | CompareOptions | CurveOptions | SoakOptions | ListOptions
 
 
 def parse(argv: list[str]) -> Options:
@@ -80,13 +93,15 @@ def parse(argv: list[str]) -> Options:
     parser = _parser()
     values = parser.parse_args(argv)
     try:
-        match values.command:
+        match values.action:
             case "run":
                 return RunOptions(_common(values, (values.scenario,)), _target(values, ""))
             case "compare":
                 return _compare(values)
             case "curve":
                 return _curve(values)
+            case "soak":
+                return _soak(values)
             case _:
                 return ListOptions()
     except (LookupError, ValueError) as error:
@@ -95,7 +110,7 @@ def parse(argv: list[str]) -> Options:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtest", description=_DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="action", required=True)
     commands.add_parser("list", help="list the scenarios")
 
     run = commands.add_parser("run", help="measure one server")
@@ -119,13 +134,35 @@ def _parser() -> argparse.ArgumentParser:
         _add_target(compare, f"{side}-")
         compare.add_argument(f"--{side}-command", metavar="CMD", help="starts this server (no shell: use sh -c '…')")
         compare.add_argument(f"--{side}-ready", metavar="PATH", help="answers 200 when ready (default: by dialect)")
-    curve = commands.add_parser("curve", help="measure how cost grows, and draw it")
+    _add_curve(commands.add_parser("curve", help="measure how cost grows, and draw it"))
+    _add_soak(commands.add_parser("soak", help="mixed, bad and overflowing traffic for minutes: does anything grow?"))
+    return parser
+
+
+def _add_curve(curve: argparse.ArgumentParser) -> None:
     curve.add_argument("curves", metavar="CURVE", nargs="+", help=", ".join(c.name for c in CURVES))
     curve.add_argument("--most", type=_positive, default=1 << 30, metavar="X", help="leave out larger values")
     curve.add_argument("--plot", type=Path, metavar="FILE", help="draw a PNG (needs matplotlib)")
     _add_measuring(curve)
     _add_target(curve, "")
-    return parser
+
+
+def _add_soak(soak: argparse.ArgumentParser) -> None:
+    _add_target(soak, "")
+    soak.add_argument("--command", metavar="CMD", help="starts the server (no shell: use sh -c '…')")
+    soak.add_argument("--ready", metavar="PATH", help="answers 200 when ready (default: by dialect)")
+    soak.add_argument("--ready-timeout", type=float, default=300.0, help="seconds to become ready (default 300)")
+    soak.add_argument("--pid", type=_positive, help="of a server without --command, to look at and to kill workers of")
+    soak.add_argument("--minutes", type=_seconds, default=20.0, help="how long (default 20)")
+    soak.add_argument("--users", type=_positive, default=12, help="who send one request after the other (default 12)")
+    soak.add_argument("--kill-every", type=_seconds, default=0.0, help="seconds between kills of the worker (0: none)")
+    soak.add_argument("--burst-every", type=_seconds, default=20.0, help="seconds between bursts (default 20; 0: none)")
+    soak.add_argument("--burst", type=_positive, default=100, help="requests of a burst (default 100)")
+    soak.add_argument("--sample-every", type=_seconds, default=2.0, help="seconds between samples (default 2)")
+    soak.add_argument("--timeout", type=float, default=120.0, help="seconds after which a request counts as unanswered")
+    soak.add_argument("--seed", type=_natural, help="of the traffic (default: a new one, printed)")
+    soak.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    soak.add_argument("--plot", type=Path, metavar="FILE", help="draw them there (PNG; needs matplotlib)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -201,6 +238,22 @@ def _compare(values: argparse.Namespace) -> CompareOptions:
     )
 
 
+def _soak(values: argparse.Namespace) -> SoakOptions:
+    if values.kill_every and values.command is None and values.pid is None:
+        raise ValueError("--kill-every needs --command or --pid: whose worker?")
+    plan = Plan(
+        seconds=60 * values.minutes,
+        users=values.users,
+        kill_every=values.kill_every,
+        burst_every=values.burst_every,
+        burst=values.burst,
+        sample_every=values.sample_every,
+        timeout=values.timeout,
+        seed=secrets.randbits(32) if values.seed is None else values.seed,
+    )
+    return SoakOptions(plan, _side(values, ""), values.pid, values.ready_timeout, values.json, values.plot)
+
+
 def _side(values: argparse.Namespace, prefix: str) -> Side:
     target = _target(values, prefix)
     read = vars(values)
@@ -226,6 +279,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number, not negative")
     return value
 
 

@@ -28,6 +28,11 @@ class ServerProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._log: Path | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """Of the command while it runs."""
+        return self._process.pid if self._process is not None else None
+
     async def start(self) -> None:
         descriptor, name = tempfile.mkstemp(prefix="loadtest-server-", suffix=".log")
         self._log = Path(name)

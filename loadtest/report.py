@@ -54,8 +54,8 @@ def growth_table(growth: Growth) -> Table:
 
 def growth_document(growths: list[Growth], target: Target, seed: int) -> dict[str, Any]:
     return {
-        **_context(),
-        "target": _target(target),
+        **context(),
+        "target": target_document(target),
         "seed": seed,
         "curves": [
             {
@@ -161,8 +161,8 @@ def _sides(pairs: tuple[Pair, ...]) -> tuple[tuple[str, list[Summary]], ...]:
 def run_document(run: Run, target: Target) -> dict[str, Any]:
     """The JSON of a run: everything needed to judge it or to play it again, each request's times included."""
     return {
-        **_context(),
-        "target": _target(target),
+        **context(),
+        "target": target_document(target),
         "scenario": msgspec.to_builtins(run.scenario),
         "load": _load(run.scenario.load),
         "seed": run.seed,
@@ -173,9 +173,9 @@ def run_document(run: Run, target: Target) -> dict[str, Any]:
 
 def comparison_document(comparisons: list[Comparison], a: Target, b: Target) -> dict[str, Any]:
     return {
-        **_context(),
-        "a": _target(a),
-        "b": _target(b),
+        **context(),
+        "a": target_document(a),
+        "b": target_document(b),
         "comparisons": [_comparison(comparison) for comparison in comparisons],
     }
 
@@ -185,7 +185,8 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {**msgspec.to_builtins(comparison), "ratios": msgspec.to_builtins(ratios)}
 
 
-def _context() -> dict[str, Any]:
+def context() -> dict[str, Any]:
+    """When and where something was measured."""
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
@@ -194,7 +195,8 @@ def _context() -> dict[str, Any]:
     }
 
 
-def _target(target: Target) -> dict[str, Any]:
+def target_document(target: Target) -> dict[str, Any]:
+    """Without the key."""
     return {
         "url": target.url,
         "endpoint": target.endpoint,

@@ -1,4 +1,4 @@
-"""The commands `run`, `compare` and `curve`: builds clients and contenders from options and plays the scenarios."""
+"""The commands `run`, `compare`, `curve` and `soak`: builds clients and contenders from options and plays."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from loadtest.client import Client
 from loadtest.compare import Comparison, Label, compare
 from loadtest.contender import Contender, Paused, Ready, Restarted, Running
 from loadtest.curve import Curve, Growth, Point
-from loadtest.options import Between, CompareOptions, CurveOptions, RunOptions, Side
+from loadtest.options import Between, CompareOptions, CurveOptions, RunOptions, Side, SoakOptions
 from loadtest.process import ServerProcess
 from loadtest.progress import Display
 from loadtest.run import Player, Run
 from loadtest.scenario import Scenario
+from loadtest.soak import Soak, Soaker
+from loadtest.soak_watch import Watch
 from loadtest.statistics import Summary
 from loadtest.target import Target
 
@@ -117,3 +119,26 @@ def _contender(side: Side, between: Between, ready_timeout: float) -> Contender:
         return Running(ready)
     process = ServerProcess(side.command)
     return Paused(process, ready) if between == "pause" else Restarted(process, ready)
+
+
+async def soak_once(options: SoakOptions) -> tuple[Soak, Target]:
+    """The soak, and the target as it was asked. A server that we start is ended afterwards."""
+    side, probing = options.side, Client(options.side.target, timeout=5.0)
+    process = None if side.command is None else ServerProcess(side.command)
+    try:
+        if process is not None:
+            await process.start()
+        await Ready(probing, side.ready_path, options.ready_timeout).wait(process)
+        target = await with_model(side.target, probing)
+        pid = options.pid if process is None else process.pid
+        check = _no_check if process is None else process.check
+        soak = await Soaker(options.plan, target, Watch(probing, pid), pid, check).run()
+        check()
+        return soak, target
+    finally:
+        if process is not None:
+            await process.stop()
+
+
+def _no_check() -> None:
+    """Of a server that someone else runs: its silence shows in the figures."""

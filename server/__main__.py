@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 from server import logs
 from server.http_server import BindError, bind
@@ -34,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(settings: Settings) -> int:
+    signal.signal(signal.SIGTERM, _leave)  # until HTTP is up: a first process has no default that would end it
     from server.service import Service  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
 
     logs.configure(settings.log_format, settings.log_level)
@@ -48,6 +51,10 @@ def serve(settings: Settings) -> int:
     with listener:
         failure = Service(settings, for_terminal()).run(listener)
     return 0 if failure is None else _fail(failure)
+
+
+def _leave(_: int, __: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def _fail(message: str, status: int = 1) -> int:

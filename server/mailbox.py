@@ -1,8 +1,8 @@
 """The only bridge to the decode worker: starts it, passes requests in and ticks out, watches it, restarts it.
 
 What ticks mean is the listener's business (`server/batcher.py`); the frames are `decoding/frames.py`. A worker that
-dies or goes silent is replaced with exponential back-off; after too many losses in a row, or when the first load
-fails, `run` raises WorkerGaveUp and the server exits.
+dies, goes silent, or ticks on with work to do and none done is replaced with exponential back-off; after too many
+losses in a row, or when the first load fails, `run` raises WorkerGaveUp and the server exits.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Mailbox:
         self._command = tuple(command)
         self._log = structlog.get_logger("mailbox")
         self._worker: WorkerProcess | None = None
-        self._last_frame = 0.0
+        self._last_progress = 0.0
         self._loaded_at: float | None = None
         self._was_ever_loaded = False
         self._is_down = False
@@ -126,7 +126,7 @@ class Mailbox:
 
     async def _live(self, start: Start) -> str:
         """One worker from start to end; says how it ended."""
-        self._loaded_at, self._crash, self._last_frame = None, None, _now()
+        self._loaded_at, self._crash, self._last_progress = None, None, _now()
         try:
             worker = await WorkerProcess.spawn(self._command, self._on_frame)
         except OSError as error:
@@ -156,7 +156,7 @@ class Mailbox:
         while not await worker.ended(min(self._limit - self._silence, LOOK_SECONDS)):
             if self._silence >= self._limit:
                 worker.kill()
-                return f"silent for {self._limit:g} seconds"
+                return f"silent, or without progress, for {self._limit:g} seconds"
         if self._crash is not None:
             return f"crashed during {self._crash.during}: {self._crash.message}"
         return "the worker ended"
@@ -167,7 +167,7 @@ class Mailbox:
 
     @property
     def _silence(self) -> float:
-        return _now() - self._last_frame
+        return _now() - self._last_progress
 
     def _judge(self, reason: str) -> None:
         """Counts the loss. Raises WorkerGaveUp if there is to be no other try."""
@@ -186,17 +186,24 @@ class Mailbox:
             return
 
     def _on_frame(self, frame: FromWorker) -> None:
-        self._last_frame = _now()
+        if not isinstance(frame, Tick) or _is_progress(frame):
+            self._last_progress = _now()
         match frame:
             case Tick():
                 self._listener.worker_ticked(frame)
             case Progress():
                 self._listener.worker_progressed(frame)
             case Loaded():
-                self._loaded_at, self._was_ever_loaded = self._last_frame, True
+                self._loaded_at, self._was_ever_loaded = self._last_progress, True
                 self._listener.worker_loaded(frame)
             case Crashed():
                 self._crash = frame
+
+
+def _is_progress(tick: Tick) -> bool:
+    """A sign of life is not enough while there is work: rows must run, or something must be said."""
+    stats = tick.stats
+    return bool(stats.tick_rows or tick.outputs) or not (stats.running or stats.waiting)
 
 
 def _now() -> float:

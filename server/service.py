@@ -22,6 +22,7 @@ from server.limits import Limits
 from server.mailbox import WORKER_COMMAND, Mailbox, Patience, WorkerGaveUp
 from server.metrics import Metrics
 from server.model_files import ModelError
+from server.orphans import inherits_orphans, reap_orphans
 from server.progress import ProgressDisplay
 from server.settings import Settings
 from server.startup import LoadTokenizer, Startup, served_names
@@ -65,7 +66,10 @@ class Service:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         working = asyncio.create_task(self._work())
+        reaping = asyncio.create_task(reap_orphans()) if inherits_orphans() else None
         yield
+        if reaping is not None:
+            reaping.cancel()
         await self._mailbox.stop()
         if self._mailbox.worker_pid is None:  # still preparing, or waiting for the next try
             working.cancel()

@@ -144,9 +144,9 @@ class LimitSettings(BaseModel):
 class WorkerSettings(BaseModel):
     """Supervision of the decode worker"""
 
-    stall_seconds: Seconds = Field(10.0, description="Seconds without a sign of life after which /ready says stalled.")
+    stall_seconds: Seconds = Field(10.0, description="Seconds without progress after which /ready says stalled.")
     stall_kill_seconds: Seconds = Field(
-        30.0, description="Seconds without a sign of life after which the worker is replaced."
+        30.0, description="Seconds without progress after which the worker is replaced."
     )
     load_timeout: Seconds = Field(900.0, description="Seconds without a sign of life while the model loads.")
     worker_restarts: int = Field(5, ge=0, description="Restarts in a row after which the server gives up and exits.")

@@ -27,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
         """settings settings_text wire token_fields search_fields protocol combinations mode replies errors
-        limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
+        limits fields exchange orphans metrics vllm_aliases logs progress presence model_files download""",
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits
         effective translate worker_process mailbox ticket reservation waiting admission batcher startup""",
@@ -49,7 +49,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "layer_weights plug rewrite support packing live reading embedded graphs",
         "fused",
         "model scheduler",
-        "tools",
+        "tools isolation",
         "engine",
         "assembly",
         "worker",
@@ -57,11 +57,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "loadtest": (
         "outcome scenario target",
         "prompt stream plain statistics process",
-        "client run",
-        "contender",
-        "compare curve",
-        "report progress options curve_plot",
-        "session",
+        "client run soak_kinds",
+        "contender soak_exchange soak_watch",
+        "compare curve soak",
+        "report progress options curve_plot soak_trend",
+        "session soak_report soak_plot",
         "__main__",
         "gpu_shapes",
         "gpu_box gpu_engine",
@@ -85,7 +85,7 @@ MACHINERY = [
         "live",
         "reading",
     ),
-    *("model", "scheduler", "engine"),
+    *("model", "scheduler", "isolation", "engine"),
 ]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
@@ -316,7 +316,19 @@ def test_the_engine_and_every_strategy_load_on_a_bare_gpu_box() -> None:
     assert (loaded.returncode, loaded.stdout.strip()) == (0, "False"), loaded.stderr
 
 
-STRATEGY_BLIND = ("engine", "live", "scheduler", "reading", "packing", "rows", "tools", "cache", "model", "assembly")
+STRATEGY_BLIND = (
+    "engine",
+    "isolation",
+    "live",
+    "scheduler",
+    "reading",
+    "packing",
+    "rows",
+    "tools",
+    "cache",
+    "model",
+    "assembly",
+)
 
 
 def _words(name: str) -> list[str]:

@@ -36,7 +36,7 @@ from decoding.frames import (
     encode,
 )
 
-ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST = range(1, 11)
+ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST, SPIN = range(1, 12)
 SLOW_SECONDS = 0.03
 
 
@@ -49,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     doomed_lives: int = 0
     stop_reading: bool = False
     max_running: int = 1000
+    max_model_len: int = 64
     device: str = "cpu"
 
 
@@ -90,7 +91,9 @@ class FakeWorker:
         if plan.lives and _count_life(Path(plan.lives)) <= plan.doomed_lives:
             os._exit(7)
         time.sleep(plan.load_seconds)
-        self._send(Loaded(100, 64, (2,), 10, 16, start.max_rows, plan.device, "float32", "FakeForCausalLM"))
+        self._send(
+            Loaded(100, plan.max_model_len, (2,), 10, 16, start.max_rows, plan.device, "float32", "FakeForCausalLM")
+        )
         return plan
 
     def _next(self) -> ToWorker:
@@ -134,10 +137,9 @@ class FakeWorker:
     def _tick(self, number: int) -> None:
         outputs = tuple(output for live in list(self._running.values()) for output in self._outputs(live))
         rows = {"sampling": len(self._running)} if self._running else {}
-        waiting = len(self._waiting)
-        stats = Stats(
-            len(self._running), waiting, rows, len(self._running), 0.001, len(outputs), 5, 0, 8, 4, self._computed
-        )
+        running, waiting = len(self._running), len(self._waiting)
+        num_fed = len(outputs) + waiting  # whoever waits, waits for others that run
+        stats = Stats(running, waiting, rows, running, 0.001, num_fed, 5, 0, 8, 4, self._computed)
         if outputs or number % 10 == 0:
             self._send(Tick(outputs, stats))
 
@@ -153,6 +155,8 @@ class FakeWorker:
             case 4 | 7:
                 code = "never_fits" if kind == NEVER_FITS else "nan_logits"
                 return [Output(request_id, finished=self._finish(live, code))]
+            case 11:
+                return []
             case 8:
                 return [Output(request_id)]
             case 10:
@@ -172,8 +176,10 @@ class FakeWorker:
         self._computed += 1
         is_last = live.num_out >= live.submit.stopping.max_tokens
         reason = ("stop" if 50 in live.submit.prompt_ids else "length") if is_last else None
-        chunk = Chunk(0, (10 + live.num_out,), finish_reason=reason)
-        return Output(live.submit.request_id, (chunk,), finished=self._finish(live) if is_last else None)
+        token = 10 + live.num_out % 80
+        choices = range(live.submit.strategy_params.get("n", 1))
+        chunks = tuple(Chunk(choice, (token,), finish_reason=reason) for choice in choices)
+        return Output(live.submit.request_id, chunks, finished=self._finish(live) if is_last else None)
 
     def _finish(self, live: Live, code: str | None = None) -> Finished:
         self._running.pop(live.submit.request_id)

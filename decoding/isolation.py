@@ -1,0 +1,81 @@
+"""Who pays when a tick's forward or reads raise: the request that is the cause, not the batch.
+
+Out of memory: the youngest half gives way and the rest tries again, until it works or one request is left, which is too
+large by itself. Anything else: each half runs by itself, down to the request that raises alone. Where request after
+request fails so and none gets through, the model is broken and not the requests: then the exception goes on, and ends
+the worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from decoding.live import LiveRequest
+from decoding.output import Failure
+from decoding.scheduler import Scheduled
+
+BROKEN_AFTER = 4
+"""Requests that fail alone, one after the other with no success between, before the model counts as broken."""
+
+_CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError on the CPU
+
+
+class Isolation:
+    """attempt: runs what it is given whole, or raises before anything of it counts."""
+
+    def __init__(
+        self,
+        attempt: Callable[[Sequence[Scheduled]], None],
+        give_way: Callable[[Sequence[LiveRequest]], None],
+        fail: Callable[[LiveRequest, Failure], None],
+    ) -> None:
+        self._attempt = attempt
+        self._give_way = give_way
+        self._fail = fail
+        self._num_failed = 0
+
+    def run(self, scheduled: Sequence[Scheduled]) -> None:
+        """All of it, but for those who fail or give way. Raises what made the model count as broken."""
+        error = self._error_of(scheduled)
+        if error is None:
+            return
+        lives = sorted({s.live for s in scheduled}, key=lambda live: live.order)
+        if len(lives) == 1:
+            self._fail_alone(lives[0], error)
+            return
+        older, younger = lives[: len(lives) // 2], lives[len(lives) // 2 :]
+        halves = [[s for s in scheduled if s.live in half] for half in (older, younger)]
+        if is_out_of_memory(error):
+            self._give_way(younger)
+            halves.pop()
+        for half in halves:
+            self.run(half)
+
+    def _error_of(self, scheduled: Sequence[Scheduled]) -> Exception | None:
+        """Returned, not handled where it is caught: its traceback holds the tensors of the attempt until then."""
+        try:
+            self._attempt(scheduled)
+        except Exception as error:
+            return error.with_traceback(None) if is_out_of_memory(error) else error
+        self._num_failed = 0
+        return None
+
+    def _fail_alone(self, live: LiveRequest, error: Exception) -> None:
+        if not is_out_of_memory(error):
+            self._num_failed += 1
+            if self._num_failed >= BROKEN_AFTER:
+                raise error
+        self._fail(live, failure_of(error))
+
+
+def failure_of(error: Exception) -> Failure:
+    """What the request is told that caused the exception."""
+    if is_out_of_memory(error):
+        return Failure("out_of_memory", "the request needs more memory than there is", error)
+    return Failure("internal", "the request failed", error)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error)
