@@ -1,0 +1,25 @@
+"""`<tool_call>{"name": …, "arguments": …}</tool_call>`, once per call: Hermes, Qwen and those that follow them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from server.tool_parsers.parser import CallParser, CallSyntax
+from server.tool_parsers.tool_format import random_id
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+
+
+class Hermes:
+    NAME: ClassVar[str] = "hermes"
+    MARKERS: ClassVar[tuple[str, ...]] = (BEGIN, END)
+
+    def is_in(self, template: str) -> bool:
+        """Qwen3-Coder's templates have the same marker with XML inside, which this is not."""
+        return BEGIN in template and "<function=" not in template
+
+    def parser(self, known: frozenset[str]) -> CallParser:
+        return CallParser(CallSyntax(BEGIN, END), known, self.new_id)
+
+    def new_id(self) -> str:
+        return random_id()

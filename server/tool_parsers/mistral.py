@@ -1,0 +1,26 @@
+"""`[TOOL_CALLS]` and a list of `{"name": …, "arguments": …}`, or `[TOOL_CALLS]name[ARGS]{…}` per call: Mistral."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from typing import ClassVar
+
+from server.tool_parsers.parser import CallParser, CallSyntax
+
+BEGIN = "[TOOL_CALLS]"
+ID_LENGTH = 9  # Mistral's templates refuse any other in the history
+
+
+class Mistral:
+    NAME: ClassVar[str] = "mistral"
+    MARKERS: ClassVar[tuple[str, ...]] = (BEGIN, "[ARGS]", "[CALL_ID]")
+
+    def is_in(self, template: str) -> bool:
+        return BEGIN in template
+
+    def parser(self, known: frozenset[str]) -> CallParser:
+        return CallParser(CallSyntax(BEGIN, between="[,]", closing="]", is_named=True), known, self.new_id)
+
+    def new_id(self) -> str:
+        return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(ID_LENGTH))
