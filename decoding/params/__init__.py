@@ -22,7 +22,8 @@ from decoding.params.stopping import StoppingParams
 
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
-    "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "Grammar", "GrammarKind", "GroupBeam", "Guided", "InvalidParam", "KlGuided",
-    "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling",
-    "Schedule", "Sed", "StoppingParams", "StrategyParams", "choice_grammar", "premature_layers",
+    "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "Grammar", "GrammarKind", "GroupBeam", "Guided",
+    "InvalidParam", "KlGuided", "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request",
+    "SamplerOrder", "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams", "choice_grammar",
+    "premature_layers",
 ]  # fmt: skip
