@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from server import logs
 from server.http_server import BindError, bind
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def serve(settings: Settings) -> int:
-    from server.service import Service  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
+    from server.chat_template import template_source  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
+    from server.service import Service  # noqa: PLC0415
 
     logs.configure(settings.log_format, settings.log_level)
     try:
@@ -42,6 +44,8 @@ def serve(settings: Settings) -> int:
         if settings.draft_model:
             with about_the_draft():
                 check(settings.draft_model, may_download=settings.allow_download)
+        if settings.chat_template:
+            template_source(Path(settings.chat_template))
         listener = bind(settings.host, settings.port)
     except (BindError, ModelError) as error:
         return _fail(str(error))

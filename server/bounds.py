@@ -12,6 +12,7 @@ from server.mode import keys_of, mode_of
 from server.prompts import num_prompts
 from server.protocol import PROMPT, ChatRequest, CompletionRequest, Decoding
 from server.strategy import check_regex, counted_params
+from server.tool_use import check_tools
 from server.wire import at
 
 PARAM_TEXTS = (
@@ -48,6 +49,8 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
     else:
         _at_most(len(wire.messages), limits.max_messages, "messages", "entries")
         _at_most(wire.top_logprobs, limits.max_logprobs, "top_logprobs")
+        _at_most(len(wire.tools or ()), limits.max_tools, "tools", "entries")
+        check_tools(wire)
         if None not in (wire.max_tokens, wire.max_completion_tokens) and wire.max_tokens != wire.max_completion_tokens:
             raise bad_field("max_tokens", "and max_completion_tokens are the same and must not differ")
 

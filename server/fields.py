@@ -23,9 +23,6 @@ LATER: Mapping[str, tuple[Any, ...]] = {
 }
 
 LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
 }

@@ -16,6 +16,7 @@ class Limits:
     max_rows: int = 64
     max_request_rows: int = 256
     max_messages: int = 2048
+    max_tools: int = 128
     max_stop: int = 16
     max_stop_chars: int = 256
     max_stop_token_ids: int = 1024

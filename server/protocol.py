@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, Tag
 
+from server.chat_fields import ConversationFields, Messages, ToolFields
 from server.search_fields import SearchFields
 from server.token_fields import PauseTokens, TokenFields
 from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
@@ -28,6 +29,7 @@ MUST_BE = {
     "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
     "negative_prompt": CONTEXT,
     "kl_guided.prompt": CONTEXT,
+    "tool_choice": '"none", "auto", "required" or {"type": "function", "function": {"name": …}}',
 }
 
 
@@ -90,42 +92,7 @@ class CompletionRequest(Decoding):
     logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
 
 
-class TextPart(Wire):
-    type: Literal["text"]
-    text: str
-
-
-_PARTS = TypeAdapter(list[TextPart])
-
-
-def _joined(content: object) -> str:
-    """Text parts become one string, a line each."""
-    if isinstance(content, str):
-        return content
-    try:
-        return "\n".join(part.text for part in _PARTS.validate_python(content, strict=True))
-    except ValidationError:
-        raise ValueError("must be a string or a list of parts of type text") from None
-
-
-class Message(Wire):
-    """One turn. The fields that can only be null are those an answer bears that is sent back as history."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(_joined)]
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
-    refusal: None = None
-    annotations: Annotated[list[None], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-
-
-Messages = Annotated[list[Message], Field(min_length=1)]
-
-
-class ChatRequest(Decoding):
+class ChatRequest(Decoding, ToolFields):
     """POST /v1/chat/completions."""
 
     messages: Messages
@@ -135,14 +102,13 @@ class ChatRequest(Decoding):
     top_logprobs: Count | None = option("Alternatives beside each token.", 0)
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(ConversationFields):
     """POST /tokenize: `prompt` or `messages`."""
 
     model: str | None = None
     prompt: str | None = None
     messages: Messages | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
 

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from decoding.frames import Loaded, Progress, Start, Tick
 from server.batcher import Batcher
+from server.chat_template import ChatTemplate
+from server.generation_defaults import recommended
 from server.mailbox import Mailbox
 from server.model_files import ModelError, about_the_draft, default_name, resolve
 from server.progress import ProgressDisplay
 from server.served import Served
 from server.settings import Settings
 from server.text import Tokenizer
+from server.tool_parsers.registry import chosen
 
 LoadTokenizer = Callable[[Path], Tokenizer]
 
@@ -41,8 +45,12 @@ class Startup:
         try:
             directory = await resolve(settings.model, self._display.show, may_download=settings.allow_download)
             tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+            if settings.chat_template:
+                template = ChatTemplate.from_file(Path(settings.chat_template), directory)
+                tokenizer = tokenizer.with_template(template)
+            defaults = recommended(directory) if settings.generation_defaults == "model" else {}
             draft = await self._draft_directory(token_bytes) if settings.draft_model else None
-            self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer))
+            self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, defaults))
             await mailbox.run(start_frame(settings, directory, token_bytes, draft))
         finally:
             self._display.close()
@@ -90,7 +98,7 @@ class Startup:
                 raise ModelError("its tokenizer has other tokens than the model's")
         return directory
 
-    def _describe(self, loaded: Loaded, tokenizer: Tokenizer) -> Served:
+    def _describe(self, loaded: Loaded, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> Served:
         return Served(
             names=served_names(self._settings),
             vocab_size=loaded.vocab_size,
@@ -102,7 +110,14 @@ class Startup:
             num_layers=loaded.num_layers,
             ties_embeddings=loaded.ties_embeddings,
             has_draft=loaded.has_draft,
+            tools=chosen(self._settings.tool_parser, tokenizer.template),
+            has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
+            generation_defaults=defaults,
         )
+
+
+def _has_reasoning(asked: str, template: ChatTemplate | None) -> bool:
+    return asked == "think" or (asked == "auto" and template is not None and template.has_reasoning)
 
 
 def served_names(settings: Settings) -> tuple[str, ...]:

@@ -30,6 +30,26 @@ def router(batcher: Batcher) -> APIRouter:
 
 
 def _model(name: str, served: Served) -> Model:
-    has_chat = served.tokenizer.has_chat_template
-    supports = Support(has_chat, served.has_draft, [method.name for method in available(served)])
-    return Model(name, served.created, served.max_model_len, served.architecture, supports)
+    return Model(
+        name,
+        served.created,
+        served.max_model_len,
+        served.architecture,
+        _support(served),
+        dict(served.generation_defaults),
+    )
+
+
+def _support(served: Served) -> Support:
+    template = served.tokenizer.template
+    tools_in = None
+    if served.tools is not None and template is not None:
+        tools_in = "chat_template" if template.takes_tools else "system_message"
+    return Support(
+        chat=served.tokenizer.has_chat_template,
+        draft_model=served.has_draft,
+        strategies=[method.name for method in available(served)],
+        tool_parser=served.tools.NAME if served.tools is not None else None,
+        tools_in=tools_in,
+        reasoning=served.has_reasoning,
+    )

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 from server.admission import Batcher
 from server.body import parse, read_object
+from server.conversation import conversation
 from server.errors import ApiError
 from server.fields import sort_fields
 from server.limits import Limits
@@ -15,7 +16,7 @@ from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.replies import Text, Tokens
 from server.reply import JsonResponse
 from server.served import Served
-from server.translate import resolve_model, template_messages
+from server.translate import resolve_model
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
@@ -50,10 +51,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
 async def _token_ids(wire: TokenizeRequest, served: Served) -> tuple[int, ...]:
     """A prompt gets its special tokens unless told otherwise; a chat template brings its own."""
     if wire.messages is not None:
-        return await served.tokenizer.encode_chat(
-            template_messages(wire.messages),
-            add_generation_prompt=wire.add_generation_prompt is not False,
-            add_special_tokens=bool(wire.add_special_tokens),
-        )
+        text = served.tokenizer.chat_text(conversation(wire, wire.messages, wire.tools or (), served))
+        special = bool(wire.add_special_tokens)
+        return (await served.tokenizer.encode_all([text], add_special_tokens=special))[0].ids
     special = wire.add_special_tokens is not False
     return (await served.tokenizer.encode_all([wire.prompt or ""], add_special_tokens=special))[0].ids

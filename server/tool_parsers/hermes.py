@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from server.tool_parsers.parser import CallParser, CallSyntax
-from server.tool_parsers.tool_format import random_id
+from server.tool_parsers.tool_format import Called, Literal, as_object, random_id
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -13,6 +14,8 @@ BEGIN, END = "<tool_call>", "</tool_call>"
 class Hermes:
     NAME: ClassVar[str] = "hermes"
     MARKERS: ClassVar[tuple[str, ...]] = (BEGIN, END)
+    ARGUMENTS: ClassVar[str] = "arguments"
+    LEAD: ClassVar[str] = BEGIN
 
     def is_in(self, template: str) -> bool:
         """Qwen3-Coder's templates have the same marker with XML inside, which this is not."""
@@ -23,3 +26,10 @@ class Hermes:
 
     def new_id(self) -> str:
         return random_id()
+
+    def write(self, calls: Sequence[Called]) -> str:
+        return "\n".join(f"{BEGIN}\n{as_object(called, self.ARGUMENTS)}\n{END}" for called in calls)
+
+    def rule(self, literal: Literal, *, is_single: bool) -> str:
+        one = f'{literal(BEGIN)} "\\n" call "\\n" {literal(END)}'
+        return one if is_single else f'{one} ("\\n" {one})*'

@@ -5,10 +5,11 @@ Several calls are divided by semicolons. Without the tag only an object that nam
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from server.tool_parsers.parser import CallParser, CallSyntax
-from server.tool_parsers.tool_format import random_id
+from server.tool_parsers.tool_format import Called, Literal, as_object, random_id
 
 TAG = "<|python_tag|>"
 
@@ -16,6 +17,8 @@ TAG = "<|python_tag|>"
 class Llama3Json:
     NAME: ClassVar[str] = "llama3_json"
     MARKERS: ClassVar[tuple[str, ...]] = (TAG,)
+    ARGUMENTS: ClassVar[str] = "parameters"
+    LEAD: ClassVar[str] = ""
 
     def is_in(self, template: str) -> bool:
         return TAG in template or ('"parameters": dictionary' in template and "<|start_header_id|>" in template)
@@ -25,3 +28,9 @@ class Llama3Json:
 
     def new_id(self) -> str:
         return random_id()
+
+    def write(self, calls: Sequence[Called]) -> str:
+        return "; ".join(as_object(called, self.ARGUMENTS) for called in calls)
+
+    def rule(self, literal: Literal, *, is_single: bool) -> str:
+        return "call" if is_single else 'call ("; " call)*'

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import secrets
 import string
+from collections.abc import Sequence
 from typing import ClassVar
 
 from server.tool_parsers.parser import CallParser, CallSyntax
+from server.tool_parsers.tool_format import Called, Literal, as_object
 
 BEGIN = "[TOOL_CALLS]"
 ID_LENGTH = 9  # Mistral's templates refuse any other in the history
@@ -15,6 +17,8 @@ ID_LENGTH = 9  # Mistral's templates refuse any other in the history
 class Mistral:
     NAME: ClassVar[str] = "mistral"
     MARKERS: ClassVar[tuple[str, ...]] = (BEGIN, "[ARGS]", "[CALL_ID]")
+    ARGUMENTS: ClassVar[str] = "arguments"
+    LEAD: ClassVar[str] = BEGIN
 
     def is_in(self, template: str) -> bool:
         return BEGIN in template
@@ -24,3 +28,9 @@ class Mistral:
 
     def new_id(self) -> str:
         return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(ID_LENGTH))
+
+    def write(self, calls: Sequence[Called]) -> str:
+        return f"{BEGIN} [{', '.join(as_object(called, self.ARGUMENTS) for called in calls)}]"
+
+    def rule(self, literal: Literal, *, is_single: bool) -> str:
+        return f"""{literal(BEGIN)} "[" {"call" if is_single else 'call (", " call)*'} "]" """.rstrip()

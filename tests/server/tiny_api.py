@@ -30,6 +30,8 @@ from tests.server.world import FAKE_WORKER, request
 
 
 class ByteTokenizer:
+    template = None
+
     def token_bytes(self) -> tuple[bytes, ...]:
         return tuple(bytes([i]) for i in range(100))
 
