@@ -94,6 +94,7 @@ def _engine(start: Start, models: dict[str, Model], sizes: Sizes) -> Engine:
         {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
         eos_token_ids=info.eos_token_ids,
         token_bytes=start.token_bytes,
+        special_tokens=start.special_tokens,
         max_rows=start.max_rows,
         tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
         max_model_len=sizes.max_model_len,

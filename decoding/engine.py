@@ -16,7 +16,7 @@ import torch
 from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.live import LiveRequest, Work
-from decoding.logits.pipeline import Pipelines
+from decoding.logits.pipeline import NEUTRAL, Pipelines
 from decoding.output import Failure, Output, Usage
 from decoding.packing import Span, pack
 from decoding.params import Request
@@ -72,6 +72,7 @@ class Engine:
         *,
         eos_token_ids: Sequence[int],
         token_bytes: Sequence[bytes] = (),
+        special_tokens: Sequence[tuple[int, str]] = (),
         max_rows: int = 256,
         tick_tokens: int = 512,
         max_model_len: int = 1 << 30,
@@ -82,7 +83,7 @@ class Engine:
         self._caches = caches
         self._eos_token_ids = tuple(eos_token_ids)
         self._token_bytes = token_bytes
-        self._pipelines = Pipelines(eos_token_ids, token_bytes)
+        self._pipelines = Pipelines(eos_token_ids, token_bytes, special_tokens)
         self._max_rows = max_rows
         self._max_model_len = max_model_len
         self._shares_prefixes = shares_prefixes
@@ -117,6 +118,7 @@ class Engine:
             self._fail(live, failure)
             return
         try:
+            live.pipeline = self._pipelines.build(request.logits, request.stopping)
             stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes)
             live.strategy = build(request, stopping, RowTools(live, self._pipelines))
             self._apply(live, live.strategy.begin(request.prompt_ids))
@@ -351,7 +353,7 @@ class Engine:
             id=request_id,
             request=request,
             strategy=NotBegun(),
-            pipeline=self._pipelines.build(request.logits, request.stopping),
+            pipeline=NEUTRAL,
             salt=salt.encode(),
             arrival=self._num_arrived,
             submitted_at=self._clock(),

@@ -23,7 +23,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
-    draft_model: a directory too, with the same vocabulary; empty for none.
+    special_tokens: ids and names, for grammars. draft_model: a directory too, with the same vocabulary; empty for none.
     """
 
     model: str
@@ -37,6 +37,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     threads: int = 0
     token_bytes: tuple[bytes, ...] = ()
     draft_model: str = ""
+    special_tokens: tuple[tuple[int, str], ...] = ()
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

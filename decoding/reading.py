@@ -16,6 +16,7 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
 from decoding.logits.entropy import entropies
+from decoding.logits.grammar import allowed
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
 from decoding.rows import TokenLog
@@ -183,7 +184,8 @@ class ReadSlice:
         for layers, at in groups.items():
             indices = [self._reads[headed[k]].index for k in at]
             premature = torch.stack([model.project(hidden.layers[j][indices]) for j in layers], dim=1)
-            contrasted[at], chosen = contrast(logits[at], premature)  # premature: [rows, layers, vocab]
+            excluded = _excluded_by_grammar(logits[at], [self._reads[headed[k]] for k in at])
+            contrasted[at], chosen = contrast(logits[at], premature, excluded)  # premature: [rows, layers, vocab]
             self._add("contrasted", [headed[k] for k in at], chosen)
         return contrasted
 
@@ -321,6 +323,17 @@ class ReadSlice:
     def _layer(self, layer: int, i: int) -> torch.Tensor:
         handle, at = self._layer_handles[layer, i]
         return torch.from_numpy(self._copy.get(handle)[at].astype(np.float32))
+
+
+def _excluded_by_grammar(logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor | None:
+    """What the grammars of these reads rule out: bool [n, vocab], None where nobody has one."""
+    steps = [(k, grammar) for k, read in enumerate(reads) if (grammar := read.pipeline.grammar) is not None]
+    if not steps:
+        return None
+    excluded = torch.zeros_like(logits, dtype=torch.bool)
+    at = [k for k, _ in steps]
+    excluded[at] = ~allowed(logits[at], [step for _, step in steps], [reads[k].history for k in at])
+    return excluded
 
 
 def top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -44,7 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "link output",
-        "stopping logits/ sampling ranking answers drafting cache memory",
+        "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
         "strategies/ attention/ linear elementwise rows gguf_model",
         "layer_weights plug rewrite support packing live reading embedded",
@@ -91,7 +91,8 @@ SEPARATED: tuple[tuple[str, str], ...] = (
 )
 FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 
-SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers")  # all that server/ may know of decoding/
+# All that server/ may know of decoding/
+SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers", "decoding.grammars")
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
 DECODING_NEEDS = (
@@ -102,6 +103,7 @@ DECODING_NEEDS = (
     "safetensors",
     "gguf",
     "re2",
+    "llguidance",  # optional: imported where the first grammar is met
     "numba",  # optional: decoding/kernels alone imports it, and only where it is installed
     "llvmlite",
     "decoding",
