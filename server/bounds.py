@@ -50,7 +50,7 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
         _at_most(len(wire.messages), limits.max_messages, "messages", "entries")
         _at_most(wire.top_logprobs, limits.max_logprobs, "top_logprobs")
         _at_most(len(wire.tools or ()), limits.max_tools, "tools", "entries")
-        check_tools(wire)
+        check_tools(wire, limits)
         if None not in (wire.max_tokens, wire.max_completion_tokens) and wire.max_tokens != wire.max_completion_tokens:
             raise bad_field("max_tokens", "and max_completion_tokens are the same and must not differ")
 

@@ -53,7 +53,9 @@ class ChatFormat:
         return True
 
     def begin(self, answer: Answer, choice: int, extras: Extras) -> ChatChunk:
-        role = ChatDelta(choice, Delta(role="assistant", content=""), None, None)
+        form = self._plan.message
+        nothing = None if form and form.tools else ""  # there may be calls and never any content
+        role = ChatDelta(choice, Delta(role="assistant", content=nothing), None, None)
         return self._chunk([role], extras, self._prompt_logprobs(answer) if choice == 0 else UNSET)
 
     def delta(self, choice: int, piece: Piece, extras: Extras) -> ChatChunk:

@@ -172,7 +172,7 @@ class ToolCallDelta(Wire, frozen=True):
 
 class Delta(Wire, frozen=True):
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
+from decoding.grammars import JSON_FORM, InvalidGrammar, compile_grammar, read_tokens
 from decoding.params import Grammar
 from server.chat_fields import NamedChoice, Tool
 from server.errors import ApiError
+from server.limits import Limits
 from server.protocol import ChatRequest
 from server.reasoning import BEGIN, END
 from server.served import Served
 from server.tool_parsers.tool_format import Literal, ToolFormat
+
+ANYTHING = r"/(.|\n)*/"
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -55,7 +62,7 @@ def may_call(wire: ChatRequest) -> bool:
     return bool(wire.tools) and wire.tool_choice != "none"
 
 
-def check_tools(wire: ChatRequest) -> None:
+def check_tools(wire: ChatRequest, limits: Limits) -> None:
     """What is wrong whatever the model is. Raises ApiError 400."""
     names = [tool.function.name for tool in wire.tools or ()]
     choice = wire.tool_choice
@@ -66,22 +73,46 @@ def check_tools(wire: ChatRequest) -> None:
     if isinstance(choice, NamedChoice) and choice.function.name not in names:
         raise ApiError(400, "tool_choice names a function that tools does not have", param="tool_choice")
     for i, tool in enumerate(wire.tools or ()):
-        kind = (tool.function.parameters or NO_ARGUMENTS).get("type", "object")
-        if kind != "object":
-            raise ApiError(400, f"tools[{i}].function.parameters must be the schema of an object", param="tools")
+        if not _is_schema(tool, limits):
+            message = f"tools[{i}].function.parameters must be the JSON schema of an object"
+            raise ApiError(400, f"{message}, at most {limits.max_param_chars} characters long", param="tools")
 
 
 def tool_grammar(use: ToolUse, served: Served, *, is_thinking: bool) -> Grammar | None:
     """What the answer must match, None where anything goes. is_thinking: the prompt opens the reasoning."""
     if not use.needs_grammar:
         return None
-    literal = literals(served)
-    lines = [f"start: {_thinking(literal, served, is_thinking)}{'calls' if use.is_forced else 'calls_or_text'}"]
+    literal, lead = literals(served), use.form.LEAD
+    calls = f"{literal(lead)} calls" if lead else "calls"
+    lines = [f"start: {_thinking(literal, served, is_thinking)}{calls if use.is_forced else 'calls_or_text'}"]
     if not use.is_forced:
-        lines += _free_text(use.form, literal)
+        lines += _free_text(lead, literal)
     lines += [f"calls: {use.form.rule(literal, is_single=use.is_single)}", *_functions(use)]
-    lines += _thoughts(literal) if served.has_reasoning else []
+    lines += (
+        ["thoughts: up_to_end SPACE", *_up_to("end", END, literal), r"SPACE: /\n{0,2}/"] if served.has_reasoning else []
+    )
     return Grammar("lark", "\n".join(lines))
+
+
+def _is_schema(tool: Tool, limits: Limits) -> bool:
+    """Whether the arguments could be held to it."""
+    text = _schema(tool)
+    if (
+        len(text) > limits.max_param_chars
+        or (tool.function.parameters or NO_ARGUMENTS).get("type", "object") != "object"
+    ):
+        return False
+    try:
+        compile_grammar(Grammar("lark", f"start: %json {text}"), _bytes())
+    except InvalidGrammar:
+        return False
+    return True
+
+
+@cache
+def _bytes() -> LLTokenizer:
+    """The smallest vocabulary: whether a schema is sound does not depend on it."""
+    return read_tokens([bytes([i]) for i in range(256)], {}, [256])
 
 
 def literals(served: Served) -> Literal:
@@ -103,14 +134,18 @@ def _functions(use: ToolUse) -> list[str]:
 
 def _schema(tool: Tool) -> str:
     parameters: dict[str, Any] = tool.function.parameters or NO_ARGUMENTS
-    return json.dumps({"type": "object", **parameters}, ensure_ascii=False)
+    return json.dumps({"type": "object", **parameters, "x-guidance": JSON_FORM}, ensure_ascii=False)
 
 
-def _free_text(form: ToolFormat, literal: Literal) -> list[str]:
+def _free_text(lead: str, literal: Literal) -> list[str]:
     """Text that begins no call, or calls, or one behind the other where the format has that."""
-    if not form.LEAD:
+    if not lead:
         return ["calls_or_text: calls | TEXT", r"TEXT: /(\s*[^\s{](.|\n)*)?/"]
-    return ["calls_or_text: TEXT | TEXT calls", f"TEXT: {_all_but(form.LEAD, literal)}"]
+    return [
+        "calls_or_text: TEXT | up_to_calls calls",
+        f"TEXT: {_all_but(lead, literal)}",
+        *_up_to("calls", lead, literal),
+    ]
 
 
 def _thinking(literal: Literal, served: Served, is_thinking: bool) -> str:
@@ -119,17 +154,19 @@ def _thinking(literal: Literal, served: Served, is_thinking: bool) -> str:
     return "thoughts " if is_thinking else f"({literal(BEGIN)} thoughts)? "
 
 
-def _thoughts(literal: Literal) -> list[str]:
-    return [f"thoughts: THOUGHTS {literal(END)} SPACE", f"THOUGHTS: {_all_but(END, literal)}", r"SPACE: /\n{0,2}/"]
+def _up_to(name: str, marker: str, literal: Literal) -> list[str]:
+    """The rule `up_to_name`: any text, the marker and no more."""
+    if literal(marker).startswith("<["):
+        return [f"up_to_{name}: BEFORE_{name.upper()} {literal(marker)}", f"BEFORE_{name.upper()}: {ANYTHING}"]
+    return [f"up_to_{name}[suffix={literal(marker)}]: {ANYTHING}"]
 
 
 def _all_but(marker: str, literal: Literal) -> str:
     """Any text without the marker; a special token is never part of a text."""
-    anything = r"/(.|\n)*/"
     if literal(marker).startswith("<["):
-        return anything
+        return ANYTHING
     escaped = "".join(f"\\{char}" if char in "[]()/|" else char for char in marker)
-    return f"{anything} & ~/(.|\\n)*{escaped}(.|\\n)*/"
+    return f"{ANYTHING} & ~/(.|\\n)*{escaped}(.|\\n)*/"
 
 
 def _quoted(text: str) -> str:

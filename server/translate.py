@@ -81,7 +81,10 @@ def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinkin
     grammar = tool_grammar(use, served, is_thinking=is_thinking) if use else None
     if grammar is None:
         return replace(plan, message=form)
-    requests = tuple(replace(each, logits=replace(each.logits, grammar=grammar)) for each in plan.requests)
+    try:
+        requests = tuple(replace(each, logits=replace(each.logits, grammar=grammar)) for each in plan.requests)
+    except InvalidParam as invalid:
+        raise refused(invalid) from None
     return replace(plan, message=form, requests=requests)
 
 

@@ -31,5 +31,5 @@ class Hermes:
         return "\n".join(f"{BEGIN}\n{as_object(called, self.ARGUMENTS)}\n{END}" for called in calls)
 
     def rule(self, literal: Literal, *, is_single: bool) -> str:
-        one = f'{literal(BEGIN)} "\\n" call "\\n" {literal(END)}'
-        return one if is_single else f'{one} ("\\n" {one})*'
+        one = f'"\\n" call "\\n" {literal(END)}'
+        return one if is_single else f'{one} ("\\n" {literal(BEGIN)} {one})*'

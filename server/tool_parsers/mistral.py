@@ -33,4 +33,4 @@ class Mistral:
         return f"{BEGIN} [{', '.join(as_object(called, self.ARGUMENTS) for called in calls)}]"
 
     def rule(self, literal: Literal, *, is_single: bool) -> str:
-        return f"""{literal(BEGIN)} "[" {"call" if is_single else 'call (", " call)*'} "]" """.rstrip()
+        return '"[" call "]"' if is_single else '"[" call (", " call)* "]"'

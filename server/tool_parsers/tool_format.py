@@ -37,7 +37,7 @@ class ToolFormat(Protocol):
         """Calls as the model would write them, for templates that do not."""
 
     def rule(self, literal: Literal, *, is_single: bool) -> str:
-        """Lark: the calls of an answer, each object being the rule `call`."""
+        """Lark: the calls of an answer, behind LEAD; each object is the rule `call`."""
 
 
 def random_id() -> str:
