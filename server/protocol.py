@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from server.search_fields import SearchFields
+from server.structure_fields import StructureFields
 from server.token_fields import PauseTokens, TokenFields
 from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
 
@@ -36,7 +37,7 @@ class StreamOptions(Wire):
     continuous_usage_stats: bool | None = option("The usage so far in each chunk.", False)
 
 
-class Decoding(TokenFields, SearchFields):
+class Decoding(TokenFields, SearchFields, StructureFields):
     """The fields that completions and chat share."""
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")

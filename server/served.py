@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from server.grammar_check import GrammarCheck
 from server.text import Tokenizer
 
 
@@ -11,7 +12,8 @@ from server.text import Tokenizer
 class Served:
     """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
 
-    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`.
+    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`. grammars: tells whether
+    those of requests compile.
     """
 
     names: tuple[str, ...]
@@ -24,3 +26,4 @@ class Served:
     num_layers: int = 0
     ties_embeddings: bool = False
     has_draft: bool = False
+    grammars: GrammarCheck = field(default_factory=GrammarCheck)

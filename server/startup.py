@@ -6,6 +6,7 @@ It runs beside the HTTP server, which is up from the first moment; what goes wro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import structlog
 
 from decoding.frames import Loaded, Progress, Start, Tick
 from server.batcher import Batcher
+from server.grammar_check import GrammarCheck
 from server.mailbox import Mailbox
 from server.model_files import ModelError, about_the_draft, default_name, resolve
 from server.progress import ProgressDisplay
@@ -41,9 +43,11 @@ class Startup:
         try:
             directory = await resolve(settings.model, self._display.show, may_download=settings.allow_download)
             tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+            special_tokens = tokenizer.special_tokens()
             draft = await self._draft_directory(token_bytes) if settings.draft_model else None
-            self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer))
-            await mailbox.run(start_frame(settings, directory, token_bytes, draft))
+            with contextlib.closing(GrammarCheck(special_tokens, settings.grammar_seconds)) as grammars:
+                self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars))
+                await mailbox.run(start_frame(settings, directory, token_bytes, special_tokens, draft))
         finally:
             self._display.close()
 
@@ -90,7 +94,7 @@ class Startup:
                 raise ModelError("its tokenizer has other tokens than the model's")
         return directory
 
-    def _describe(self, loaded: Loaded, tokenizer: Tokenizer) -> Served:
+    def _describe(self, loaded: Loaded, tokenizer: Tokenizer, grammars: GrammarCheck) -> Served:
         return Served(
             names=served_names(self._settings),
             vocab_size=loaded.vocab_size,
@@ -102,6 +106,7 @@ class Startup:
             num_layers=loaded.num_layers,
             ties_embeddings=loaded.ties_embeddings,
             has_draft=loaded.has_draft,
+            grammars=grammars,
         )
 
 
@@ -109,7 +114,13 @@ def served_names(settings: Settings) -> tuple[str, ...]:
     return settings.served_model_name or (default_name(settings.model),)
 
 
-def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, ...], draft: Path | None) -> Start:
+def start_frame(
+    settings: Settings,
+    directory: Path,
+    token_bytes: tuple[bytes, ...],
+    special_tokens: tuple[tuple[int, str], ...],
+    draft: Path | None,
+) -> Start:
     return Start(
         model=str(directory),
         device=settings.device,
@@ -121,5 +132,6 @@ def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, .
         prefix_cache=settings.prefix_cache,
         threads=settings.threads,
         token_bytes=token_bytes,
+        special_tokens=special_tokens,
         draft_model=str(draft) if draft else "",
     )

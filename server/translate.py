@@ -21,6 +21,7 @@ from server.prompts import completion_prompts
 from server.protocol import ChatRequest, CompletionRequest, Decoding, Message
 from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
+from server.structure import grammar_of
 from server.words import bad_word_ids, derived, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
@@ -133,6 +134,7 @@ async def _requests(
     method = mode_of(wire)
     own = await derived(method, wire, served)
     logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
+    logits = replace(logits, grammar=await grammar_of(wire, served))
     pauses = await pause_ids(wire, served)
     return [
         Request(
