@@ -54,7 +54,9 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         ties_embeddings=info.ties_embeddings,
         has_draft=draft is not None,
     )
-    return _engine(start, models, sizes), loaded
+    engine = _engine(start, models, sizes)
+    engine.read_vocabulary()
+    return engine, loaded
 
 
 def _check_widths(models: dict[str, Model]) -> None:

@@ -125,6 +125,11 @@ class Engine:
         except Exception as error:
             self._fail(live, Failure("internal", "the strategy failed", error))
 
+    def read_vocabulary(self) -> None:
+        """What grammars need of it, at once rather than when the first one comes."""
+        if self._token_bytes and self._eos_token_ids:
+            _ = self._pipelines.grammars
+
     def cancel(self, request_id: int) -> None:
         """Forget the request at once: pages and rows are back when this returns. Unknown ids are ignored."""
         live = self._live.pop(request_id, None)

@@ -79,10 +79,10 @@ def _lark(grammar: Grammar) -> str:
         return grammar.text
     if grammar.kind == "regex":
         return f"start: /{_slashed(grammar.text)}/"
-    return "start: %json " + json.dumps(_with_form(grammar.text))
+    return "start: %json " + json.dumps(with_form(grammar.text))
 
 
-def _with_form(text: str) -> dict[str, object]:
+def with_form(text: str) -> dict[str, object]:
     try:
         schema = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -18,8 +18,6 @@ IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identi
 # field -> the values that ask for nothing; null always does
 LATER: Mapping[str, tuple[Any, ...]] = {
     "latent_thoughts": (),
-    "response_format": ({"type": "text"},),
-    "structured": (),
 }
 
 LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {

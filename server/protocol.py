@@ -13,6 +13,7 @@ from pydantic import Discriminator, Field, Tag
 
 from server.chat_fields import ConversationFields, Messages, ToolFields
 from server.search_fields import SearchFields
+from server.structure_fields import StructureFields
 from server.token_fields import PauseTokens, TokenFields
 from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
 
@@ -38,7 +39,7 @@ class StreamOptions(Wire):
     continuous_usage_stats: bool | None = option("The usage so far in each chunk.", False)
 
 
-class Decoding(TokenFields, SearchFields):
+class Decoding(TokenFields, SearchFields, StructureFields):
     """The fields that completions and chat share."""
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")

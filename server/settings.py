@@ -150,6 +150,11 @@ class LimitSettings(BaseModel):
     max_bad_word_chars: int = Field(256, ge=1, description="Characters of one of bad_words.")
     max_param_chars: int = Field(65536, ge=1, description="Characters of a text parameter (negative_prompt, suffix …).")
     max_regex_chars: int = Field(512, ge=1, description="Characters of cot_decoding.answer_regex.")
+    max_schema_bytes: int = Field(65536, ge=2, description="Bytes of a JSON schema, without its blanks.")
+    max_schema_depth: int = Field(64, ge=1, le=64, description="Objects and lists in one another in a JSON schema.")
+    max_grammar_chars: int = Field(65536, ge=1, description="Characters of structured.regex, .choice and .grammar.")
+    max_choices: int = Field(1024, ge=1, description="Entries of structured.choice.")
+    grammar_seconds: Seconds = Field(1.0, description="Processor time that a grammar may take to compile.")
     send_timeout: Seconds = Field(
         30.0, description="Seconds a client may leave a piece of a stream unread; then it is cut off."
     )
@@ -248,6 +253,10 @@ class Settings(
             max_bad_word_chars=self.max_bad_word_chars,
             max_param_chars=self.max_param_chars,
             max_regex_chars=self.max_regex_chars,
+            max_schema_bytes=self.max_schema_bytes,
+            max_schema_depth=self.max_schema_depth,
+            max_grammar_chars=self.max_grammar_chars,
+            max_choices=self.max_choices,
             send_seconds=self.send_timeout,
         )
 

@@ -75,6 +75,10 @@ class Tokenizer:
         """The bytes each id stands for in an answer's text; empty for special tokens."""
         return self.vocabulary.spoken
 
+    def special_tokens(self) -> tuple[tuple[int, str], ...]:
+        """Ids and names of the special tokens."""
+        return tuple((i, self.vocabulary.shown[i].decode()) for i in sorted(self.vocabulary.special_ids))
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return self._encode([text], add_special_tokens)[0].ids
 

@@ -25,7 +25,9 @@ from server.protocol import ChatRequest, CompletionRequest, Decoding
 from server.reasoning import opened_by
 from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
-from server.tool_use import ToolUse, tool_grammar, tool_use
+from server.structure import grammar_of
+from server.tool_grammar import message_grammar
+from server.tool_use import ToolUse, check_parameters, tool_use
 from server.words import bad_word_ids, derived, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
@@ -69,22 +71,25 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     limit = TokenLimit(asked, served.max_model_len, "messages")
     shown = replace(_shown(wire), logprobs=top)
     plan = await _plan(wire, served, (Prompt(encoded.ids),), limit, logprobs=logprobs, shown=shown)
-    return _with_message(plan, use, served, is_thinking=opened_by(text))
+    try:
+        if use is not None:
+            await check_parameters(use.tools, served)
+        return _with_message(plan, use, served, is_thinking=opened_by(text))
+    except InvalidParam as invalid:
+        raise refused(invalid) from None
 
 
 def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinking: bool) -> Plan:
-    """The plan of a chat, with what its text is taken apart for and held to."""
+    """The plan of a chat, with what its text is taken apart for and held to. Raises InvalidParam."""
     if use is None and not served.has_reasoning:
         return plan
+    logits = plan.requests[0].logits
+    if use is None and logits.grammar is not None and logits.grammar.kind != "json_schema":
+        return plan  # the form leaves no room for reasoning
     functions = use.functions if use else frozenset[str]()
     form = MessageForm(use.form if use else None, functions, served.has_reasoning, is_thinking)
-    grammar = tool_grammar(use, served, is_thinking=is_thinking) if use else None
-    if grammar is None:
-        return replace(plan, message=form)
-    try:
-        requests = tuple(replace(each, logits=replace(each.logits, grammar=grammar)) for each in plan.requests)
-    except InvalidParam as invalid:
-        raise refused(invalid) from None
+    grammar = message_grammar(use, logits.grammar, served, is_thinking=is_thinking)
+    requests = tuple(replace(each, logits=replace(logits, grammar=grammar)) for each in plan.requests)
     return replace(plan, message=form, requests=requests)
 
 
@@ -153,6 +158,7 @@ async def _requests(
     method = mode_of(wire)
     own = await derived(method, wire, served)
     logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
+    logits = replace(logits, grammar=await grammar_of(wire, served))
     pauses = await pause_ids(wire, served)
     return [
         Request(

@@ -26,12 +26,12 @@ PACKAGES = ("server", "decoding", "loadtest")
 LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
-        """settings settings_text wire token_fields search_fields chat_fields protocol combinations mode replies errors
-        limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
+        """settings settings_text wire token_fields search_fields structure_fields chat_fields protocol combinations
+        mode replies errors limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
         # work: text, translation, and the way to the worker
-        """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text served plan prompts
-        words strategy tool_use bounds logits effective conversation generation_defaults translate worker_process
-        mailbox ticket reservation waiting admission batcher startup""",
+        """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
+        grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits effective
+        conversation generation_defaults translate worker_process mailbox ticket reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
         # the edge: ASGI layers, the listening side, routes

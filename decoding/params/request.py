@@ -72,10 +72,19 @@ class Request:
 
     def _check_ends(self) -> None:
         """The grammar says where the answer ends, and nothing is said behind it."""
-        check(self.stopping.min_tokens == 0, "min_tokens", "has no meaning with a grammar, which ends the answer")
-        check(not self.stopping.ignore_eos, "ignore_eos", "has no meaning with a grammar, which ends the answer")
+        reason = "has no meaning with a form of the answer, which says where it ends"
+        check(
+            self.stopping.min_tokens == 0,
+            "min_tokens",
+            reason,
+        )
+        check(
+            not self.stopping.ignore_eos,
+            "ignore_eos",
+            reason,
+        )
         suffix = self.strategy.suffix_ids if isinstance(self.strategy, CotDecoding) else ()
-        check(not suffix, "cot_decoding.suffix", "has no meaning with a grammar, which ends the answer")
+        check(not suffix, "cot_decoding.suffix", reason)
 
     @property
     def max_rows(self) -> int:

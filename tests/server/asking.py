@@ -57,4 +57,8 @@ BEARING: dict[str, Fields] = {
     "allowed_token_ids": {"allowed_token_ids": [3, 4]},
     "bad_words": {"bad_words": ["dog"]},
     "pause_tokens": {"pause_tokens": {"token_id": 7, "count": 3}},
+    "response_format": {"response_format": {"type": "json_object"}},
+    "structured": {"structured": {"choice": ["dog", "cat"]}},
+    "ignore_eos": {"ignore_eos": True},
+    "min_new_tokens": {"min_new_tokens": 2},
 }  # fmt: skip

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import pytest
 
 from decoding.grammars import compile_grammar, read_tokens
+from decoding.params import Grammar, InvalidParam
 from server.chat_fields import Function, Tool
 from server.served import Served
 from server.text import Tokenizer
+from server.tool_grammar import message_grammar
 from server.tool_parsers.registry import FORMATS
-from server.tool_use import ToolUse, tool_grammar
+from server.tool_use import ToolUse
 from tests.server.fake_engine import END, byte_tokenizer, make_served
 
 CITY = {
@@ -50,8 +52,12 @@ def models(served: Served) -> Sequence[Served]:
 def accepts(served: Served, name: str, how: How, text: str, **thinking: Any) -> bool:
     """Whether the whole text is an answer."""
     use = ToolUse(FORMATS[name], TOOLS, is_forced=how != "free single", is_single=how != "forced")
-    grammar = tool_grammar(use, served, is_thinking=thinking.get("is_thinking", False))
+    grammar = message_grammar(use, None, served, is_thinking=thinking.get("is_thinking", False))
     assert grammar is not None
+    return matches(served, grammar, text)
+
+
+def matches(served: Served, grammar: Grammar, text: str) -> bool:
     vocabulary = served.tokenizer.vocabulary
     special = {i: vocabulary.shown[i].decode() for i in vocabulary.special_ids}
     tokens = read_tokens(served.tokenizer.token_bytes(), special, served.eos_token_ids)
@@ -120,3 +126,22 @@ def test_what_a_grammar_lets_through_is_parsed_as_calls(served: Served) -> None:
 def test_the_end_token_is_special() -> None:
     assert make_served().tokenizer.special_id(END) is not None
     assert make_served().tokenizer.special_id("<tool_call>") is None
+
+
+def test_a_schema_for_the_text_leaves_room_for_calls_and_reasoning(served: Served) -> None:
+    answer = Grammar("json_schema", '{"type": "integer"}')
+    use = ToolUse(FORMATS["hermes"], TOOLS, is_forced=False, is_single=False)
+    thinking = replace(served, has_reasoning=True)
+    both = message_grammar(use, answer, thinking, is_thinking=False)
+    text_only = message_grammar(None, answer, thinking, is_thinking=True)
+    assert both is not None
+    assert text_only is not None
+    for text in ("17", HERMES_PARIS, "<think>hm</think>\n17"):
+        assert matches(served, both, text)
+    assert not matches(served, both, "words")
+    assert matches(served, text_only, "hm</think>17")
+    assert not matches(served, text_only, "17")
+    assert message_grammar(None, answer, served, is_thinking=False) == answer
+    for forced, form in ((True, answer), (False, Grammar("regex", "a"))):
+        with pytest.raises(InvalidParam, match="tools"):
+            message_grammar(replace(use, is_forced=forced), form, served, is_thinking=False)

@@ -14,6 +14,7 @@ from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 URL = "/v1/chat/completions"
+PARAMETERS = "tools[0].function.parameters"
 HELLO = [{"role": "user", "content": "hello"}]
 WEATHER = {
     "type": "function",
@@ -234,8 +235,8 @@ async def test_the_last_message_can_be_continued(client: httpx.AsyncClient, batc
         ({"tool_choice": "none"}, None),
         ({"tool_choice": "required"}, ["start: (", '"<tool_call>" calls', "get_weather", '"add']),
         ({"tool_choice": NAMED}, ['"add', "additionalProperties"]),
-        ({"parallel_tool_calls": False}, ["calls_or_text"]),
-        ({"tools": [{"type": "function", "function": {"name": "add", "strict": True}}]}, ["calls_or_text"]),
+        ({"parallel_tool_calls": False}, ["up_to_calls"]),
+        ({"tools": [{"type": "function", "function": {"name": "add", "strict": True}}]}, ["up_to_calls"]),
     ],
 )
 async def test_what_must_be_is_held_to_a_grammar(
@@ -257,11 +258,20 @@ async def test_what_must_be_is_held_to_a_grammar(
     [
         ({"tools": [{"type": "retrieval"}]}, "tools"),
         ({"tools": [{"type": "function", "function": {"name": "with space"}}]}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]}, "tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+            PARAMETERS,
+        ),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]}, "tools"),
-        ({"tools": [function({"type": "object", "properties": {"a": {"type": "strnig"}}})]}, "tools"),
-        ({"tools": [function({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}})]}, "tools"),
-        ({"tools": [function({"type": "object", "description": "x" * 65536})]}, "tools"),
+        (
+            {"tools": [function({"type": "object", "properties": {"a": {"type": "strnig"}}})]},
+            PARAMETERS,
+        ),
+        (
+            {"tools": [function({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}})]},
+            PARAMETERS,
+        ),
+        ({"tools": [function({"type": "object", "description": "x" * 65536})]}, PARAMETERS),
         ({"tools": [{"type": "function", "function": {"name": "f", "schema": {}}}]}, "tools[0].function.schema"),
         ({"tools": [ADD, ADD]}, "tools"),
         ({"tools": [ADD] * 129}, "tools"),

@@ -35,6 +35,9 @@ class ByteTokenizer:
     def token_bytes(self) -> tuple[bytes, ...]:
         return tuple(bytes([i]) for i in range(100))
 
+    def special_tokens(self) -> tuple[tuple[int, str], ...]:
+        return ()
+
 
 def load_tokenizer(_: Path) -> Tokenizer:
     return cast(Tokenizer, ByteTokenizer())

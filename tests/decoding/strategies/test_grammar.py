@@ -15,9 +15,7 @@ from decoding.params import (
     Grammar,
     LogitsParams,
     LogprobsParams,
-    PromptLookup,
     Request,
-    Sampling,
     StoppingParams,
     choice_grammar,
 )
