@@ -31,7 +31,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
         grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits effective
-        conversation generation_defaults translate worker_process mailbox ticket reservation waiting admission batcher startup""",
+        conversation generation_defaults translate worker_process mailbox ticket reservation waiting admission batcher
+        startup""",
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
         # the edge: ASGI layers, the listening side, routes
