@@ -86,7 +86,7 @@ Prompt = Annotated[
 class CompletionRequest(Decoding):
     """POST /v1/completions."""
 
-    prompt: Prompt
+    prompt: Prompt = Field(description="Text or token ids, or a list of either: one answer each.")
     suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
     max_tokens: Count | None = option("Most tokens of a choice.", 16)
     echo: bool | None = option("Put the prompt before the answer.", False)
@@ -96,7 +96,7 @@ class CompletionRequest(Decoding):
 class ChatRequest(Decoding, ToolFields):
     """POST /v1/chat/completions."""
 
-    messages: Messages
+    messages: Messages = Field(description="The conversation so far.")
     max_tokens: Positive | None = option("Most tokens of a choice; default: the rest of the context.")
     max_completion_tokens: Positive | None = option("Another name of max_tokens.")
     logprobs: bool | None = option("Log-probs of the tokens.", False)
@@ -106,15 +106,15 @@ class ChatRequest(Decoding, ToolFields):
 class TokenizeRequest(ConversationFields):
     """POST /tokenize: `prompt` or `messages`."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Messages | None = None
-    add_special_tokens: bool | None = None
-    return_token_strs: bool | None = None
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    prompt: str | None = option("The text; either it or messages.")
+    messages: Messages | None = option("The chat, to be put in the model's chat template.")
+    add_special_tokens: bool | None = option("Put BOS and the like around it; default: only around a prompt.")
+    return_token_strs: bool | None = option("Also return the tokens as text.", False)
 
 
 class DetokenizeRequest(Wire):
     """POST /detokenize."""
 
-    model: str | None = None
-    tokens: list[TokenId]
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    tokens: list[TokenId] = Field(description="Token ids.")

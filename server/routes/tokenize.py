@@ -8,10 +8,11 @@ from server.admission import Batcher
 from server.body import parse, read_object
 from server.conversation import conversation
 from server.errors import ApiError
+from server.examples import DETOKENIZE, TOKENIZE
 from server.fields import sort_fields
 from server.limits import Limits
 from server.logits import check_ids
-from server.openapi import described
+from server.openapi import operation
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.replies import Text, Tokens
 from server.reply import JsonResponse
@@ -22,7 +23,16 @@ from server.translate import resolve_model
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/tokenize", openapi_extra=described(TokenizeRequest))
+    @routes.post(
+        "/tokenize",
+        **operation(
+            "Turn a text or a chat into tokens",
+            "The ids that the same prompt or messages would have as a request.",
+            Tokens,
+            wire=TokenizeRequest,
+            examples=TOKENIZE,
+        ),
+    )
     async def tokenize(request: Request) -> JsonResponse:
         fields = sort_fields(await read_object(request), TokenizeRequest.model_fields, {})
         wire = parse(TokenizeRequest, fields.known)
@@ -36,7 +46,16 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         strings = [served.tokenizer.vocabulary.name(i) for i in ids] if wire.return_token_strs else None
         return JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
 
-    @routes.post("/detokenize", openapi_extra=described(DetokenizeRequest))
+    @routes.post(
+        "/detokenize",
+        **operation(
+            "Turn tokens into text",
+            "Special tokens are shown by their names.",
+            Text,
+            wire=DetokenizeRequest,
+            examples=DETOKENIZE,
+        ),
+    )
     async def detokenize(request: Request) -> JsonResponse:
         fields = sort_fields(await read_object(request), DetokenizeRequest.model_fields, {})
         wire = parse(DetokenizeRequest, fields.known)
