@@ -22,6 +22,11 @@ def opened_by(prompt: str) -> bool:
     return prompt.rstrip().endswith(BEGIN)
 
 
+def is_unfinished(message: str) -> bool:
+    """Whether a message that is to be continued breaks off in its reasoning."""
+    return message.lstrip().startswith(BEGIN) and END not in message
+
+
 class ReasoningSplit:
     """One choice's text. A marker that may be incomplete is held back."""
 

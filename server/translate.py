@@ -22,7 +22,7 @@ from server.mode import mode_of
 from server.plan import Plan, Prompt, Shown
 from server.prompts import completion_prompts
 from server.protocol import ChatRequest, CompletionRequest, Decoding
-from server.reasoning import opened_by
+from server.reasoning import is_unfinished, opened_by
 from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
 from server.structure import grammar_of
@@ -59,11 +59,10 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     resolve_model(wire.model, served)
     wire = with_defaults(wire, served.generation_defaults)
-    longest = max((message.content or "" for message in wire.messages), key=len)
-    if served.tokenizer.fewest_tokens(longest) > served.max_model_len:
-        raise too_long(served.max_model_len, "the messages alone are longer", "messages")
-    use = tool_use(wire, served)
+    _check_length(max((message.content or "" for message in wire.messages), key=len), served)
+    use, last = tool_use(wire, served), wire.messages[-1].content or ""
     text = served.tokenizer.chat_text(conversation(wire, wire.messages, (wire.tools or ()) if use else (), served))
+    _check_length(text, served)
     (encoded,) = await served.tokenizer.encode_all([text], add_special_tokens=False)
     top = (wire.top_logprobs or 0) if wire.logprobs else None
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
@@ -74,9 +73,15 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     try:
         if use is not None:
             await check_parameters(use.tools, served)
-        return _with_message(plan, use, served, is_thinking=opened_by(text))
+        is_thinking = opened_by(text) or (bool(wire.continue_final_message) and is_unfinished(last))
+        return _with_message(plan, use, served, is_thinking=is_thinking)
     except InvalidParam as invalid:
         raise refused(invalid) from None
+
+
+def _check_length(text: str, served: Served) -> None:
+    if served.tokenizer.fewest_tokens(text) > served.max_model_len:
+        raise too_long(served.max_model_len, "the messages alone are longer", "messages")
 
 
 def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinking: bool) -> Plan:

@@ -9,6 +9,7 @@ from server.tool_parsers.parser import CallParser, CallSyntax
 from server.tool_parsers.tool_format import Called, Literal, as_object, random_id
 
 BEGIN, END = "<tool_call>", "</tool_call>"
+XML_TAGS = ("<function=", "<arg_key>")
 
 
 class Hermes:
@@ -18,8 +19,8 @@ class Hermes:
     LEAD: ClassVar[str] = BEGIN
 
     def is_in(self, template: str) -> bool:
-        """Qwen3-Coder's templates have the same marker with XML inside, which this is not."""
-        return BEGIN in template and "<function=" not in template
+        """Some templates have the same marker with XML inside, as Qwen3-Coder's and GLM's; that is not this format."""
+        return BEGIN in template and not any(tag in template for tag in XML_TAGS)
 
     def parser(self, known: frozenset[str]) -> CallParser:
         return CallParser(CallSyntax(BEGIN, END), known, self.new_id)

@@ -227,6 +227,13 @@ async def test_the_last_message_can_be_continued(client: httpx.AsyncClient, batc
     assert prompt_of(batcher).endswith("Once upon <|im_end|>\n")
 
 
+async def test_reasoning_can_be_continued(client: httpx.AsyncClient, batcher: FakeBatcher, taking: Served) -> None:
+    batcher.script = saying(taking, " and done.</think>4")
+    messages = [*HELLO, {"role": "assistant", "content": "<think>\nI add"}]
+    message = (await ask(client, messages=messages, continue_final_message=True))["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("and done.", "4")
+
+
 @pytest.mark.parametrize(
     ("fields", "grammar"),
     [
