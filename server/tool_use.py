@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from decoding.grammars import JSON_FORM
 from decoding.params import Grammar, InvalidParam
@@ -50,6 +51,13 @@ def tool_use(wire: ChatRequest, served: Served) -> ToolUse | None:
         return ToolUse(served.tools, named, is_forced=True, is_single=True)
     is_single = wire.parallel_tool_calls is False
     return ToolUse(served.tools, tools, is_forced=choice == "required", is_single=is_single)
+
+
+def effective_tools(wire: ChatRequest) -> dict[str, Any]:
+    """For `decoding.effective`: how the tools could be called."""
+    choice = wire.tool_choice or "auto"
+    said: dict[str, Any] = {"tool_choice": choice.model_dump() if isinstance(choice, NamedChoice) else choice}
+    return said | ({"parallel_tool_calls": False} if wire.parallel_tool_calls is False else {})
 
 
 def may_call(wire: ChatRequest) -> bool:

@@ -27,7 +27,7 @@ from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
 from server.structure import grammar_of
 from server.tool_grammar import message_grammar
-from server.tool_use import ToolUse, check_parameters, tool_use
+from server.tool_use import ToolUse, check_parameters, effective_tools, tool_use
 from server.words import bad_word_ids, derived, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
@@ -73,6 +73,7 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     try:
         if use is not None:
             await check_parameters(use.tools, served)
+            plan = replace(plan, effective=plan.effective | effective_tools(wire))
         is_thinking = opened_by(text) or (bool(wire.continue_final_message) and is_unfinished(last))
         return _with_message(plan, use, served, is_thinking=is_thinking)
     except InvalidParam as invalid:

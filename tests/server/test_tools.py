@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from server.served import Served
-from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
+from server.text import Tokenizer
+from server.tool_parsers.registry import FORMATS
+from tests.server.fake_engine import FakeBatcher, byte_tokenizer, make_app, make_served, saying
 
 URL = "/v1/chat/completions"
 PARAMETERS = "tools[0].function.parameters"
@@ -311,3 +313,23 @@ async def test_tokenize_counts_the_tools_of_a_chat(client: httpx.AsyncClient, ba
     await ask(client, tools=[WEATHER])
     body = {"messages": HELLO, "tools": [WEATHER]}
     assert (await client.post("/tokenize", json=body)).json()["tokens"] == [*batcher.requests[-1].prompt_ids]
+
+
+async def test_a_marker_that_is_a_special_token_is_seen(taking: Served) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+    mistral = replace(taking, tokenizer=Tokenizer(tokenizer, taking.tokenizer.template), tools=FORMATS["mistral"])
+    batcher = FakeBatcher(mistral, saying(mistral, '[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}]'))
+    async for client in connected(batcher):
+        message = gathered(await stream(client, tools=[ADD]))
+        assert (message["content"], message["calls"]) == ("", [("add", '{"a": 1}')])
+        assert (await ask(client))["choices"][0]["message"]["content"] == ' [{"name": "add", "arguments": {"a": 1}}]'
+
+
+async def test_the_answer_says_how_tools_were_to_be_called(client: httpx.AsyncClient) -> None:
+    for choice in ("required", NAMED):
+        effective = (await ask(client, tools=[ADD], tool_choice=choice))["decoding"]["effective"]
+        assert effective["tool_choice"] == choice
+    effective = (await ask(client, tools=[ADD], parallel_tool_calls=False))["decoding"]["effective"]
+    assert (effective["tool_choice"], effective["parallel_tool_calls"]) == ("auto", False)
+    assert "tool_choice" not in (await ask(client))["decoding"]["effective"]

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.tool_parsers.call import CallDelta, Event
 from server.tool_parsers.registry import FORMATS, taught_by
@@ -144,3 +146,18 @@ def test_mistrals_ids_have_the_length_its_templates_ask_for() -> None:
 def test_the_template_says_which_format_it_is(template: str, name: str | None) -> None:
     found = taught_by(template)
     assert (found.NAME if found else None) == name
+
+
+FRAGMENTS = (
+    *("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<tool", "[TOOL", "[", "]", "{", "}"),
+    *('"name": "add"', '"arguments": ', '"parameters": ', '{"a": 1}', '"', "\\", ",", ":", ";", " ", "\n", "add", "7"),
+)
+
+
+@given(st.sampled_from(sorted(FORMATS)), st.lists(st.sampled_from(FRAGMENTS), max_size=16), st.integers(1, 5))
+@settings(max_examples=150, deadline=None)
+def test_no_text_breaks_a_parser_or_depends_on_its_pieces(name: str, fragments: list[str], size: int) -> None:
+    said = "".join(fragments)
+    whole = parse(name, [said])
+    pieces = parse(name, [said[i : i + size] for i in range(0, len(said), size)])
+    assert (text_of(pieces), calls_of(pieces)) == (text_of(whole), calls_of(whole))
