@@ -16,7 +16,7 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
 from decoding.logits.entropy import entropies
-from decoding.logits.grammar import allowed
+from decoding.logits.grammar import forbidden
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
 from decoding.rows import TokenLog
@@ -332,7 +332,7 @@ def _excluded_by_grammar(logits: torch.Tensor, reads: Sequence[Read]) -> torch.T
         return None
     excluded = torch.zeros_like(logits, dtype=torch.bool)
     at = [k for k, _ in steps]
-    excluded[at] = ~allowed(logits[at], [step for _, step in steps], [reads[k].history for k in at])
+    excluded[at] = forbidden(logits[at], [step for _, step in steps], [reads[k].history for k in at])
     return excluded
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ MAX_GRAMMARS = 32
 
 MIN_PARALLEL = 8
 """Masks from which on waking other cores is worth it; one takes 10 to 500 microseconds."""
-
-_BITS = torch.arange(32, dtype=torch.int32)
 
 
 @dataclass(slots=True, eq=False)
@@ -173,23 +171,28 @@ class GrammarMask:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[GrammarMask], context: Context) -> torch.Tensor:
-        return scores.masked_fill_(~allowed(scores, steps, context.histories), EXCLUDED)
+        return scores.masked_fill_(forbidden(scores, steps, context.histories), EXCLUDED)
 
 
-def allowed(scores: torch.Tensor, steps: Sequence[GrammarMask], histories: Sequence[History]) -> torch.Tensor:
-    """Which ids the rows' grammars allow: bool [rows, vocab]."""
+def forbidden(scores: torch.Tensor, steps: Sequence[GrammarMask], histories: Sequence[History]) -> torch.Tensor:
+    """Which ids the rows' grammars rule out: bool [rows, vocab]."""
     by_states: dict[States, list[int]] = {}
     for row, step in enumerate(steps):
         by_states.setdefault(step.states, []).append(row)
-    words: Any = [None] * len(steps)
+    masks: dict[int, np.ndarray] = {}
     for states, rows in by_states.items():
-        for row, mask in zip(rows, states.masks([histories[r] for r in rows]), strict=True):
-            words[row] = mask
-    packed = torch.from_numpy(np.stack(words)).to(scores.device)  # int32 [rows, words]
-    bits = (packed.unsqueeze(-1) >> _BITS.to(scores.device)) & 1
-    flat = bits.flatten(1).bool()
-    missing = scores.shape[-1] - flat.shape[-1]
-    return torch.nn.functional.pad(flat, (0, missing)) if missing > 0 else flat[:, : scores.shape[-1]]
+        masks.update(zip(rows, states.masks([histories[row] for row in rows]), strict=True))
+    bits = _unpacked(~np.stack([masks[row] for row in range(len(steps))]), scores.device)
+    missing = scores.shape[-1] - bits.shape[-1]
+    return torch.nn.functional.pad(bits, (0, missing), value=True) if missing > 0 else bits[:, : scores.shape[-1]]
+
+
+def _unpacked(words: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Bits of words, int32 [rows, words] -> bool [rows, 32 * words]; they travel to a GPU packed."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").view(np.bool_))
+    shifts = torch.arange(32, dtype=torch.int32, device=device)
+    return (torch.from_numpy(words).to(device).unsqueeze(-1).bitwise_right_shift(shifts) & 1).flatten(1).bool()
 
 
 def _bits(ids: Sequence[int], num_words: int) -> np.ndarray:

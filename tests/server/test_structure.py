@@ -19,7 +19,7 @@ from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 URL = "/v1/completions"
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 NESTED: dict[str, Any] = {"type": "string"}
-for _ in range(40):
+for _ in range(70):
     NESTED = {"type": "array", "items": NESTED}
 
 

@@ -71,7 +71,7 @@ def with_grammar(rng: random.Random, request: Request) -> tuple[str, Request]:
 
 def test_requests_with_grammars_answer_in_a_crowd_as_they_do_alone() -> None:
     rng = random.Random(5)
-    drawn = random_requests(rng, 90, 40, longest=24)
+    drawn = random_requests(rng, 75, 40, longest=24)
     pairs = [with_grammar(rng, request) for request in drawn]
     requests = [
         constrained if i % 5 else free for i, (free, (_, constrained)) in enumerate(zip(drawn, pairs, strict=True))
