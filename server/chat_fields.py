@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
 from server.wire import Wire, option
 
 FunctionName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_.:-]{1,128}\z")]
+JSON_TYPES = ("object", "array", "string", "number", "boolean", "null")
+AnyJson = Annotated[Any, WithJsonSchema({"anyOf": [{"type": name} for name in JSON_TYPES]})]
 ToolMode = Literal["none", "auto", "required"]
 
 
@@ -33,7 +35,7 @@ def _joined(content: object) -> object:
 class CalledFunction(Wire):
     name: str = Field(description="The function's name.")
     arguments: str = Field(description="JSON, as the answer had it.")
-    parsed_arguments: Any = Field(None, description="Put there by the OpenAI SDK; not read.")
+    parsed_arguments: AnyJson = Field(None, description="Put there by the OpenAI SDK; not read.")
 
 
 class ToolCall(Wire):
@@ -60,7 +62,7 @@ class Message(Wire):
     annotations: Annotated[list[None], Field(max_length=0)] | None = option("Always empty.")
     audio: None = option("Always null.")
     function_call: None = option("Always null.")
-    parsed: Any = option("Put there by the OpenAI SDK; not read.")
+    parsed: AnyJson = option("Put there by the OpenAI SDK; not read.")
 
     @model_validator(mode="after")
     def _is_whole(self) -> Message:
