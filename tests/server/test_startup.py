@@ -29,6 +29,9 @@ class FixedTokens:
     def token_bytes(self) -> tuple[bytes, ...]:
         return tuple(bytes([self._first + i]) for i in range(100))
 
+    def special_tokens(self) -> tuple[tuple[int, str], ...]:
+        return ()
+
 
 class Recorder:
     """Stands for the mailbox: keeps the frame that the worker would be started with."""
