@@ -54,7 +54,9 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         ties_embeddings=info.ties_embeddings,
         has_draft=draft is not None,
     )
-    return _engine(start, models, sizes), loaded
+    engine = _engine(start, models, sizes)
+    engine.read_vocabulary()
+    return engine, loaded
 
 
 def _check_widths(models: dict[str, Model]) -> None:
@@ -94,6 +96,7 @@ def _engine(start: Start, models: dict[str, Model], sizes: Sizes) -> Engine:
         {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
         eos_token_ids=info.eos_token_ids,
         token_bytes=start.token_bytes,
+        special_tokens=start.special_tokens,
         max_rows=start.max_rows,
         tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
         max_model_len=sizes.max_model_len,

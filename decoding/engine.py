@@ -17,7 +17,7 @@ from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.isolation import Isolation, failure_of
 from decoding.live import LiveRequest, Work
-from decoding.logits.pipeline import Pipeline, Pipelines
+from decoding.logits.pipeline import NEUTRAL, Pipelines
 from decoding.output import Failure, Output, Usage
 from decoding.packing import Span, pack
 from decoding.params import Request
@@ -73,6 +73,7 @@ class Engine:
         *,
         eos_token_ids: Sequence[int],
         token_bytes: Sequence[bytes] = (),
+        special_tokens: Sequence[tuple[int, str]] = (),
         max_rows: int = 256,
         tick_tokens: int = 512,
         max_model_len: int = 1 << 30,
@@ -83,7 +84,7 @@ class Engine:
         self._caches = caches
         self._eos_token_ids = tuple(eos_token_ids)
         self._token_bytes = token_bytes
-        self._pipelines = Pipelines(eos_token_ids, token_bytes)
+        self._pipelines = Pipelines(eos_token_ids, token_bytes, special_tokens)
         self._max_rows = max_rows
         self._max_model_len = max_model_len
         self._shares_prefixes = shares_prefixes
@@ -125,6 +126,11 @@ class Engine:
             self._apply(live, live.strategy.begin(request.prompt_ids))
         except Exception as error:
             self._fail(live, failure_of(error))
+
+    def read_vocabulary(self) -> None:
+        """What grammars need of it, at once rather than when the first one comes."""
+        if self._token_bytes and self._eos_token_ids:
+            _ = self._pipelines.grammars
 
     def cancel(self, request_id: int) -> None:
         """Forget the request at once: pages and rows are back when this returns. Unknown ids are ignored."""
@@ -368,7 +374,7 @@ class Engine:
             id=request_id,
             request=request,
             strategy=NotBegun(),
-            pipeline=Pipeline((), (), is_greedy=True),
+            pipeline=NEUTRAL,
             salt=salt.encode(),
             arrival=self._num_arrived,
             submitted_at=self._clock(),

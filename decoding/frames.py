@@ -31,8 +31,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
-    draft_model: a directory too, with the same vocabulary; empty for none. batch_invariant: on a GPU too, a row's bits
-    must not depend on the batch.
+    special_tokens: ids and names, for grammars. draft_model: a directory too, with the same vocabulary; empty for none.
+    batch_invariant: on a GPU too, a row's bits must not depend on the batch.
     """
 
     model: str
@@ -47,6 +47,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     token_bytes: tuple[bytes, ...] = ()
     draft_model: str = ""
     batch_invariant: bool = False
+    special_tokens: tuple[tuple[int, str], ...] = ()
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -16,6 +16,7 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
 from decoding.logits.entropy import entropies
+from decoding.logits.grammar import forbidden
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
 from decoding.rows import TokenLog
@@ -182,11 +183,12 @@ class ReadSlice:
             return logits
         contrasted = logits.clone()
         for layers, at in groups.items():
-            own = [self._reads[headed[k]].index for k in at]
+            reads = [self._reads[headed[k]] for k in at]
+            own = [read.index for read in reads]
+            z = _rows(logits, at)
             premature = torch.stack([model.project(_rows(hidden.layers[j], own)) for j in layers], dim=1)
-            contrasted[indices(at, logits.device)], chosen = contrast(
-                _rows(logits, at), premature
-            )  # premature: [rows, layers, vocab]
+            scores, chosen = contrast(z, premature, _excluded_by_grammar(z, reads))  # premature: [rows, layers, vocab]
+            contrasted[indices(at, logits.device)] = scores
             self._add("contrasted", [headed[k] for k in at], chosen)
         return contrasted
 
@@ -326,6 +328,17 @@ class ReadSlice:
     def _layer(self, layer: int, i: int) -> torch.Tensor:
         handle, at = self._layer_handles[layer, i]
         return torch.from_numpy(self._copy.get(handle)[at].astype(np.float32))
+
+
+def _excluded_by_grammar(logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor | None:
+    """What the grammars of these reads rule out: bool [n, vocab], None where nobody has one."""
+    steps = [(k, grammar) for k, read in enumerate(reads) if (grammar := read.pipeline.grammar) is not None]
+    if not steps:
+        return None
+    excluded = torch.zeros_like(logits, dtype=torch.bool)
+    at = [k for k, _ in steps]
+    excluded[at] = forbidden(logits[at], [step for _, step in steps], [reads[k].history for k in at])
+    return excluded
 
 
 def top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from server import logs
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, _leave)  # until HTTP is up: a first process has no default that would end it
-    from server.service import Service  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
+    from server.chat_template import template_source  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
+    from server.service import Service  # noqa: PLC0415
 
     logs.configure(settings.log_format, settings.log_level)
     try:
@@ -45,6 +47,8 @@ def serve(settings: Settings) -> int:
         if settings.draft_model:
             with about_the_draft():
                 check(settings.draft_model, may_download=settings.allow_download)
+        if settings.chat_template:
+            template_source(Path(settings.chat_template))
         listener = bind(settings.host, settings.port)
     except (BindError, ModelError) as error:
         return _fail(str(error))

@@ -93,9 +93,12 @@ class Answer:
         return range(self._plan.shown.num_choices)
 
     def _choice(self, served: Served, prompt: Prompt, is_chat: bool) -> Choice:
-        shown = self._plan.shown
-        detokenizer = served.tokenizer.detokenizer(skip_special_tokens=not shown.special_tokens, at_start=is_chat)
-        return Choice(shown, served.eos_token_ids, detokenizer, offset=len(prompt.text))
+        shown, form = self._plan.shown, self._plan.message
+        detokenizer = served.tokenizer.detokenizer(
+            skip_special_tokens=not shown.special_tokens, at_start=is_chat, shown=form.markers if form else ()
+        )
+        message = form.reader() if form else None
+        return Choice(shown, served.eos_token_ids, detokenizer, offset=len(prompt.text), message=message)
 
     def _piece(self, prompt: int, chunk: Chunk) -> tuple[int, Piece]:
         if chunk.finish_reason == "error":

@@ -12,6 +12,8 @@ from server.mode import keys_of, mode_of
 from server.prompts import num_prompts
 from server.protocol import PROMPT, ChatRequest, CompletionRequest, Decoding
 from server.strategy import check_regex, counted_params
+from server.structure import check_structure
+from server.tool_use import check_tools
 from server.wire import at
 
 PARAM_TEXTS = (
@@ -32,6 +34,8 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
     """Every bound that depends on the settings, and every contradiction inside the request."""
     try:
         _check_strategy(wire, limits)
+        if isinstance(wire, ChatRequest):
+            check_tools(wire, limits)
     except InvalidParam as invalid:
         raise refused(invalid) from None
     _check_sizes(wire, limits)
@@ -69,6 +73,7 @@ def bad_field(field: str, message: str, code: str | None = None) -> ApiError:
 def _check_strategy(wire: Decoding, limits: Limits) -> None:
     method = mode_of(wire)
     check_regex(wire, limits.max_regex_chars)
+    check_structure(wire, limits)
     rows = counted_params(method, wire).max_rows
     if rows > limits.max_rows:
         field = keys_of(wire).get(method.rows, method.rows)

@@ -18,9 +18,14 @@ from server.replies import (
     ChatDelta,
     ChatLogprobs,
     Delta,
+    FunctionCall,
+    FunctionDelta,
     Message,
     PromptLogprobs,
+    ToolCall,
+    ToolCallDelta,
 )
+from server.tool_parsers.call import CallDelta
 from server.vocabulary import Vocabulary
 
 
@@ -48,13 +53,15 @@ class ChatFormat:
         return True
 
     def begin(self, answer: Answer, choice: int, extras: Extras) -> ChatChunk:
-        role = ChatDelta(choice, Delta(role="assistant", content=""), None, None)
+        form = self._plan.message
+        nothing = None if form and form.tools else ""  # there may be calls and never any content
+        role = ChatDelta(choice, Delta(role="assistant", content=nothing), None, None)
         return self._chunk([role], extras, self._prompt_logprobs(answer) if choice == 0 else UNSET)
 
     def delta(self, choice: int, piece: Piece, extras: Extras) -> ChatChunk:
         delta = ChatDelta(
             index=choice,
-            delta=Delta(content=piece.text) if piece.text or piece.finish_reason is None else Delta(),
+            delta=_delta(piece),
             logprobs=self._logprobs(piece),
             finish_reason=piece.finish_reason,
             token_ids=piece.token_ids if self._plan.shown.token_ids else UNSET,
@@ -80,7 +87,7 @@ class ChatFormat:
     def _choice(self, index: int, piece: Piece) -> ChatChoice:
         return ChatChoice(
             index=index,
-            message=Message(piece.text),
+            message=_message(piece),
             logprobs=self._logprobs(piece),
             finish_reason=piece.finish_reason,
             token_ids=piece.token_ids if self._plan.shown.token_ids else UNSET,
@@ -95,3 +102,28 @@ class ChatFormat:
         if num_top is None or scores is None:
             return UNSET
         return prompt_logprobs(self._plan.prompts[0].ids, scores, num_top, self._vocabulary)
+
+
+def _message(piece: Piece) -> Message:
+    calls = [ToolCall(call.id or "", FunctionCall(call.name or "", call.arguments)) for call in piece.calls]
+    return Message(
+        content=piece.text or (None if calls else ""),
+        reasoning_content=piece.reasoning or UNSET,
+        tool_calls=calls or UNSET,
+    )
+
+
+def _delta(piece: Piece) -> Delta:
+    """A delta that says nothing else says that there is no more text yet."""
+    says_more = piece.reasoning or piece.calls or piece.finish_reason
+    return Delta(
+        content=piece.text if piece.text or not says_more else UNSET,
+        reasoning_content=piece.reasoning or UNSET,
+        tool_calls=[_call_delta(call) for call in piece.calls] or UNSET,
+    )
+
+
+def _call_delta(call: CallDelta) -> ToolCallDelta:
+    if call.id is None:
+        return ToolCallDelta(call.index, FunctionDelta(arguments=call.arguments))
+    return ToolCallDelta(call.index, FunctionDelta(call.name or UNSET, call.arguments), call.id, "function")

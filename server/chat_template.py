@@ -1,38 +1,68 @@
 """The model's chat template, run in jinja2's immutable sandbox with the helpers that Hugging Face templates expect.
 
-The template is part of the model and is trusted to end; the messages are the client's and reach it as data only.
+The template is part of the model, or the operator's, and is trusted to end; messages, tools and variables are the
+client's and reach it as data only.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.errors import ApiError
+from server.model_files import ModelError
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+PROBE = {
+    "type": "function",
+    "function": {"name": "probe", "description": "A probe.", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 class Refused(jinja2.TemplateError):
     """The template called raise_exception."""
 
 
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a template is given. variables: of the template's own; is_open: the answer continues the last message."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    add_generation_prompt: bool = True
+    is_open: bool = False
+
+
 class ChatTemplate:
-    """Messages -> the prompt's text, special tokens included."""
+    """Messages -> the prompt's text, special tokens included. Raises ValueError if the source is no template."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._source = source
+        self.source = source
         self._special_tokens = dict(special_tokens)
-        self._template = _environment().from_string(source)
+        environment = _environment()
+        try:
+            self._template = environment.from_string(source)
+            names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        except jinja2.TemplateSyntaxError as error:
+            raise ValueError(f"line {error.lineno}: {error.message}") from None
+        given = {"messages", "tools", "documents", "add_generation_prompt", *SPECIAL_TOKENS}
+        self.variables = frozenset(names - given - environment.globals.keys())
+        self.takes_tools = self._takes_tools()
 
     @classmethod
     def from_directory(cls, directory: Path) -> ChatTemplate | None:
@@ -42,15 +72,54 @@ class ChatTemplate:
         source = file.read_text(encoding="utf-8") if file.is_file() else _default(config.get("chat_template"))
         return None if source is None else cls(source, special_tokens(directory))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    @classmethod
+    def from_file(cls, file: Path, directory: Path) -> ChatTemplate:
+        """From a file of the operator's, with the special tokens of the model in `directory`. Raises ModelError."""
+        source = template_source(file)
+        return cls(source, special_tokens(directory))
+
+    @property
+    def has_reasoning(self) -> bool:
+        return "</think>" in self.source
+
+    @property
+    def knows_developer(self) -> bool:
+        return "developer" in self.source
+
+    def render(self, conversation: Conversation) -> str:
         """Raises ApiError 400 when the template refuses the messages."""
+        if not conversation.is_open:
+            return self._render(conversation)
+        mark = secrets.token_hex(16)
+        *before, last = conversation.messages
+        marked = [*before, {**last, "content": f"{last['content']}{mark}"}]
+        text, found, _ = self._render(replace(conversation, messages=marked)).partition(mark)
+        if not found:
+            message = "cannot be continued: the model's chat template does not show the last message as it is"
+            raise ApiError(400, f"continue_final_message {message}", param="continue_final_message")
+        return text
+
+    def _takes_tools(self) -> bool:
+        """Whether tools make any difference to a prompt."""
+        if "tools" not in self.source:
+            return False
+        conversation = Conversation([{"role": "user", "content": "x"}])
+        try:
+            return self._render(conversation) != self._render(replace(conversation, tools=(PROBE,)))
+        except ApiError:
+            return False
+
+    def _render(self, conversation: Conversation) -> str:
         try:
             return self._template.render(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
+                {
+                    **self._special_tokens,
+                    **conversation.variables,
+                    "messages": [dict(message) for message in conversation.messages],
+                    "add_generation_prompt": conversation.add_generation_prompt,
+                    "tools": list(conversation.tools) or None,
+                    "documents": None,
+                }
             )
         except Refused as refused:
             raise ApiError(400, self._explained(str(refused)), param="messages") from None
@@ -60,7 +129,19 @@ class ChatTemplate:
     def _explained(self, reason: str) -> str:
         """The template's own words, unless they were made from the input."""
         text = "the model's chat template refuses these messages"
-        return f"{text}: {reason}" if reason and reason in self._source else text
+        return f"{text}: {reason}" if reason and reason in self.source else text
+
+
+def template_source(file: Path) -> str:
+    """The text of a template, checked. Raises ModelError."""
+    try:
+        source = file.read_text(encoding="utf-8")
+        ChatTemplate(source, {})
+    except OSError as error:
+        raise ModelError(f"cannot read the chat template {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is not a chat template: {error}") from None
+    return source
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

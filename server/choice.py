@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 
 from decoding.frames import Chunk, PromptScores
 from server.detokenizer import Detokenizer
+from server.message_text import MessageText, Parts, joined_calls
 from server.plan import Prompt, Shown
 from server.stop_text import StopText
+from server.tool_parsers.call import CallDelta
 
 Top = tuple[tuple[int, float], ...]
 
@@ -28,7 +30,10 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a chunk adds to a choice. finish_reason, score and figures come with the last."""
+    """What a chunk adds to a choice. finish_reason, score and figures come with the last.
+
+    text: of a chat's message the content; reasoning and calls: its other parts.
+    """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -36,6 +41,8 @@ class Piece:
     finish_reason: str | None = None
     score: float | None = None
     figures: Mapping[str, int | float | str] = field(default_factory=dict)
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 def joined(pieces: Sequence[Piece]) -> Piece:
@@ -47,6 +54,8 @@ def joined(pieces: Sequence[Piece]) -> Piece:
         finish_reason=pieces[-1].finish_reason if pieces else None,
         score=pieces[-1].score if pieces else None,
         figures=pieces[-1].figures if pieces else {},
+        reasoning="".join(piece.reasoning for piece in pieces),
+        calls=joined_calls(call for piece in pieces for call in piece.calls),
     )
 
 
@@ -60,25 +69,47 @@ def echo(prompt: Prompt, scores: PromptScores | None, num_top: int) -> Piece:
 
 
 class Choice:
-    """Turns chunks into pieces. offset: how many characters stand before the choice's own text."""
+    """Turns chunks into pieces. offset: how many characters stand before the choice's own text.
 
-    def __init__(self, shown: Shown, eos_token_ids: Sequence[int], detokenizer: Detokenizer, offset: int = 0) -> None:
+    message: takes the text apart if it is a chat's and there is anything to look for.
+    """
+
+    def __init__(
+        self,
+        shown: Shown,
+        eos_token_ids: Sequence[int],
+        detokenizer: Detokenizer,
+        offset: int = 0,
+        message: MessageText | None = None,
+    ) -> None:
         self._shown = shown
         self._eos_token_ids = frozenset(eos_token_ids)
         self._detokenizer = detokenizer
         self._text = StopText(shown.stops, include=shown.stop_text)
         self._offset = offset
+        self._message = message
 
     def push(self, chunk: Chunk) -> Piece:
         offsets = self._read(chunk)
+        parts = self._parts(self._take(chunk), is_last=chunk.finish_reason is not None)
         return Piece(
-            text=self._take(chunk),
+            text=parts.content,
             token_ids=chunk.token_ids,
             scored=self._scored(chunk, offsets),
-            finish_reason=chunk.finish_reason,
+            finish_reason=self._finish_reason(chunk),
             score=chunk.score,
             figures=chunk.figures or {},
+            reasoning=parts.reasoning,
+            calls=parts.calls,
         )
+
+    def _parts(self, text: str, *, is_last: bool) -> Parts:
+        return Parts(text) if self._message is None else self._message.push(text, is_last=is_last)
+
+    def _finish_reason(self, chunk: Chunk) -> str | None:
+        """A message with calls that came to its end stopped for them to be made."""
+        calls = self._message is not None and self._message.has_calls
+        return "tool_calls" if calls and chunk.finish_reason == "stop" else chunk.finish_reason
 
     def _read(self, chunk: Chunk) -> list[int]:
         """Take in the tokens' text; the character each begins at."""

@@ -67,6 +67,9 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "eos_penalty": (0,),
     "eos_penalty_until": (0,),
     "bad_words": ([],),
+    "ignore_eos": (False,),
+    "min_tokens": (0,),
+    "min_new_tokens": (0,),
     # answers
     "logprobs": (False,),
     "top_logprobs": (0,),
@@ -399,6 +402,18 @@ STEPS = (
     Step("allowed_token_ids", ("allowed_token_ids",), "No tokens but these.", ""),
     Step("bad_words", ("bad_words",), "Words that never come.", ""),
     Step(
+        "response_format",
+        ("response_format",),
+        "JSON answers: any object, or one that meets a schema.",
+        "",
+    ),
+    Step(
+        "structured",
+        ("structured",),
+        "Answers that match a schema, a regular expression, a choice or a Lark grammar.",
+        "",
+    ),
+    Step(
         "pause_tokens",
         ("pause_tokens",),
         "Filler behind the prompt, time for a model trained with it.",
@@ -430,4 +445,10 @@ EXCLUSIONS = (
     Exclusion(("edt",), "two ways of setting the temperature", ("adapt",)),
     Exclusion(("adapt",), "it brings the temperatures itself", ("temperature", *GREEDY_KEYS)),
     Exclusion(("edt",), "it scales the temperature", GREEDY_KEYS),
+    Exclusion(("response_format",), "two forms of one answer", ("structured",)),
+    Exclusion(
+        ("ignore_eos", "min_tokens", "min_new_tokens"),
+        "the form says where the answer ends",
+        ("response_format", "structured"),
+    ),
 )

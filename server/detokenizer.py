@@ -7,21 +7,24 @@ at the same token. (`tokenizers.DecodeStream` decodes windows again and again, c
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class Detokenizer:
-    """Bytes that complete no character wait; bytes that never can become U+FFFD."""
+    """Bytes that complete no character wait; bytes that never can become U+FFFD. other: ids read otherwise."""
 
-    def __init__(self, pieces: Sequence[bytes], *, strips_first_space: bool = False) -> None:
+    def __init__(
+        self, pieces: Sequence[bytes], *, strips_first_space: bool = False, other: Mapping[int, bytes] | None = None
+    ) -> None:
         self._pieces = pieces
+        self._other = other or {}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = strips_first_space
         self.num_chars = 0
 
     def push(self, token_id: int) -> str:
         """The characters this token completes."""
-        piece = self._pieces[token_id] if token_id < len(self._pieces) else b""
+        piece = self._other.get(token_id) or (self._pieces[token_id] if token_id < len(self._pieces) else b"")
         if self._strips and piece:
             self._strips, piece = False, piece.removeprefix(b" ")
         text = self._decoder.decode(piece)

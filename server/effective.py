@@ -16,7 +16,7 @@ from server.search_fields import Sed
 from server.wire import at
 from server.words import PLACEHOLDERS
 
-HIDDEN = {"min_tokens_to_keep", "bad_words"}  # not on the wire; on the wire as text
+HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar"}  # not on the wire; on the wire as text
 DERIVED_AS_THEY_ARE = {"layers", "think_token_id"}  # numbers on the wire too
 
 
@@ -73,6 +73,9 @@ def _logits(logits: LogitsParams, wire: Decoding, method: Method) -> dict[str, A
     values = {name: value for name, value in changed.items() if name not in hidden}
     if logits.logit_bias:
         values["logit_bias"] = {str(token_id): bias for token_id, bias in logits.logit_bias}
+    for name in ("response_format", "structured") if logits.grammar is not None else ():
+        if getattr(wire, name) is not None:
+            values[name] = getattr(wire, name).model_dump(by_alias=True, exclude_none=True)
     if wire.bad_words:
         values["bad_words"] = wire.bad_words
     return values | {name: asdict(value) for name in ("edt", "adapt") if (value := getattr(logits, name)) is not None}

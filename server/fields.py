@@ -16,15 +16,9 @@ from server.wire import same
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"})
 
 # field -> the values that ask for nothing; null always does
-LATER: Mapping[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
-    "structured": (),
-}
+LATER: Mapping[str, tuple[Any, ...]] = {}
 
 LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
 }

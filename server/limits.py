@@ -16,6 +16,7 @@ class Limits:
     max_rows: int = 64
     max_request_rows: int = 256
     max_messages: int = 2048
+    max_tools: int = 128
     max_stop: int = 16
     max_stop_chars: int = 256
     max_stop_token_ids: int = 1024
@@ -27,4 +28,8 @@ class Limits:
     max_bad_word_chars: int = 256
     max_param_chars: int = 65536
     max_regex_chars: int = 512
+    max_schema_bytes: int = 65536
+    max_schema_depth: int = 64
+    max_grammar_chars: int = 65536
+    max_choices: int = 1024
     send_seconds: float = 30.0

@@ -44,6 +44,8 @@ def keys_of(wire: Decoding) -> dict[str, str]:
     _note_choices(keys, wire)
     _note_beams(keys, wire)
     _note_sampling(keys, wire)
+    if wire.response_format is not None and wire.response_format.type == "text":
+        del keys["response_format"]
     if wire.speculative is None and "num_assistant_tokens" in keys:
         keys["speculative"] = "num_assistant_tokens"
     return keys

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from decoding.params import Request
+from server.message_text import MessageForm
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One request per prompt. `effective` says what runs, in wire names."""
+    """One request per prompt. `effective` says what runs, in wire names; `message` what is read in a chat's text."""
 
     model: str
     prompts: tuple[Prompt, ...]
@@ -45,6 +46,7 @@ class Plan:
     effective: dict[str, Any]
     shown: Shown
     timeout: float | None = None
+    message: MessageForm | None = None
 
     @property
     def num_prompt_tokens(self) -> int:

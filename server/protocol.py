@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Discriminator, Field, Tag
 
+from server.chat_fields import ConversationFields, Messages, ToolFields
 from server.search_fields import SearchFields
+from server.structure_fields import StructureFields
 from server.token_fields import LatentThoughts, PauseTokens, TokenFields
 from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
 
@@ -28,6 +30,7 @@ MUST_BE = {
     "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
     "negative_prompt": CONTEXT,
     "kl_guided.prompt": CONTEXT,
+    "tool_choice": '"none", "auto", "required" or {"type": "function", "function": {"name": …}}',
 }
 
 
@@ -36,7 +39,7 @@ class StreamOptions(Wire):
     continuous_usage_stats: bool | None = option("The usage so far in each chunk.", False)
 
 
-class Decoding(TokenFields, SearchFields):
+class Decoding(TokenFields, SearchFields, StructureFields):
     """The fields that completions and chat share."""
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")
@@ -84,71 +87,35 @@ Prompt = Annotated[
 class CompletionRequest(Decoding):
     """POST /v1/completions."""
 
-    prompt: Prompt
+    prompt: Prompt = Field(description="Text or token ids, or a list of either: one answer each.")
     suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
     max_tokens: Count | None = option("Most tokens of a choice.", 16)
     echo: bool | None = option("Put the prompt before the answer.", False)
     logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
 
 
-class TextPart(Wire):
-    type: Literal["text"]
-    text: str
-
-
-_PARTS = TypeAdapter(list[TextPart])
-
-
-def _joined(content: object) -> str:
-    """Text parts become one string, a line each."""
-    if isinstance(content, str):
-        return content
-    try:
-        return "\n".join(part.text for part in _PARTS.validate_python(content, strict=True))
-    except ValidationError:
-        raise ValueError("must be a string or a list of parts of type text") from None
-
-
-class Message(Wire):
-    """One turn. The fields that can only be null are those an answer bears that is sent back as history."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[str, BeforeValidator(_joined)]
-    name: str | None = None
-    tool_call_id: str | None = None
-    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
-    refusal: None = None
-    annotations: Annotated[list[None], Field(max_length=0)] | None = None
-    audio: None = None
-    function_call: None = None
-
-
-Messages = Annotated[list[Message], Field(min_length=1)]
-
-
-class ChatRequest(Decoding):
+class ChatRequest(Decoding, ToolFields):
     """POST /v1/chat/completions."""
 
-    messages: Messages
+    messages: Messages = Field(description="The conversation so far.")
     max_tokens: Positive | None = option("Most tokens of a choice; default: the rest of the context.")
     max_completion_tokens: Positive | None = option("Another name of max_tokens.")
     logprobs: bool | None = option("Log-probs of the tokens.", False)
     top_logprobs: Count | None = option("Alternatives beside each token.", 0)
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(ConversationFields):
     """POST /tokenize: `prompt` or `messages`."""
 
-    model: str | None = None
-    prompt: str | None = None
-    messages: Messages | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    return_token_strs: bool | None = None
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    prompt: str | None = option("The text; either it or messages.")
+    messages: Messages | None = option("The chat, to be put in the model's chat template.")
+    add_special_tokens: bool | None = option("Put BOS and the like around it; default: only around a prompt.")
+    return_token_strs: bool | None = option("Also return the tokens as text.", False)
 
 
 class DetokenizeRequest(Wire):
     """POST /detokenize."""
 
-    model: str | None = None
-    tokens: list[TokenId]
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    tokens: list[TokenId] = Field(description="Token ids.")

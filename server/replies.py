@@ -114,10 +114,27 @@ class ChatLogprobs(Wire, frozen=True):
     refusal: None = None
 
 
+class FunctionCall(Wire, frozen=True):
+    """arguments: JSON as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Wire, frozen=True):
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
 class Message(Wire, frozen=True):
-    content: str
+    """content: null beside tool calls without a word."""
+
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Wire, frozen=True):
@@ -140,9 +157,25 @@ class ChatCompletion(Wire, frozen=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
+class FunctionDelta(Wire, frozen=True):
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Wire, frozen=True):
+    """id, type and the function's name come with a call's first delta."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
 class Delta(Wire, frozen=True):
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatDelta(Wire, frozen=True):
@@ -166,19 +199,29 @@ class ChatChunk(Wire, frozen=True):
 
 
 class Support(Wire, frozen=True):
-    """What the model can do beyond completions. strategies: the ids that GET /v1/strategies describes."""
+    """What the model can do beyond completions. strategies: the ids that GET /v1/strategies describes.
+
+    tool_parser: how calls are written, null if tools are refused; tools_in: what shows them to the model, its chat
+    template or, if that takes none, the system message. reasoning: whether reasoning_content is split off.
+    """
 
     chat: bool
     draft_model: bool
     strategies: list[str]
+    tool_parser: str | None
+    tools_in: str | None
+    reasoning: bool
 
 
 class Model(Wire, frozen=True):
+    """generation_defaults: what holds instead of OpenAI's defaults where a request says nothing."""
+
     id: str
     created: int
     max_model_len: int
     architecture: str
     supports: Support
+    generation_defaults: dict[str, Any]
     object: str = "model"
     owned_by: str = "polydecode"
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from server.grammar_check import GrammarCheck
 from server.text import Tokenizer
+from server.tool_parsers.tool_format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
     """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
 
-    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`.
+    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`. grammars: tells whether
+    those of requests compile. tools: how calls are written, None where no tools are taken. generation_defaults: wire
+    fields that hold where a request says nothing.
     """
 
     names: tuple[str, ...]
@@ -24,3 +30,7 @@ class Served:
     num_layers: int = 0
     ties_embeddings: bool = False
     has_draft: bool = False
+    grammars: GrammarCheck = field(default_factory=GrammarCheck)
+    tools: ToolFormat | None = None
+    has_reasoning: bool = False
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)

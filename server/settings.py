@@ -51,6 +51,20 @@ class ModelSettings(BaseModel):
     served_model_name: Names = Field(
         (), description="Names the API knows the model by (repeatable); empty: taken from the model."
     )
+    chat_template: str = Field(
+        "", description="File with a chat template (jinja2, run in the sandbox) instead of the model's; empty: its own."
+    )
+    tool_parser: Literal["auto", "hermes", "llama3_json", "mistral", "none"] = Field(
+        "auto",
+        description="How the model writes tool calls; auto: as its chat template shows, hermes if that knows no tools.",
+    )
+    reasoning_parser: Literal["auto", "think", "none"] = Field(
+        "auto", description="Split <think>…</think> off as reasoning_content; auto: if the chat template knows it."
+    )
+    generation_defaults: Literal["openai", "model"] = Field(
+        "openai",
+        description="What holds where a request says nothing: OpenAI's values, or the model's generation_config.json.",
+    )
     draft_model: str = Field(
         "",
         description="Draft model for speculative decoding (directory or hub id) with the model's tokens; empty: none.",
@@ -125,6 +139,7 @@ class LimitSettings(BaseModel):
     max_rows_per_prompt: int = Field(64, ge=1, description="Largest n, best_of and the like: rows of one prompt.")
     max_rows_per_request: int = Field(256, ge=1, description="Rows of all prompts of a request together.")
     max_messages: int = Field(2048, ge=1, description="Messages of a chat.")
+    max_tools: int = Field(128, ge=0, description="Functions among the tools of a chat.")
     max_stop: int = Field(16, ge=0, description="Stop strings.")
     max_stop_chars: int = Field(256, ge=1, description="Characters of one stop string.")
     max_stop_token_ids: int = Field(1024, ge=0, description="Entries of stop_token_ids.")
@@ -136,6 +151,11 @@ class LimitSettings(BaseModel):
     max_bad_word_chars: int = Field(256, ge=1, description="Characters of one of bad_words.")
     max_param_chars: int = Field(65536, ge=1, description="Characters of a text parameter (negative_prompt, suffix …).")
     max_regex_chars: int = Field(512, ge=1, description="Characters of cot_decoding.answer_regex.")
+    max_schema_bytes: int = Field(65536, ge=2, description="Bytes of a JSON schema, without its blanks.")
+    max_schema_depth: int = Field(64, ge=1, le=64, description="Objects and lists in one another in a JSON schema.")
+    max_grammar_chars: int = Field(65536, ge=1, description="Characters of structured.regex, .choice and .grammar.")
+    max_choices: int = Field(1024, ge=1, description="Entries of structured.choice.")
+    grammar_seconds: Seconds = Field(1.0, description="Processor time that a grammar may take to compile.")
     send_timeout: Seconds = Field(
         30.0, description="Seconds a client may leave a piece of a stream unread; then it is cut off."
     )
@@ -220,6 +240,7 @@ class Settings(
             max_rows=self.max_rows_per_prompt,
             max_request_rows=self.max_rows_per_request,
             max_messages=self.max_messages,
+            max_tools=self.max_tools,
             max_stop=self.max_stop,
             max_stop_chars=self.max_stop_chars,
             max_stop_token_ids=self.max_stop_token_ids,
@@ -231,6 +252,10 @@ class Settings(
             max_bad_word_chars=self.max_bad_word_chars,
             max_param_chars=self.max_param_chars,
             max_regex_chars=self.max_regex_chars,
+            max_schema_bytes=self.max_schema_bytes,
+            max_schema_depth=self.max_schema_depth,
+            max_grammar_chars=self.max_grammar_chars,
+            max_choices=self.max_choices,
             send_seconds=self.send_timeout,
         )
 

@@ -6,20 +6,26 @@ It runs beside the HTTP server, which is up from the first moment; what goes wro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from decoding.frames import Loaded, Progress, Start, Tick
 from server.batcher import Batcher
+from server.chat_template import ChatTemplate
+from server.generation_defaults import recommended
+from server.grammar_check import GrammarCheck
 from server.mailbox import Mailbox
 from server.model_files import ModelError, about_the_draft, default_name, resolve
 from server.progress import ProgressDisplay
 from server.served import Served
 from server.settings import Settings
 from server.text import Tokenizer
+from server.tool_parsers.registry import chosen
 
 LoadTokenizer = Callable[[Path], Tokenizer]
 
@@ -41,9 +47,15 @@ class Startup:
         try:
             directory = await resolve(settings.model, self._display.show, may_download=settings.allow_download)
             tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+            if settings.chat_template:
+                template = ChatTemplate.from_file(Path(settings.chat_template), directory)
+                tokenizer = tokenizer.with_template(template)
+            defaults = recommended(directory) if settings.generation_defaults == "model" else {}
+            special_tokens = tokenizer.special_tokens()
             draft = await self._draft_directory(token_bytes) if settings.draft_model else None
-            self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer))
-            await mailbox.run(start_frame(settings, directory, token_bytes, draft))
+            with contextlib.closing(GrammarCheck(special_tokens, settings.grammar_seconds)) as grammars:
+                self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars, defaults))
+                await mailbox.run(start_frame(settings, directory, token_bytes, special_tokens, draft))
         finally:
             self._display.close()
 
@@ -88,7 +100,9 @@ class Startup:
                 raise ModelError("its tokenizer has other tokens than the model's")
         return directory
 
-    def _describe(self, loaded: Loaded, tokenizer: Tokenizer) -> Served:
+    def _describe(
+        self, loaded: Loaded, tokenizer: Tokenizer, grammars: GrammarCheck, defaults: Mapping[str, Any]
+    ) -> Served:
         return Served(
             names=served_names(self._settings),
             vocab_size=loaded.vocab_size,
@@ -100,14 +114,28 @@ class Startup:
             num_layers=loaded.num_layers,
             ties_embeddings=loaded.ties_embeddings,
             has_draft=loaded.has_draft,
+            grammars=grammars,
+            tools=chosen(self._settings.tool_parser, tokenizer.template),
+            has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
+            generation_defaults=defaults,
         )
+
+
+def _has_reasoning(asked: str, template: ChatTemplate | None) -> bool:
+    return asked == "think" or (asked == "auto" and template is not None and template.has_reasoning)
 
 
 def served_names(settings: Settings) -> tuple[str, ...]:
     return settings.served_model_name or (default_name(settings.model),)
 
 
-def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, ...], draft: Path | None) -> Start:
+def start_frame(
+    settings: Settings,
+    directory: Path,
+    token_bytes: tuple[bytes, ...],
+    special_tokens: tuple[tuple[int, str], ...],
+    draft: Path | None,
+) -> Start:
     return Start(
         model=str(directory),
         device=settings.device,
@@ -119,6 +147,7 @@ def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, .
         prefix_cache=settings.prefix_cache,
         threads=settings.threads,
         token_bytes=token_bytes,
+        special_tokens=special_tokens,
         draft_model=str(draft) if draft else "",
         batch_invariant=settings.batch_invariant,
     )

@@ -73,7 +73,8 @@ class EventStream:
         """Text held back is sent later; ids, log-probs and counts are not."""
         shown = self._shown
         wanted = shown.token_ids or shown.logprobs is not None or shown.usage_always
-        return bool(piece.text or piece.finish_reason or (wanted and piece.token_ids))
+        said = piece.text or piece.reasoning or piece.calls
+        return bool(said or piece.finish_reason or (wanted and piece.token_ids))
 
     def _extras(self) -> Extras:
         """usage: running if asked for, null where a usage chunk follows, else absent. decoding: in the first chunk."""

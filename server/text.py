@@ -6,14 +6,14 @@ Encoding runs in a thread once it is long enough to hold up the event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
-from server.chat_template import ChatTemplate, special_tokens
+from server.chat_template import ChatTemplate, Conversation, special_tokens
 from server.detokenizer import Detokenizer
 from server.errors import ApiError
 from server.vocabulary import Vocabulary
@@ -38,7 +38,7 @@ class Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._template = template
+        self.template = template
         self._bos_token = bos_token
         self.vocabulary = Vocabulary.of(tokenizer)
         self._longest_token = max(map(len, self.vocabulary.shown), default=1)
@@ -54,9 +54,15 @@ class Tokenizer:
             raise ValueError("tokenizer.json cannot be read") from error
         return cls(tokenizer, ChatTemplate.from_directory(path), special_tokens(path).get("bos_token"))
 
+    def with_template(self, template: ChatTemplate) -> Tokenizer:
+        """The same tokens under another chat template."""
+        other = copy.copy(self)
+        other.template = template
+        return other
+
     @property
     def has_chat_template(self) -> bool:
-        return self._template is not None
+        return self.template is not None
 
     @property
     def bos_id(self) -> int | None:
@@ -69,6 +75,10 @@ class Tokenizer:
         """The bytes each id stands for in an answer's text; empty for special tokens."""
         return self.vocabulary.spoken
 
+    def special_tokens(self) -> tuple[tuple[int, str], ...]:
+        """Ids and names of the special tokens."""
+        return tuple((i, self.vocabulary.shown[i].decode()) for i in sorted(self.vocabulary.special_ids))
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return self._encode([text], add_special_tokens)[0].ids
 
@@ -77,32 +87,36 @@ class Tokenizer:
             return self._encode(texts, add_special_tokens)
         return await asyncio.to_thread(self._encode, texts, add_special_tokens)
 
-    async def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        add_special_tokens: bool = False,
-    ) -> tuple[int, ...]:
+    def chat_text(self, conversation: Conversation) -> str:
         """The prompt the chat template makes of the messages, special tokens and all. Raises ApiError 400."""
-        if self._template is None:
+        if self.template is None:
             raise ApiError(400, "the model has no chat template; use /v1/completions", param="messages")
-        text = self._template.render(messages, add_generation_prompt=add_generation_prompt)
-        (encoded,) = await self.encode_all([text], add_special_tokens=add_special_tokens)
-        return encoded.ids
+        return self.template.render(conversation)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """A whole text, an incomplete last character as U+FFFD."""
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens, at_start=True)
         return detokenizer.text(token_ids) + detokenizer.end()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, at_start: bool = False) -> Detokenizer:
-        """at_start: the tokens begin a text rather than go on with one, so the space before the first word may go."""
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, at_start: bool = False, shown: Iterable[str] = ()
+    ) -> Detokenizer:
+        """at_start: the tokens begin a text rather than go on with one, so the space before the first word may go.
+
+        shown: tokens that are text here even if they are special.
+        """
         vocabulary = self.vocabulary
+        ids = {token: self._tokenizer.token_to_id(token) for token in shown}
         return Detokenizer(
             vocabulary.spoken if skip_special_tokens else vocabulary.shown,
             strips_first_space=at_start and vocabulary.strips_first_space,
+            other={token_id: token.encode() for token, token_id in ids.items() if token_id is not None},
         )
+
+    def special_id(self, token: str) -> int | None:
+        """The id of a special token; None for what is text, or unknown."""
+        token_id = self._tokenizer.token_to_id(token)
+        return token_id if token_id in self.vocabulary.special_ids else None
 
     def fewest_tokens(self, text: str) -> int:
         """No encoding of the text is shorter: refuses what can never fit before the work is done."""

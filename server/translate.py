@@ -12,19 +12,25 @@ from dataclasses import dataclass, replace
 
 from decoding.params import InvalidParam, LogprobsParams, Request, StoppingParams
 from server.bounds import bad_field, refused, stops_of
+from server.conversation import conversation
 from server.effective import effective_params, strategy_name
 from server.errors import ApiError, too_long
+from server.generation_defaults import with_defaults
 from server.logits import check_ids, logits_params
+from server.message_text import MessageForm
 from server.mode import mode_of
 from server.plan import Plan, Prompt, Shown
 from server.prompts import completion_prompts
-from server.protocol import ChatRequest, CompletionRequest, Decoding, Message
+from server.protocol import ChatRequest, CompletionRequest, Decoding
+from server.reasoning import is_unfinished, opened_by
 from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
+from server.structure import grammar_of
+from server.tool_grammar import message_grammar
+from server.tool_use import ToolUse, check_parameters, effective_tools, tool_use
 from server.words import bad_word_ids, derived, latent_thoughts, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
-TEMPLATE_FIELDS = {"role", "content", "name", "tool_call_id"}
 
 
 def resolve_model(asked: str | None, served: Served) -> str:
@@ -39,6 +45,7 @@ def resolve_model(asked: str | None, served: Served) -> str:
 
 async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
     resolve_model(wire.model, served)
+    wire = with_defaults(wire, served.generation_defaults)
     prompts = await completion_prompts(wire, served)
     scored = wire.logprobs if wire.echo else None
     logprobs = LogprobsParams(
@@ -51,21 +58,45 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
 
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     resolve_model(wire.model, served)
-    longest = max((message.content for message in wire.messages), key=len)
-    if served.tokenizer.fewest_tokens(longest) > served.max_model_len:
-        raise too_long(served.max_model_len, "the messages alone are longer", "messages")
-    prompt = Prompt(await served.tokenizer.encode_chat(template_messages(wire.messages)))
+    wire = with_defaults(wire, served.generation_defaults)
+    _check_length(max((message.content or "" for message in wire.messages), key=len), served)
+    use, last = tool_use(wire, served), wire.messages[-1].content or ""
+    text = served.tokenizer.chat_text(conversation(wire, wire.messages, (wire.tools or ()) if use else (), served))
+    _check_length(text, served)
+    (encoded,) = await served.tokenizer.encode_all([text], add_special_tokens=False)
     top = (wire.top_logprobs or 0) if wire.logprobs else None
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
     asked = wire.max_completion_tokens if wire.max_completion_tokens is not None else wire.max_tokens
     limit = TokenLimit(asked, served.max_model_len, "messages")
     shown = replace(_shown(wire), logprobs=top)
-    return await _plan(wire, served, (prompt,), limit, logprobs=logprobs, shown=shown)
+    plan = await _plan(wire, served, (Prompt(encoded.ids),), limit, logprobs=logprobs, shown=shown)
+    try:
+        if use is not None:
+            await check_parameters(use.tools, served)
+            plan = replace(plan, effective=plan.effective | effective_tools(wire))
+        is_thinking = opened_by(text) or (bool(wire.continue_final_message) and is_unfinished(last))
+        return _with_message(plan, use, served, is_thinking=is_thinking)
+    except InvalidParam as invalid:
+        raise refused(invalid) from None
 
 
-def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """The messages as chat templates know them."""
-    return [message.model_dump(include=TEMPLATE_FIELDS, exclude_none=True) for message in messages]
+def _check_length(text: str, served: Served) -> None:
+    if served.tokenizer.fewest_tokens(text) > served.max_model_len:
+        raise too_long(served.max_model_len, "the messages alone are longer", "messages")
+
+
+def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinking: bool) -> Plan:
+    """The plan of a chat, with what its text is taken apart for and held to. Raises InvalidParam."""
+    if use is None and not served.has_reasoning:
+        return plan
+    logits = plan.requests[0].logits
+    if use is None and logits.grammar is not None and logits.grammar.kind != "json_schema":
+        return plan  # the form leaves no room for reasoning
+    functions = use.functions if use else frozenset[str]()
+    form = MessageForm(use.form if use else None, functions, served.has_reasoning, is_thinking)
+    grammar = message_grammar(use, logits.grammar, served, is_thinking=is_thinking)
+    requests = tuple(replace(each, logits=replace(logits, grammar=grammar)) for each in plan.requests)
+    return replace(plan, message=form, requests=requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +164,7 @@ async def _requests(
     method = mode_of(wire)
     own = await derived(method, wire, served)
     logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
+    logits = replace(logits, grammar=await grammar_of(wire, served))
     pauses = await pause_ids(wire, served)
     return [
         Request(

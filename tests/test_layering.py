@@ -26,15 +26,19 @@ PACKAGES = ("server", "decoding", "loadtest")
 LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
-        """settings settings_text wire token_fields search_fields protocol combinations mode replies errors
-        limits fields exchange orphans metrics vllm_aliases logs progress presence model_files download""",
+        """settings settings_text wire token_fields search_fields structure_fields chat_fields protocol combinations
+        mode replies errors limits fields exchange orphans metrics vllm_aliases logs progress presence model_files
+        download""",
         # work: text, translation, and the way to the worker
-        """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits
-        effective translate worker_process mailbox ticket reservation waiting admission batcher startup""",
+        """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
+        grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits effective
+        conversation generation_defaults translate worker_process mailbox ticket reservation waiting admission batcher
+        startup""",
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
         # the edge: ASGI layers, the listening side, routes
-        "refusal body body_limit auth access request_id http_protocol http_server openapi catalogue respond routes/",
+        "refusal body body_limit auth access request_id http_protocol http_server openapi examples catalogue respond",
+        "routes/",
         "app",
         "service",
         "__main__",
@@ -43,7 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "link output transfer",
-        "stopping logits/ sampling ranking answers drafting cache memory",
+        "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
         "strategies/ attention/ linear elementwise rows gguf_model",
         "layer_weights plug rewrite support packing live reading embedded graphs",
@@ -98,7 +102,8 @@ ENGINE_BENCHMARKS = (
     "loadtest.gpu_bench",
     "loadtest.gpu_engine",
 )  # drive the engine in their own process: a GPU box may have no server
-SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers")  # all that server/ may know of decoding/
+# All that server/ may know of decoding/
+SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers", "decoding.grammars")
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
 DECODING_NEEDS = (
@@ -109,6 +114,7 @@ DECODING_NEEDS = (
     "safetensors",
     "gguf",
     "re2",
+    "llguidance",  # optional: imported where the first grammar is met
     "numba",  # optional: decoding/kernels alone imports it, and only where it is installed
     "llvmlite",
     "decoding",

@@ -18,13 +18,19 @@ from decoding.logits.step import EXCLUDED, row_sum
 RELATIVE_TOP = 0.1
 
 
-def contrast(logits: torch.Tensor, premature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """logits [rows, vocab], premature [rows, layers, vocab] -> scores [rows, vocab], index of the layer [rows]."""
+def contrast(
+    logits: torch.Tensor, premature: torch.Tensor, is_excluded: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """logits [rows, vocab], premature [rows, layers, vocab] -> scores [rows, vocab], index of the layer [rows].
+
+    is_excluded: bool [rows, vocab], ids that cannot come anyway; the maximum is over the others.
+    """
     logp = logits.log_softmax(dim=-1)
     base = premature.log_softmax(dim=-1)
     chosen = _furthest(logp, base)
     rows = torch.arange(len(logits), device=logits.device)
-    is_plausible = logp >= logp.amax(dim=-1, keepdim=True) + math.log(RELATIVE_TOP)
+    possible = logp if is_excluded is None else logp.masked_fill(is_excluded, EXCLUDED)
+    is_plausible = possible >= possible.amax(dim=-1, keepdim=True) + math.log(RELATIVE_TOP)
     return (logp - base[rows, chosen]).masked_fill_(~is_plausible, EXCLUDED), chosen
 
 

@@ -3,7 +3,7 @@
 Order of a row's steps (decoding-methods 0.2; Hugging Face's wherever it has the step, of which masks may go first since
 excluded stays excluded):
 
-    allowed_token_ids, logit_bias, bad_words, min_tokens,
+    grammar, allowed_token_ids, logit_bias, bad_words, min_tokens,
     repetition, frequency and presence, no repeated n-grams, windowed repetition, LZ, eos_penalty, exponential decay;
     top_n_sigma, temperature (static, EDT or AdapT), top_k, top_p, min_p, typical, epsilon, eta.
 
@@ -23,6 +23,7 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Epsilon, Eta, TopNSigma, Typical
 from decoding.logits.filters import MinP, TopK, TopP
+from decoding.logits.grammar import GrammarMask, Grammars
 from decoding.logits.lengths import EosPenalty, ExponentialDecay
 from decoding.logits.lines import token_lines
 from decoding.logits.lz import LzPenalty
@@ -36,25 +37,42 @@ from decoding.transfer import indices
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """One request's steps in order; both empty for plain greedy decoding."""
+    """One request's steps in order; both empty for plain greedy decoding. grammar: the processor of that name."""
 
     processors: tuple[Step, ...]
     warpers: tuple[Step, ...]
     is_greedy: bool
+    grammar: GrammarMask | None = None
+
+
+NEUTRAL = Pipeline((), (), is_greedy=True)
 
 
 class Pipelines:
-    """Builds pipelines for one model: knows its EOS ids and the bytes its token ids stand for."""
+    """Builds pipelines for one model: knows its EOS ids, what its token ids stand for, and its grammars."""
 
-    def __init__(self, eos_token_ids: Sequence[int], token_bytes: Sequence[bytes] = ()) -> None:
+    def __init__(
+        self,
+        eos_token_ids: Sequence[int],
+        token_bytes: Sequence[bytes] = (),
+        special_tokens: Sequence[tuple[int, str]] = (),
+    ) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
+        self._special_tokens = special_tokens
         self.token_bytes = token_bytes
 
     def build(self, params: LogitsParams, stopping: StoppingParams) -> Pipeline:
-        """The steps that are not neutral."""
-        processors = (*self._masks(params, stopping), *_penalties(params), *self._lengths(params))
+        """The steps that are not neutral. Raises InvalidGrammar."""
+        grammar = None if params.grammar is None else self.grammars.mask(params.grammar)
+        masks = (*([] if grammar is None else [grammar]), *self._masks(params, stopping))
+        processors = (*masks, *_penalties(params), *self._lengths(params))
         warpers = () if params.is_greedy else (*self._temperatures(params), *_filters(params))
-        return Pipeline(processors, warpers, params.is_greedy)
+        return Pipeline(processors, warpers, params.is_greedy, grammar)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Takes a second of reading the vocabulary when first asked for."""
+        return Grammars(self._eos_token_ids, self.token_bytes, self._special_tokens)
 
     @cached_property
     def _token_lines(self) -> np.ndarray:

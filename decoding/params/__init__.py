@@ -10,6 +10,7 @@ from decoding.params.branches import CotDecoding, Sed
 from decoding.params.contrastive import Contrastive
 from decoding.params.dola import Dola, premature_layers
 from decoding.params.entropix import Entropix
+from decoding.params.grammar import Grammar, GrammarKind, choice_grammar
 from decoding.params.guidance import Guided, KlGuided
 from decoding.params.invalid import InvalidParam
 from decoding.params.latent import LatentThoughts
@@ -22,7 +23,8 @@ from decoding.params.stopping import StoppingParams
 
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
-    "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided",
-    "LatentThoughts", "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request",
-    "SamplerOrder", "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
+    "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "Grammar", "GrammarKind", "GroupBeam", "Guided",
+    "InvalidParam", "KlGuided", "LatentThoughts", "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup",
+    "RankBy", "Request", "SamplerOrder", "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams",
+    "choice_grammar", "premature_layers",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from decoding.params.grammar import Grammar
 from decoding.params.invalid import check, check_finite
 
 SamplerOrder = Literal["hf", "vllm"]
@@ -51,6 +52,7 @@ class LogitsParams:
     bad_words: id sequences whose last id is excluded after the others. eos_penalty: z_eos -= eos_penalty * (until - t).
     exponential_decay_length_penalty: (start, factor) as Hugging Face's. edt and adapt replace the static temperature.
     min_tokens_to_keep: filters never keep fewer (Hugging Face's beam sample needs more than one).
+    grammar: what the answer must match; its end is the answer's, so min_tokens and ignore_eos do not go with it.
     """
 
     GREEDY_BELOW: ClassVar[float] = 1e-5
@@ -82,6 +84,7 @@ class LogitsParams:
     adapt: Adapt | None = None
     sampler_order: SamplerOrder = "hf"
     min_tokens_to_keep: int = 1
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         self._check_filters()

@@ -69,6 +69,24 @@ class Request:
         check(min(self.prompt_ids) >= 0, "prompt", "must not hold a negative token id")
         check(min(self.pause_ids, default=0) >= 0, "pause_tokens", "must not hold a negative token id")
         check(0 <= self.seed <= MAX_SEED, "seed", "must fit 64 bits")
+        if self.logits.grammar is not None:
+            self._check_ends()
+
+    def _check_ends(self) -> None:
+        """The grammar says where the answer ends, and nothing is said behind it."""
+        reason = "has no meaning with a form of the answer, which says where it ends"
+        check(
+            self.stopping.min_tokens == 0,
+            "min_tokens",
+            reason,
+        )
+        check(
+            not self.stopping.ignore_eos,
+            "ignore_eos",
+            reason,
+        )
+        suffix = self.strategy.suffix_ids if isinstance(self.strategy, CotDecoding) else ()
+        check(not suffix, "cot_decoding.suffix", reason)
 
     @property
     def num_beside(self) -> int:

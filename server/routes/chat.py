@@ -9,10 +9,12 @@ from server.answer import Answer
 from server.body import parse, read_object
 from server.bounds import check_limits, num_rows
 from server.chat_format import ChatFormat
+from server.examples import CHAT
 from server.fields import LATER, LATER_IN_CHAT, sort_fields
 from server.limits import Limits
-from server.openapi import described
+from server.openapi import operation
 from server.protocol import ChatRequest
+from server.replies import ChatChunk, ChatCompletion
 from server.respond import respond
 from server.translate import chat_plan
 
@@ -20,7 +22,18 @@ from server.translate import chat_plan
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    @routes.post(
+        "/v1/chat/completions",
+        **operation(
+            "Answer a conversation",
+            "OpenAI's chat completions. A request picks its decoding strategy by its fields (GET /v1/strategies); what "
+            "OpenAI does not know is marked as an extension. `decoding.effective` in the answer says what ran.",
+            ChatCompletion,
+            wire=ChatRequest,
+            examples=CHAT,
+            chunk=ChatChunk,
+        ),
+    )
     async def create_chat_completion(request: Request) -> Response:
         fields = sort_fields(await read_object(request), ChatRequest.model_fields, {**LATER, **LATER_IN_CHAT})
         wire = parse(ChatRequest, fields.known)

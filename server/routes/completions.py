@@ -9,10 +9,12 @@ from server.answer import Answer
 from server.body import parse, read_object
 from server.bounds import check_limits, num_rows
 from server.completion_format import CompletionFormat
+from server.examples import COMPLETIONS
 from server.fields import LATER, sort_fields
 from server.limits import Limits
-from server.openapi import described
+from server.openapi import operation
 from server.protocol import CompletionRequest
+from server.replies import Completion
 from server.respond import respond
 from server.translate import completion_plan
 
@@ -20,7 +22,18 @@ from server.translate import completion_plan
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    @routes.post(
+        "/v1/completions",
+        **operation(
+            "Continue a text",
+            "OpenAI's completions. A request picks its decoding strategy by its fields (GET /v1/strategies); what "
+            "OpenAI does not know is marked as an extension. `decoding.effective` in the answer says what ran.",
+            Completion,
+            wire=CompletionRequest,
+            examples=COMPLETIONS,
+            chunk=Completion,
+        ),
+    )
     async def create_completion(request: Request) -> Response:
         fields = sort_fields(await read_object(request), CompletionRequest.model_fields, LATER)
         wire = parse(CompletionRequest, fields.known)

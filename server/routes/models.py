@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from server.admission import Batcher
 from server.catalogue import available
+from server.openapi import operation
 from server.replies import Model, ModelList, Support
 from server.reply import JsonResponse
 from server.served import Served
@@ -16,12 +17,14 @@ def router(batcher: Batcher) -> APIRouter:
     """While no model is ready both answer 503, as everything does that needs one."""
     routes = APIRouter()
 
-    @routes.get("/v1/models")
+    about = "Context length, architecture, what it supports, and what holds where a request says nothing."
+
+    @routes.get("/v1/models", **operation("List the names of the model", about, ModelList))
     async def list_models() -> JsonResponse:
         served = batcher.served
         return JsonResponse(ModelList([_model(name, served) for name in served.names]))
 
-    @routes.get("/v1/models/{model_id:path}")
+    @routes.get("/v1/models/{model_id:path}", **operation("Describe the model", about, Model))
     async def get_model(model_id: str) -> JsonResponse:
         served = batcher.served
         return JsonResponse(_model(resolve_model(model_id, served), served))
@@ -30,6 +33,26 @@ def router(batcher: Batcher) -> APIRouter:
 
 
 def _model(name: str, served: Served) -> Model:
-    has_chat = served.tokenizer.has_chat_template
-    supports = Support(has_chat, served.has_draft, [method.name for method in available(served)])
-    return Model(name, served.created, served.max_model_len, served.architecture, supports)
+    return Model(
+        name,
+        served.created,
+        served.max_model_len,
+        served.architecture,
+        _support(served),
+        dict(served.generation_defaults),
+    )
+
+
+def _support(served: Served) -> Support:
+    template = served.tokenizer.template
+    tools_in = None
+    if served.tools is not None and template is not None:
+        tools_in = "chat_template" if template.takes_tools else "system_message"
+    return Support(
+        chat=served.tokenizer.has_chat_template,
+        draft_model=served.has_draft,
+        strategies=[method.name for method in available(served)],
+        tool_parser=served.tools.NAME if served.tools is not None else None,
+        tools_in=tools_in,
+        reasoning=served.has_reasoning,
+    )

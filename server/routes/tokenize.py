@@ -6,22 +6,33 @@ from fastapi import APIRouter, Request
 
 from server.admission import Batcher
 from server.body import parse, read_object
+from server.conversation import conversation
 from server.errors import ApiError
+from server.examples import DETOKENIZE, TOKENIZE
 from server.fields import sort_fields
 from server.limits import Limits
 from server.logits import check_ids
-from server.openapi import described
+from server.openapi import operation
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.replies import Text, Tokens
 from server.reply import JsonResponse
 from server.served import Served
-from server.translate import resolve_model, template_messages
+from server.translate import resolve_model
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/tokenize", openapi_extra=described(TokenizeRequest))
+    @routes.post(
+        "/tokenize",
+        **operation(
+            "Turn a text or a chat into tokens",
+            "The ids that the same prompt or messages would have as a request.",
+            Tokens,
+            wire=TokenizeRequest,
+            examples=TOKENIZE,
+        ),
+    )
     async def tokenize(request: Request) -> JsonResponse:
         fields = sort_fields(await read_object(request), TokenizeRequest.model_fields, {})
         wire = parse(TokenizeRequest, fields.known)
@@ -35,7 +46,16 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         strings = [served.tokenizer.vocabulary.name(i) for i in ids] if wire.return_token_strs else None
         return JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
 
-    @routes.post("/detokenize", openapi_extra=described(DetokenizeRequest))
+    @routes.post(
+        "/detokenize",
+        **operation(
+            "Turn tokens into text",
+            "Special tokens are shown by their names.",
+            Text,
+            wire=DetokenizeRequest,
+            examples=DETOKENIZE,
+        ),
+    )
     async def detokenize(request: Request) -> JsonResponse:
         fields = sort_fields(await read_object(request), DetokenizeRequest.model_fields, {})
         wire = parse(DetokenizeRequest, fields.known)
@@ -50,10 +70,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
 async def _token_ids(wire: TokenizeRequest, served: Served) -> tuple[int, ...]:
     """A prompt gets its special tokens unless told otherwise; a chat template brings its own."""
     if wire.messages is not None:
-        return await served.tokenizer.encode_chat(
-            template_messages(wire.messages),
-            add_generation_prompt=wire.add_generation_prompt is not False,
-            add_special_tokens=bool(wire.add_special_tokens),
-        )
+        text = served.tokenizer.chat_text(conversation(wire, wire.messages, wire.tools or (), served))
+        special = bool(wire.add_special_tokens)
+        return (await served.tokenizer.encode_all([text], add_special_tokens=special))[0].ids
     special = wire.add_special_tokens is not False
     return (await served.tokenizer.encode_all([wire.prompt or ""], add_special_tokens=special))[0].ids

@@ -58,4 +58,8 @@ BEARING: dict[str, Fields] = {
     "bad_words": {"bad_words": ["dog"]},
     "pause_tokens": {"pause_tokens": {"token_id": 7, "count": 3}},
     "latent_thoughts": {"latent_thoughts": {"count": 3, "start_id": 7, "end_id": 8}},
+    "response_format": {"response_format": {"type": "json_object"}},
+    "structured": {"structured": {"choice": ["dog", "cat"]}},
+    "ignore_eos": {"ignore_eos": True},
+    "min_new_tokens": {"min_new_tokens": 2},
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import pytest
@@ -12,8 +12,10 @@ from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 
 @pytest.fixture(scope="session")
-def served() -> Served:
-    return make_served()
+def served() -> Iterator[Served]:
+    served = make_served()
+    yield served
+    served.grammars.close()
 
 
 @pytest.fixture

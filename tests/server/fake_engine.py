@@ -20,10 +20,12 @@ from server.routes import chat, completions, strategies, tokenize
 from server.routes import models as models_route
 from server.served import Served
 from server.text import Tokenizer
+from server.tool_parsers.registry import chosen
 
 END = "<|im_end|>"
 TEMPLATE = (
-    "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('No tools here.') }}{% endif %}"
+    "{% if messages[0].role == 'assistant' %}{{ raise_exception('No monologues here.') }}{% endif %}"
+    "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -45,11 +47,21 @@ def byte_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def make_served(max_model_len: int = 256) -> Served:
-    tokenizer = Tokenizer(byte_tokenizer(), ChatTemplate(TEMPLATE, {}))
+def make_served(max_model_len: int = 256, template: str = TEMPLATE) -> Served:
+    tokenizer = Tokenizer(byte_tokenizer(), ChatTemplate(template, {}))
     size = tokenizer.vocabulary.size
-    eos = (size - 1,)
-    return Served(("tiny", "alias"), size + 6, max_model_len, eos, 1700000000, tokenizer, "FakeForCausalLM", 8)
+    return Served(
+        ("tiny", "alias"),
+        vocab_size=size + 6,
+        max_model_len=max_model_len,
+        eos_token_ids=(size - 1,),
+        created=1700000000,
+        tokenizer=tokenizer,
+        architecture="FakeForCausalLM",
+        num_layers=8,
+        tools=chosen("auto", tokenizer.template),
+        has_reasoning="</think>" in template,
+    )
 
 
 def logprob_of(token_id: int) -> float:

@@ -11,6 +11,7 @@ from server.served import Served
 from tests.server.fake_engine import FakeBatcher, logprob_of, saying
 
 URL = "/v1/chat/completions"
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -106,6 +107,7 @@ async def test_several_choices_each_say_their_own(
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user", "content": None}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "messages"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
@@ -122,5 +124,5 @@ async def test_what_makes_no_sense_is_refused(client: httpx.AsyncClient, fields:
 
 
 async def test_a_template_says_in_its_own_words_why_it_refuses(client: httpx.AsyncClient) -> None:
-    response = await client.post(URL, json={"messages": [{"role": "tool", "content": "x"}]})
-    assert response.json()["error"]["message"].endswith("No tools here.")
+    response = await client.post(URL, json={"messages": [{"role": "assistant", "content": "x"}, *HELLO]})
+    assert response.json()["error"]["message"].endswith("No monologues here.")

@@ -179,7 +179,7 @@ def test_every_params_field_is_reached_from_a_wire_field() -> None:
             for name in path.split("."):
                 options = schema.get("anyOf", [schema])
                 schema = next(o for o in options if "properties" in o)["properties"][name]
-    hidden = {"min_tokens_to_keep"}
+    hidden = {"min_tokens_to_keep", "grammar"}
     assert {field.name for field in dataclasses.fields(LogitsParams)} - hidden <= properties().keys()
     assert {method.params.NAME for method in METHODS} == set(PARAMS)
 
@@ -191,7 +191,8 @@ def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
         "model", "stream", "stream_options", "seed", "n", "num_return_sequences", "stop", "stop_token_ids",
         "ignore_eos", "prompt_logprobs", "logprobs_mode", "return_token_ids", "skip_special_tokens",
         "include_stop_str_in_output", "trace", "cache_salt", "priority", "timeout", "prompt", "suffix", "max_tokens",
-        "echo", "logprobs", "messages", "max_completion_tokens", "top_logprobs",
+        "echo", "logprobs", "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice",
+        "parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
     }  # fmt: skip
     assert all("description" in schema for name, schema in properties().items() if name not in {"prompt", "messages"})
 

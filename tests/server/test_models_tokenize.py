@@ -18,7 +18,15 @@ async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient
         "created": 1700000000,
         "max_model_len": 256,
         "architecture": "FakeForCausalLM",
-        "supports": {"chat": True, "draft_model": False, "strategies": [each.name for each in available(served)]},
+        "supports": {
+            "chat": True,
+            "draft_model": False,
+            "strategies": [each.name for each in available(served)],
+            "tool_parser": "hermes",
+            "tools_in": "system_message",
+            "reasoning": False,
+        },
+        "generation_defaults": {},
         "object": "model",
         "owned_by": "polydecode",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import httpx
 import openai
@@ -20,8 +21,9 @@ from tests.server.fake_engine import FakeBatcher, make_app, saying
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-@pytest.fixture
-async def url(batcher: FakeBatcher) -> AsyncIterator[str]:
+@asynccontextmanager
+async def running(batcher: FakeBatcher) -> AsyncIterator[str]:
+    """The address of a server over this batcher."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(make_app(batcher), log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -29,6 +31,12 @@ async def url(batcher: FakeBatcher) -> AsyncIterator[str]:
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     await task
+
+
+@pytest.fixture
+async def url(batcher: FakeBatcher) -> AsyncIterator[str]:
+    async with running(batcher) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,16 +1,81 @@
-"""What the worker is told to load is what the settings say."""
+"""From settings to the worker's first frame: the draft model's part in it."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from decoding.frames import Start
+from server.batcher import Batcher, QueueRules
+from server.mailbox import Mailbox
+from server.metrics import Metrics
+from server.model_files import ModelError
+from server.progress import LineDisplay
 from server.settings import load
-from server.startup import start_frame
+from server.startup import Startup, start_frame
+from server.text import Tokenizer
+from tests.server.world import model_directory
+
+
+class FixedTokens:
+    """A tokenizer of 100 tokens, other ones where its directory is called so."""
+
+    def __init__(self, directory: Path) -> None:
+        self._first = 1 if directory.name == "other" else 0
+
+    def token_bytes(self) -> tuple[bytes, ...]:
+        return tuple(bytes([self._first + i]) for i in range(100))
+
+    def special_tokens(self) -> tuple[tuple[int, str], ...]:
+        return ()
+
+
+class Recorder:
+    """Stands for the mailbox: keeps the frame that the worker would be started with."""
+
+    start: Start | None = None
+
+    async def run(self, start: Start) -> None:
+        self.start = start
+
+
+async def started(*flags: str) -> Start:
+    batcher = Batcher(QueueRules(8, 10.0, 10.0), Metrics("test"))
+    settings = load(list(flags), {}).settings
+    startup = Startup(settings, batcher, LineDisplay(io.StringIO()), lambda d: cast(Tokenizer, FixedTokens(d)))
+    recorder = Recorder()
+    await startup.run(cast(Mailbox, recorder))
+    assert recorder.start is not None
+    return recorder.start
+
+
+async def test_the_worker_is_told_the_draft_models_directory(tmp_path: Path) -> None:
+    model, draft = (str(model_directory(tmp_path / name)) for name in ("big", "small"))
+    start = await started("--model", model, "--draft-model", draft)
+    assert (start.model, start.draft_model) == (model, draft)
+
+
+async def test_no_draft_model_is_the_default(tmp_path: Path) -> None:
+    assert (await started("--model", str(model_directory(tmp_path / "big")))).draft_model == ""
+
+
+async def test_a_draft_model_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    model, draft = (str(model_directory(tmp_path / name)) for name in ("big", "other"))
+    with pytest.raises(ModelError, match=r"draft model: .* other tokens"):
+        await started("--model", model, "--draft-model", draft)
+
+
+async def test_a_draft_model_that_is_not_there_is_named_as_such(tmp_path: Path) -> None:
+    model = str(model_directory(tmp_path / "big"))
+    with pytest.raises(ModelError, match=r"draft model: .*nowhere is not a directory"):
+        await started("--model", model, "--draft-model", str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("flags", [[], ["--batch-invariant"]])
 def test_the_worker_hears_of_batch_invariance(flags: list[str]) -> None:
-    frame = start_frame(load([*flags, "--device", "cuda"], {}).settings, Path("model"), (), None)
+    settings = load([*flags, "--device", "cuda"], {}).settings
+    frame = start_frame(settings, Path("model"), (), (), None)
     assert (frame.model, frame.device, frame.batch_invariant) == ("model", "cuda", bool(flags))

@@ -152,7 +152,9 @@ async def test_the_last_prompt_token_is_each_prompt_s_own(client: httpx.AsyncCli
 
 async def test_steps_reach_the_engine(client: httpx.AsyncClient, batcher: FakeBatcher, served: Served) -> None:
     together: Fields = {}
-    for step in BEARING.keys() - {"temperature=0", "do_sample=false", "adapt", "allowed_token_ids"}:
+    alone = {"temperature=0", "do_sample=false", "adapt", "allowed_token_ids"}
+    alone |= {"response_format", "structured", "ignore_eos"}
+    for step in BEARING.keys() - alone:
         together |= BEARING[step]
     await ask(client, together)
     await ask(client, BEARING["adapt"])

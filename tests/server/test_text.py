@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from decoding.frames import Chunk
 from decoding.params import Request, StoppingParams
+from server.chat_template import Conversation
 from server.choice import Choice, joined
 from server.errors import ApiError
 from server.plan import Shown
@@ -175,8 +176,7 @@ def write_model(directory: Path, config: dict[str, object], template: str | None
 
 
 async def rendered(tokenizer: Tokenizer, content: str = "hi") -> str:
-    ids = await tokenizer.encode_chat([{"role": "user", "content": content}])
-    return tokenizer.decode(ids, skip_special_tokens=False)
+    return tokenizer.chat_text(Conversation([{"role": "user", "content": content}]))
 
 
 async def test_the_template_is_read_from_either_file(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ async def test_the_template_has_the_helpers_of_hugging_face(tmp_path: Path) -> N
 async def test_a_template_that_misbehaves_is_a_400_that_shows_no_input(tmp_path: Path, source: str) -> None:
     tokenizer = write_model(tmp_path, {}, source)
     with pytest.raises(ApiError) as caught:
-        await tokenizer.encode_chat([{"role": "user", "content": "s3cr3t"}])
+        await rendered(tokenizer, "s3cr3t")
     assert caught.value.status == 400
     assert "s3cr3t" not in caught.value.message
 

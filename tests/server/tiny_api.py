@@ -30,8 +30,13 @@ from tests.server.world import FAKE_WORKER, request
 
 
 class ByteTokenizer:
+    template = None
+
     def token_bytes(self) -> tuple[bytes, ...]:
         return tuple(bytes([i]) for i in range(100))
+
+    def special_tokens(self) -> tuple[tuple[int, str], ...]:
+        return ()
 
 
 def load_tokenizer(_: Path) -> Tokenizer:

@@ -1,0 +1,99 @@
+"""What a request's tool fields come to: which functions may be called, how, and whether their schemas hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from decoding.grammars import JSON_FORM
+from decoding.params import Grammar, InvalidParam
+from server.chat_fields import NamedChoice, Tool
+from server.errors import ApiError
+from server.limits import Limits
+from server.protocol import ChatRequest
+from server.served import Served
+from server.structure import Asked, check_grammar, check_schema
+from server.tool_parsers.tool_format import ToolFormat
+
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """tools: those that may be called. is_forced: the answer is calls; is_single: at most one."""
+
+    form: ToolFormat
+    tools: Sequence[Tool]
+    is_forced: bool
+    is_single: bool
+
+    @property
+    def functions(self) -> frozenset[str]:
+        return frozenset(tool.function.name for tool in self.tools)
+
+    @property
+    def needs_grammar(self) -> bool:
+        return self.is_forced or self.is_single or any(tool.function.strict for tool in self.tools)
+
+
+def tool_use(wire: ChatRequest, served: Served) -> ToolUse | None:
+    """None where no tool may be called. Raises ApiError 400 where the server could not tell a call."""
+    if not may_call(wire):
+        return None
+    if served.tools is None:
+        message = "tools are not supported: how this model writes calls is not known, and --tool-parser does not say"
+        raise ApiError(400, message, param="tools", code="unsupported_field")
+    choice, tools = wire.tool_choice, wire.tools or []
+    if isinstance(choice, NamedChoice):
+        named = [tool for tool in tools if tool.function.name == choice.function.name]
+        return ToolUse(served.tools, named, is_forced=True, is_single=True)
+    is_single = wire.parallel_tool_calls is False
+    return ToolUse(served.tools, tools, is_forced=choice == "required", is_single=is_single)
+
+
+def effective_tools(wire: ChatRequest) -> dict[str, Any]:
+    """For `decoding.effective`: how the tools could be called."""
+    choice = wire.tool_choice or "auto"
+    said: dict[str, Any] = {"tool_choice": choice.model_dump() if isinstance(choice, NamedChoice) else choice}
+    return said | ({"parallel_tool_calls": False} if wire.parallel_tool_calls is False else {})
+
+
+def may_call(wire: ChatRequest) -> bool:
+    return bool(wire.tools) and wire.tool_choice != "none"
+
+
+def check_tools(wire: ChatRequest, limits: Limits) -> None:
+    """What is wrong whatever the model is. Raises InvalidParam."""
+    names = [tool.function.name for tool in wire.tools or ()]
+    choice = wire.tool_choice
+    if len(names) > limits.max_tools:
+        raise InvalidParam("tools", f"must have at most {limits.max_tools} entries")
+    if len(set(names)) < len(names):
+        raise InvalidParam("tools", "must not name a function twice")
+    if choice not in (None, "none", "auto") and not names:
+        raise InvalidParam("tool_choice", "has no meaning without tools")
+    if isinstance(choice, NamedChoice) and choice.function.name not in names:
+        raise InvalidParam("tool_choice", "names a function that tools does not have")
+    for i, tool in enumerate(wire.tools or ()):
+        check_schema(_field(i), tool.function.parameters or {}, limits)
+        if (tool.function.parameters or {}).get("type", "object") != "object":
+            raise InvalidParam(_field(i), "must be the schema of an object")
+
+
+async def check_parameters(tools: Sequence[Tool], served: Served) -> None:
+    """Whether arguments can be held to the schemas. Raises InvalidParam."""
+    for i, tool in enumerate(tools):
+        await check_grammar(Asked(_field(i), Grammar("json_schema", arguments_schema(tool))), served)
+
+
+def arguments_schema(tool: Tool) -> str:
+    """With strict, all of it must be enforceable; otherwise what can be enforced is."""
+    parameters = tool.function.parameters or NO_ARGUMENTS
+    form = JSON_FORM | ({} if tool.function.strict else {"lenient": True})
+    return json.dumps({"type": "object", **parameters, "x-guidance": form}, ensure_ascii=False)
+
+
+def _field(i: int) -> str:
+    return f"tools[{i}].function.parameters"
