@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
-    draft_model: a directory too, with the same vocabulary; empty for none.
+    draft_model: a directory too, with the same vocabulary; empty for none. quantize: of both models.
     """
 
     model: str
@@ -37,6 +37,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     threads: int = 0
     token_bytes: tuple[bytes, ...] = ()
     draft_model: str = ""
+    quantize: Literal["none", "int8"] = "none"
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

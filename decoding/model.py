@@ -25,11 +25,14 @@ from decoding.attention.interface import AttentionBackend, Batch
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
 from decoding.plug import NAME, PluggedAttention, register, trace
+from decoding.quantize import Quantize, check_machine, check_model, round_linears
 from decoding.rewrite import Progress, RowExactProducts, bare_products, make_row_exact, merge_only
 from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
 
+# What rounding the inputs of int8 products may add up to over all layers.
+ROUNDED_TOLERANCE = 2e-2
 AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], AttentionBackend]
 
 
@@ -229,6 +232,7 @@ def load(
     *,
     device: str,
     dtype: str,
+    quantize: Quantize = "none",
     progress: Progress = _silent,
     attention: AttentionMaker = default_attention,
 ) -> Model:
@@ -237,36 +241,47 @@ def load(
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     check_config(config)
     place = resolve_device(device)
+    check_machine(quantize, place, dtype)
     progress("loading weights", 0.0)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        dtype=resolve_dtype(dtype, place, config),
+        dtype=resolve_dtype("float32" if quantize == "int8" else dtype, place, config),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
     causal_lm.to(place)
     progress("loading weights", 1.0)
-    return wrap(causal_lm, progress=progress, attention=attention)
+    return wrap(causal_lm, quantize=quantize, progress=progress, attention=attention)
 
 
 @torch.inference_mode()
-def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMaker = default_attention) -> Model:
+def wrap(
+    causal_lm: Any,
+    *,
+    quantize: Quantize = "none",
+    progress: Progress = _silent,
+    attention: AttentionMaker = default_attention,
+) -> Model:
     """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
     check_config(causal_lm.config)
     check_class(causal_lm)
     causal_lm.eval()
     device, dtype = causal_lm.device, causal_lm.dtype
-    agreement = Agreement(causal_lm)
+    if quantize == "int8":
+        round_linears(causal_lm)
+    agreement = Agreement(causal_lm, ROUNDED_TOLERANCE if quantize == "int8" else None)
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
     backend = attention(shapes, device, dtype)
     is_compiled = False
     if device.type == "cpu":
         if dtype == torch.float32 and kernels.available():
-            is_compiled = fuse(causal_lm, plugged, backend, progress)
-        make_row_exact(causal_lm, progress)
+            is_compiled = fuse(causal_lm, plugged, backend, progress, quantize)
+        make_row_exact(causal_lm, progress, quantize)
+        if quantize == "int8":
+            check_model(type(causal_lm).__name__, list(bare_products(causal_lm)))
     else:
         merge_only(causal_lm)
     model = Model(causal_lm, _describe(causal_lm, len(shapes)), backend, plugged, is_compiled=is_compiled)
@@ -274,10 +289,13 @@ def wrap(causal_lm: Any, *, progress: Progress = _silent, attention: AttentionMa
     return model
 
 
-def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> bool:
+def fuse(
+    causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress, quantize: Quantize
+) -> bool:
     """Compile the layers that can be, where the backend can work inside them; returns whether all were."""
     from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
     from decoding.fused import fuse_layers  # noqa: PLC0415 - needs numba
+    from decoding.kernels.tile import Format  # noqa: PLC0415 - needs numba
 
     if not isinstance(backend, KernelAttention):
         return False
@@ -285,7 +303,7 @@ def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, p
         blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
     except UnsupportedModel:  # no list of layers: each part is compiled by itself
         return False
-    return fuse_layers(blocks, plugged, backend, progress)
+    return fuse_layers(blocks, plugged, backend, progress, Format.INT8 if quantize == "int8" else None)
 
 
 def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:

@@ -77,10 +77,11 @@ class Agreement:
     Guards against what no flag tells: biases that live in a model's mask, state between layers, a window unknown to us.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel) -> None:
+    def __init__(self, causal_lm: PreTrainedModel, tolerance: float | None = None) -> None:
         config = causal_lm.config.get_text_config(decoder=True)
         self._architecture = type(causal_lm).__name__
         self._dtype = causal_lm.dtype
+        self._tolerance = tolerance or TOLERANCE[self._dtype]
         self._ids = torch.arange(3, 3 + TRIAL_TOKENS, device=causal_lm.device)[None] % config.vocab_size
         # Of transformers' own implementations the eager one leaves nothing out; sdpa has ignored soft caps.
         causal_lm.set_attn_implementation("eager")
@@ -94,7 +95,7 @@ class Agreement:
         error = (found - self._expected).norm(dim=-1) / self._expected.norm(dim=-1).clamp_min(1e-6)
         # In half precision a mixture's router may flip for a token or two; in float32 nothing may differ.
         worst = float(error.max() if self._dtype == torch.float32 else error.median())
-        if not worst < TOLERANCE[self._dtype]:
+        if not worst < self._tolerance:
             reason = f"disagrees with itself over paged attention (error {worst:.3g})"
             raise UnsupportedModel(self._architecture, reason)
 

@@ -122,4 +122,5 @@ def start_frame(settings: Settings, directory: Path, token_bytes: tuple[bytes, .
         threads=settings.threads,
         token_bytes=token_bytes,
         draft_model=str(draft) if draft else "",
+        quantize=settings.quantize,
     )
