@@ -18,7 +18,7 @@ from decoding.kernels.vectors import LANES
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """The bytes of a weight [columns, depth] as [columns / PANEL, depth, PANEL], padded with zeros: columns, in INT8 depth."""
+    """The bytes of a weight [columns, depth] as [columns / PANEL, depth, PANEL], columns and depth with padding."""
 
     data: torch.Tensor
     form: Format

@@ -62,7 +62,8 @@ class Format(Enum):
 def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False) -> Any:
     """tile(a, lda, b, ldb, stride, turns, c, ldc), addresses and strides in bytes, at least one turn.
 
-    ldb leads from one turn to the next, stride from one panel to the next. c is written, or, if it accumulates, added to.
+    ldb leads from one turn to the next, stride from one panel to the next. c is written or, if it accumulates,
+    added to.
     """
 
     @intrinsic

@@ -55,7 +55,7 @@ def call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
-    """a[2i] * b[2i] + a[2i + 1] * b[2i + 1] as int32, for int16 a and b [2 * LANES]; -2^15 four times would overflow."""
+    """a[2i] * b[2i] + a[2i + 1] * b[2i + 1] as int32, for int16 a and b [2 * LANES], not all of them -2^15."""
     if _IS_X86 and binding.get_host_cpu_features().get("avx2"):
         kind = ir.FunctionType(I32S, [I16S, I16S])
         return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), (a, b))
