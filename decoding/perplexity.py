@@ -1,7 +1,7 @@
 """How well a model predicts a fixed text: what rounded weights cost, measured over the engine's own forward.
 
-`python -m decoding.perplexity DIRECTORY TEXT [--quantize int8]` prints e^(mean negative log-likelihood of each token but the
-first, given all before it). One forward of so many tokens at a time, as a prefill does.
+`python -m decoding.perplexity DIR TEXT [--quantize int8]` prints e^(mean negative log-likelihood of each token but
+the first, given all before it). One forward takes CHUNK tokens, as a prefill does.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def _losses(model: Model, ids: np.ndarray, start: int, table: np.ndarray) -> tor
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m decoding.perplexity")
-    parser.add_argument("directory", help="a local Hugging Face model")
-    parser.add_argument("text", type=Path)
+    parser.add_argument("directory", metavar="DIR", help="a local Hugging Face model")
+    parser.add_argument("text", metavar="TEXT", type=Path)
     parser.add_argument("--quantize", choices=("none", "int8"), default="none")
     options = parser.parse_args(arguments)
     tokenizer = AutoTokenizer.from_pretrained(options.directory, local_files_only=True)

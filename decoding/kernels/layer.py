@@ -133,15 +133,15 @@ def _end(layer, batch, counts):
 
 
 @inner
-def _as_it_is(_layer, _batch, x, _depth, _number):
+def _as_it_is(_layer, _batch, x, _weight, _depth, _number):
     """The input of a product of float weights."""
     return x
 
 
 @inner
-def _rounded(layer, batch, x, depth, number):
+def _rounded(layer, batch, x, weight, depth, number):
     """The input of a product of int8 weights."""
-    round_rows(x, layer.rounded, batch.tokens, depth, step(batch, layer.index, number), batch.give_way)
+    round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number), batch.give_way)
     return layer.rounded
 
 
@@ -159,19 +159,19 @@ def _make_layer(form: Format) -> Any:
     def run(layer, a, batch, thread):
         index, hidden, middle = a.layer, layer.hidden, layer.intermediate
         _begin(layer, batch, step(batch, index, 1))
-        counts, x = step(batch, index, 2), ready(layer, batch, layer.normed, hidden, 10)
+        counts, x = step(batch, index, 2), ready(layer, batch, layer.normed, layer.qkv_weight, hidden, 10)
         product(batch, counts, x, layer.qkv_weight, layer.qkv_bias, layer.qkv, hidden, layer.qkv_columns)
         _prepare(layer, a, batch, step(batch, index, 3))
         attend(a, batch, step(batch, index, 4), thread)
         width = a.heads * a.v_head_dim
-        counts, x = step(batch, index, 5), ready(layer, batch, layer.attended, width, 11)
+        counts, x = step(batch, index, 5), ready(layer, batch, layer.attended, layer.out_weight, width, 11)
         product(batch, counts, x, layer.out_weight, layer.out_bias, layer.projected, width, hidden)
         _continue(layer, batch, step(batch, index, 6))
-        counts, x = step(batch, index, 7), ready(layer, batch, layer.normed, hidden, 12)
+        counts, x = step(batch, index, 7), ready(layer, batch, layer.normed, layer.gate_up_weight, hidden, 12)
         bias, both = layer.gate_up_bias, layer.gate_up
         multiply_gated(x, layer.gate_up_weight, bias, both, batch.tokens, hidden, 2 * middle, counts, layer.activated)
         wait(counts, 2 * middle // PANEL, batch.give_way)
-        counts, x = step(batch, index, 8), ready(layer, batch, layer.activated, middle, 13)
+        counts, x = step(batch, index, 8), ready(layer, batch, layer.activated, layer.down_weight, middle, 13)
         product(batch, counts, x, layer.down_weight, layer.down_bias, layer.projected, middle, hidden)
         _end(layer, batch, step(batch, index, 9))
 

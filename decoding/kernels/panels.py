@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from decoding.kernels.arena import shared_arena
-from decoding.kernels.products import LINEAR, linears
-from decoding.kernels.rounding import round_weight
+from decoding.kernels.products import LIMIT_BYTES, LINEAR, linears
+from decoding.kernels.rounding import input_limit, round_weight
 from decoding.kernels.sharing import COUNTS_BYTES
 from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL, Format
@@ -27,7 +27,8 @@ class Panels:
 
     @property
     def address(self) -> int:
-        return self.data.data_ptr()
+        """Of the first panel."""
+        return self.data.data_ptr() + (LIMIT_BYTES if self.form is Format.INT8 else 0)
 
 
 def fits_bfloat16(weight: torch.Tensor) -> bool:
@@ -54,10 +55,12 @@ def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, dep
 
 
 def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
-    """[columns / PANEL, depth / 2, PANEL, 2], then the scales."""
+    """The limit of its inputs, [columns / PANEL, depth / 2, PANEL, 2], the scales."""
     whole, scales = round_weight(weight)
     pairs = whole.to(torch.int8).view(-1, PANEL, weight.shape[1] // 2, 2).transpose(1, 2)
-    return torch.cat([pairs.flatten().view(torch.uint8), scales.flatten().view(torch.uint8)])
+    head = torch.zeros(LIMIT_BYTES // 4)
+    head[0] = input_limit(whole)
+    return torch.cat([part.flatten().view(torch.uint8) for part in (head, pairs.contiguous(), scales)])
 
 
 def rounded_bytes(rows: int, depth: int) -> int:

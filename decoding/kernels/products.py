@@ -3,8 +3,9 @@
 The weight lies in panels of 2 * LANES output columns, [N / 16, K, 16], as float32 or, where that loses nothing, as
 bfloat16. Threads take chunks of panels; within a chunk, blocks of rows that stay in the cache meet every panel.
 
-An int8 weight [N / 16, K / 2, 16, 2] is followed by the float32 scale of each column, and rows come rounded to int16,
-[T, K], followed by the scale of each (`rows.py`): its product is an int32, then a float32 times both scales.
+An int8 weight [N / 16, K / 2, 16, 2] is followed by the float32 scale of each column, and a float32 LIMIT_BYTES before
+it says how large the numbers it meets may be. Rows come rounded to int16, [T, K], followed by the scale of each
+(`rows.py`). Their product is an int32, then a float32 times both scales.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from decoding.kernels.vectors import LANES, load, load_one, load_whole, splat, s
 MAX_ROWS = 6  # with two column vectors and one of x they fill the sixteen registers of AVX2
 BLOCK_ROWS = 48
 ROUNDED_AT_ONCE = 4
+LIMIT_BYTES = 64  # a cache line
 
 
 def make_product(form: Format, *, accumulates: bool = False) -> Any:
@@ -86,13 +88,15 @@ def leave(_out, _ldc, _row_scales, _column_scales, _rows, _columns):
 
 
 @inner
-def round_rows(x, rounded, rows, depth, counts, give_way):
-    """One thread's share of rounding x [rows, depth] to int16; back when all are done."""
+def round_rows(x, weight, rounded, rows, depth, counts, give_way):
+    """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
+    limit = load_one(weight - LIMIT_BYTES)
     first = take(counts, ROUNDED_AT_ONCE)
     while first < rows:
         end = min(rows, first + ROUNDED_AT_ONCE)
         for row in range(first, end):
-            round_row(x + 4 * row * depth, depth, rounded + 2 * row * depth, rounded + 2 * rows * depth + 4 * row)
+            scale = rounded + 2 * rows * depth + 4 * row
+            round_row(x + 4 * row * depth, depth, limit, rounded + 2 * row * depth, scale)
         finish(counts, end - first)
         first = take(counts, ROUNDED_AT_ONCE)
     wait(counts, rows, give_way)
@@ -171,7 +175,7 @@ def _linear_bfloat16(pointer):
 
 def _linear_int8(pointer):
     a = carray(pointer, 1)[0]
-    round_rows(a.x, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
+    round_rows(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
     _int8(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 

@@ -7,7 +7,6 @@ import math
 from numba import float32
 
 from decoding.kernels.compiled import inner
-from decoding.kernels.rounding import LARGEST_WEIGHT
 from decoding.kernels.vectors import (
     LANES,
     exp,
@@ -73,17 +72,14 @@ def gate(out, ldc, rows, columns, column, activated):
 
 
 @inner
-def round_row(x, width, out, scale):
-    """x [width] = out * scale, to the nearest; out is as large as sums of its products with int8 weights stay below
-    2^31. What is not finite makes the scale so.
-    """
+def round_row(x, width, limit, out, scale):
+    """x [width] = out * scale, to the nearest, out up to the limit. What is not finite makes the scale so."""
     peak, odd = splat(float32(0)), splat(float32(0))
     for at in range(0, 4 * width, 4 * LANES):
         v = load(x + at)
         peak = larger(larger(v, splat(float32(0)) - v), peak)
         odd = fma(v, splat(float32(0)), odd)
     top = max(float32(_TINY), largest(peak))
-    limit = float32(min(32767, 2147483647 // (LARGEST_WEIGHT * width)))
     factor = splat(limit / top)
     for at in range(0, 4 * width, 4 * LANES):
         store_rounded(out + at // 2, load(x + at) * factor)
