@@ -31,8 +31,6 @@ from decoding.support import Agreement, UnsupportedModel, check_class, check_con
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
 
-# What rounding the inputs of int8 products may add up to over all layers.
-ROUNDED_TOLERANCE = 2e-2
 AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], AttentionBackend]
 
 
@@ -271,7 +269,7 @@ def wrap(
     device, dtype = causal_lm.device, causal_lm.dtype
     if quantize == "int8":
         round_linears(causal_lm)
-    agreement = Agreement(causal_lm, ROUNDED_TOLERANCE if quantize == "int8" else None)
+    agreement = Agreement(causal_lm, rounds_inputs=quantize == "int8")
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
     backend = attention(shapes, device, dtype)
