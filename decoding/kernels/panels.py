@@ -50,7 +50,7 @@ def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, dep
         return _pack_int8(weight)
     panels = weight.view(-1, PANEL, weight.shape[1]).transpose(1, 2)  # [panels, depth, PANEL]
     if form is Format.BFLOAT16:
-        return panels.bfloat16().unflatten(2, (2, LANES)).transpose(2, 3)
+        return panels.bfloat16().view(len(panels), -1, 2, LANES).transpose(2, 3)
     return panels
 
 
