@@ -33,6 +33,7 @@ class Arena:
         return target.copy_(source)
 
 
+@torch.inference_mode(False)  # whoever comes later may write into it outside of that mode
 def _chunk(size: int) -> torch.Tensor:
     """At least `size` bytes, beginning with a huge page."""
     size = -(-max(size, CHUNK) // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
