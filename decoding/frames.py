@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -32,7 +32,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
     special_tokens: ids and names, for grammars. draft_model: a directory too, with the same vocabulary; empty for none.
-    batch_invariant: on a GPU too, a row's bits must not depend on the batch.
+    batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of both models.
     """
 
     model: str
@@ -48,6 +48,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     draft_model: str = ""
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
+    quantize: Literal["none", "int8"] = "none"
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -15,11 +15,13 @@ from torch import nn
 from decoding.attention.interface import Batch
 from decoding.attention.kernel import KernelAttention, KernelPlan
 from decoding.kernels.layer import LAYER, STACK, stacks
+from decoding.kernels.panels import rounded_bytes
+from decoding.kernels.tile import Format
 from decoding.layer_weights import Weights, read_weights
 from decoding.plug import NAME, PluggedAttention
 from decoding.rewrite import Progress
 
-TOLERANCE = 1e-4
+TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2}  # of weights; in INT8 input is rounded
 TRIAL_TOKENS = 7
 
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, T, rotary] each
@@ -117,6 +119,8 @@ class FusedStack:
         if tokens > rows:
             rows = max(64, tokens, 2 * rows)
             self._buffers = {name: torch.empty(rows, width) for name, width in self._widths().items()}
+            widest = max(buffer.shape[1] for buffer in self._buffers.values())
+            self._buffers["rounded"] = torch.empty(rounded_bytes(rows, widest), dtype=torch.uint8)
         if self._bound_to == (rows, self._attention.num_allocations):
             return
         for name, buffer in self._buffers.items():
@@ -173,13 +177,17 @@ def _describe(record: np.void, weights: Weights, head_dim: int) -> None:
 
 
 def fuse_layers(
-    blocks: nn.ModuleList, plugged: PluggedAttention, attention: KernelAttention, progress: Progress
+    blocks: nn.ModuleList,
+    plugged: PluggedAttention,
+    attention: KernelAttention,
+    progress: Progress,
+    form: Format | None = None,
 ) -> bool:
-    """Replace each layer that is recognised and passes its trial; returns whether all were."""
+    """Replace each layer that is recognised and passes its trial; returns whether all were. form: of the weights."""
     stack = FusedStack(plugged, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
-        weights = read_weights(layer)
+        weights = read_weights(layer, form)
         if weights is None:
             continue
         trial = _Trial(index, weights.hidden, plugged, attention)
@@ -196,7 +204,7 @@ def _try(stack: FusedStack, weights: Weights, trial: _Trial, expected: torch.Ten
     """Put the weights into the stack so that the layer comes out as the original gives it, or not at all."""
     for rotates in (True, False):
         stack.put(trial.index, weights, rotates=rotates)
-        if expected is not None and trial.agrees(stack, expected):
+        if expected is not None and trial.agrees(stack, expected, weights.form):
             return True
     stack.remove(trial.index)
     return False
@@ -229,9 +237,9 @@ class _Trial:
             return None
         return found if isinstance(found, torch.Tensor) else None
 
-    def agrees(self, stack: FusedStack, expected: torch.Tensor) -> bool:
+    def agrees(self, stack: FusedStack, expected: torch.Tensor, form: Format) -> bool:
         found = stack.run(self.index, 1, self._x, self._angles, self._plan())[self.index]
-        return bool((found - expected).norm() < TOLERANCE * (expected - self._x).norm())
+        return bool((found - expected).norm() < TOLERANCE[form] * (expected - self._x).norm())
 
     def _plan(self) -> KernelPlan:
         batch = Batch(

@@ -66,8 +66,11 @@ class _Linear:
     bias: torch.Tensor | None
 
 
-def read_weights(layer: nn.Module) -> Weights | None:
-    """None where the layer lacks a part, has another besides, or has widths that the kernel cannot take."""
+def read_weights(layer: nn.Module, form: Format | None = None) -> Weights | None:
+    """In the given form, else in the smallest that loses nothing.
+
+    None where the layer lacks a part, has another besides, or has widths that the kernel cannot take.
+    """
     own = _parts(layer)
     if set(own) != LAYER_PARTS:
         return None
@@ -78,10 +81,10 @@ def read_weights(layer: nn.Module) -> Weights | None:
     linears += _linears(mlp, ("gate_proj", "up_proj"), "gate_up_proj", "down_proj")
     if len(linears) != 4 or None in (*norms, *head_norms) or len(head_norms) == 1:
         return None
-    return _packed(norms, head_norms, linears)
+    return _packed(norms, head_norms, linears, form)
 
 
-def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear]) -> Weights | None:
+def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear], form: Format | None) -> Weights | None:
     qkv, out, both, down = linears
     products = (qkv, out, _alternate(both), down)
     columns = [len(each.weight) for each in products]
@@ -89,7 +92,9 @@ def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear]) -> 
         return None
     if any(each.weight.dtype != torch.float32 for each in products):
         return None
-    form = Format.BFLOAT16 if all(fits_bfloat16(each.weight) for each in products) else Format.FLOAT32
+    if form is Format.INT8 and any(each.weight.shape[1] % LANES for each in products):
+        return None
+    form = form or (Format.BFLOAT16 if all(fits_bfloat16(each.weight) for each in products) else Format.FLOAT32)
     packed = [Product(pack(each.weight, form), each.bias) for each in products]
     return Weights(norms[0], norms[1], (head_norms[0], head_norms[1]) if head_norms else None, *packed)
 

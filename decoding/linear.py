@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from decoding import kernels
+from decoding.quantize import Quantize
 
 # The packing hint of 16 rows gave one kernel for every row count tried (1..2048); the hint 1 did not.
 PACK_HINT = 16
@@ -99,16 +100,17 @@ class LinearPart(nn.Module):
 
 
 class LinearFactory:
-    """Builds row-exact linears, testing each distinct shape once; compiled ones need no test."""
+    """Builds row-exact linears, testing each distinct shape once; compiled ones need no test, and can be quantised."""
 
-    def __init__(self, *, compiles: bool | None = None) -> None:
+    def __init__(self, *, compiles: bool | None = None, quantize: Quantize = "none") -> None:
+        self._quantize = quantize
         self._compiles = kernels.available() if compiles is None else compiles
         self._multiples: dict[tuple[int, int, torch.dtype, bool], int | None] = {}
 
     def build(self, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:  # [N, K], [N]
         """A compiled linear; a packed one where the machine has them and they pass; else a padded one."""
         if self._compiles and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            return _compiled(weight, bias)
+            return _compiled(weight, bias, self._quantize)
         key = (weight.shape[0], weight.shape[1], weight.dtype, bias is not None)
         if key not in self._multiples:
             self._multiples[key] = self._choose(weight, bias)
@@ -126,10 +128,11 @@ class LinearFactory:
         return FIXED_ROWS
 
 
-def _compiled(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+def _compiled(weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantize) -> nn.Module:
     from decoding.kernels.panels import PanelLinear  # noqa: PLC0415 - needs numba
+    from decoding.kernels.tile import Format  # noqa: PLC0415
 
-    return PanelLinear(weight, bias)
+    return PanelLinear(weight, bias, form=Format.INT8 if quantize == "int8" else None)
 
 
 def can_pack(weight: torch.Tensor) -> bool:

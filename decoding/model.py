@@ -24,6 +24,7 @@ from decoding.attention.choice import AttentionMaker, default_attention, uniform
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.plug import NAME, PluggedAttention, register, trace
+from decoding.quantize import Quantize, check_machine, check_model, round_linears
 from decoding.rewrite import (
     NotRowExact,
     Progress,
@@ -240,6 +241,7 @@ def load(
     *,
     device: str,
     dtype: str,
+    quantize: Quantize = "none",
     progress: Progress = _silent,
     attention: AttentionMaker | None = None,
     is_batch_invariant: bool = False,
@@ -249,11 +251,12 @@ def load(
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     check_config(config)
     place = resolve_device(device)
+    check_machine(quantize, place, dtype)
     progress("loading weights", 0.0)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        dtype=resolve_dtype(dtype, place, config),
+        dtype=resolve_dtype("float32" if quantize == "int8" else dtype, place, config),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -261,13 +264,14 @@ def load(
     causal_lm.to(place)
     progress("loading weights", 1.0)
     make = attention or (uniform_attention if is_batch_invariant else default_attention)
-    return wrap(causal_lm, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
+    return wrap(causal_lm, quantize=quantize, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
 
 
 @torch.inference_mode()
 def wrap(
     causal_lm: Any,
     *,
+    quantize: Quantize = "none",
     progress: Progress = _silent,
     attention: AttentionMaker = default_attention,
     capture: Capture | None = None,
@@ -283,15 +287,19 @@ def wrap(
     check_class(causal_lm)
     causal_lm.eval()
     device, dtype = causal_lm.device, causal_lm.dtype
-    agreement = Agreement(causal_lm)
+    if quantize == "int8":
+        round_linears(causal_lm)
+    agreement = Agreement(causal_lm, rounds_inputs=quantize == "int8")
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
     backend = attention(shapes, device, dtype)
     is_compiled = False
     if device.type == "cpu":
         if dtype == torch.float32 and kernels.available():
-            is_compiled = fuse(causal_lm, plugged, backend, progress)
-        make_row_exact(causal_lm, progress)
+            is_compiled = fuse(causal_lm, plugged, backend, progress, quantize)
+        make_row_exact(causal_lm, progress, quantize)
+        if quantize == "int8":
+            check_model(type(causal_lm).__name__, list(bare_products(causal_lm)))
     elif is_batch_invariant:
         invariant(causal_lm)
     else:
@@ -311,10 +319,13 @@ def invariant(causal_lm: Any) -> None:
         raise UnsupportedModel(type(causal_lm).__name__, f"cannot be batch invariant: {error}") from error
 
 
-def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress) -> bool:
+def fuse(
+    causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress, quantize: Quantize
+) -> bool:
     """Compile the layers that can be, where the backend can work inside them; returns whether all were."""
     from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
     from decoding.fused import fuse_layers  # noqa: PLC0415 - needs numba
+    from decoding.kernels.tile import Format  # noqa: PLC0415 - needs numba
 
     if not isinstance(backend, KernelAttention):
         return False
@@ -322,7 +333,7 @@ def fuse(causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, p
         blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
     except UnsupportedModel:  # no list of layers: each part is compiled by itself
         return False
-    return fuse_layers(blocks, plugged, backend, progress)
+    return fuse_layers(blocks, plugged, backend, progress, Format.INT8 if quantize == "int8" else None)
 
 
 def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:

@@ -29,6 +29,7 @@ from decoding.linear import (
     is_row_exact,
     pad_rows,
 )
+from decoding.quantize import Quantize
 
 Progress = Callable[[str, float], None]
 
@@ -112,9 +113,9 @@ class FixedRows(nn.Module):
         return torch.cat([self.module(block[None]) for block in blocks], 1)[:, : len(rows)]
 
 
-def make_row_exact(model: nn.Module, progress: Progress) -> None:
+def make_row_exact(model: nn.Module, progress: Progress, quantize: Quantize = "none") -> None:
     """Replace, module by module, what could compute a row differently in other company; frees weights as it goes."""
-    factory = LinearFactory()
+    factory = LinearFactory(quantize=quantize)
     parents = list(model.modules())
     for index, parent in enumerate(parents):
         for names in MERGED_NAMES:

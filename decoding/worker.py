@@ -190,6 +190,7 @@ def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
         directory,
         device=start.device,
         dtype=start.dtype,
+        quantize=start.quantize,
         progress=lambda stage, fraction: link.send(Progress(prefix + stage, fraction)),
         is_batch_invariant=start.batch_invariant,
     )

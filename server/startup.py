@@ -150,4 +150,5 @@ def start_frame(
         special_tokens=special_tokens,
         draft_model=str(draft) if draft else "",
         batch_invariant=settings.batch_invariant,
+        quantize=settings.quantize,
     )

@@ -73,7 +73,7 @@ BATCH = record(
     counts="address",  # of every layer's STEPS steps, zero before the forward
     give_way="address",  # of sched_yield
 )
-STEPS = 10
+STEPS = 14
 
 _scores = products[Format.FLOAT32]
 _weighted = make_product(Format.FLOAT32, accumulates=True)

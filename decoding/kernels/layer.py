@@ -2,6 +2,7 @@
 
 norm, q|k|v, rotation, attention, output projection, residual, norm, gate|up, activation, down projection, residual:
 each a numbered step whose work is shared out piece by piece (`sharing.py`); step 0 hands out the threads' numbers.
+Before the products of int8 weights, one more step rounds their input.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from numba import carray
 
 from decoding.kernels.attend import ATTENTION, BATCH, attend, step, write
 from decoding.kernels.compiled import inner, kernel, reader, record
-from decoding.kernels.products import make_multiply
+from decoding.kernels.products import make_multiply, round_rows
 from decoding.kernels.rows import add, gate, rms_norm, rotate
 from decoding.kernels.sharing import finish, take, wait
 from decoding.kernels.tile import PANEL, Format
@@ -32,6 +33,7 @@ LAYER = record(
     middle="address",  # [T, hidden]
     gate_up="address",  # [T, 2 * intermediate]
     activated="address",  # [T, intermediate]
+    rounded="address",  # room for any of them as int16, and its scales
     attention="address",  # ATTENTION
     input_norm="address",
     input_eps="float",
@@ -130,9 +132,23 @@ def _end(layer, batch, counts):
     wait(counts, batch.tokens, batch.give_way)
 
 
+@inner
+def _as_it_is(_layer, _batch, x, _weight, _depth, _number):
+    """The input of a product of float weights."""
+    return x
+
+
+@inner
+def _rounded(layer, batch, x, weight, depth, number):
+    """The input of a product of int8 weights."""
+    round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number), batch.give_way)
+    return layer.rounded
+
+
 def _make_layer(form: Format) -> Any:
     multiply = make_multiply(form)
     multiply_gated = make_multiply(form, gate)
+    ready = _rounded if form is Format.INT8 else _as_it_is
 
     @inner
     def product(batch, counts, x, weight, bias, out, depth, columns):
@@ -143,19 +159,20 @@ def _make_layer(form: Format) -> Any:
     def run(layer, a, batch, thread):
         index, hidden, middle = a.layer, layer.hidden, layer.intermediate
         _begin(layer, batch, step(batch, index, 1))
-        counts = step(batch, index, 2)
-        product(batch, counts, layer.normed, layer.qkv_weight, layer.qkv_bias, layer.qkv, hidden, layer.qkv_columns)
+        counts, x = step(batch, index, 2), ready(layer, batch, layer.normed, layer.qkv_weight, hidden, 10)
+        product(batch, counts, x, layer.qkv_weight, layer.qkv_bias, layer.qkv, hidden, layer.qkv_columns)
         _prepare(layer, a, batch, step(batch, index, 3))
         attend(a, batch, step(batch, index, 4), thread)
-        counts, width = step(batch, index, 5), a.heads * a.v_head_dim
-        product(batch, counts, layer.attended, layer.out_weight, layer.out_bias, layer.projected, width, hidden)
+        width = a.heads * a.v_head_dim
+        counts, x = step(batch, index, 5), ready(layer, batch, layer.attended, layer.out_weight, width, 11)
+        product(batch, counts, x, layer.out_weight, layer.out_bias, layer.projected, width, hidden)
         _continue(layer, batch, step(batch, index, 6))
-        counts, bias, both = step(batch, index, 7), layer.gate_up_bias, layer.gate_up
-        multiply_gated(layer.normed, layer.gate_up_weight, bias, both, batch.tokens, hidden, 2 * middle, counts,
-                       layer.activated)  # fmt: skip
+        counts, x = step(batch, index, 7), ready(layer, batch, layer.normed, layer.gate_up_weight, hidden, 12)
+        bias, both = layer.gate_up_bias, layer.gate_up
+        multiply_gated(x, layer.gate_up_weight, bias, both, batch.tokens, hidden, 2 * middle, counts, layer.activated)
         wait(counts, 2 * middle // PANEL, batch.give_way)
-        counts = step(batch, index, 8)
-        product(batch, counts, layer.activated, layer.down_weight, layer.down_bias, layer.projected, middle, hidden)
+        counts, x = step(batch, index, 8), ready(layer, batch, layer.activated, layer.down_weight, middle, 13)
+        product(batch, counts, x, layer.down_weight, layer.down_bias, layer.projected, middle, hidden)
         _end(layer, batch, step(batch, index, 9))
 
     @inner
@@ -170,7 +187,7 @@ def _make_layer(form: Format) -> Any:
     return run_all
 
 
-_float32, _bfloat16 = _make_layer(Format.FLOAT32), _make_layer(Format.BFLOAT16)
+_float32, _bfloat16, _int8 = (_make_layer(form) for form in Format)
 
 
 def _run_float32(pointer):
@@ -181,4 +198,12 @@ def _run_bfloat16(pointer):
     _bfloat16(carray(pointer, 1)[0])
 
 
-stacks = {Format.FLOAT32: kernel(STACK)(_run_float32), Format.BFLOAT16: kernel(STACK)(_run_bfloat16)}
+def _run_int8(pointer):
+    _int8(carray(pointer, 1)[0])
+
+
+stacks = {
+    Format.FLOAT32: kernel(STACK)(_run_float32),
+    Format.BFLOAT16: kernel(STACK)(_run_bfloat16),
+    Format.INT8: kernel(STACK)(_run_int8),
+}

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from decoding.kernels.products import LINEAR, linears
+from decoding.kernels.arena import shared_arena
+from decoding.kernels.products import LIMIT_BYTES, LINEAR, linears
+from decoding.kernels.rounding import input_limit, round_weight
 from decoding.kernels.sharing import COUNTS_BYTES
 from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL, Format
@@ -16,7 +18,7 @@ from decoding.kernels.vectors import LANES
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """A weight [columns, depth] as [columns / PANEL, depth, PANEL], columns padded with zeros."""
+    """The bytes of a weight [columns, depth] as [columns / PANEL, depth, PANEL], columns and depth with padding."""
 
     data: torch.Tensor
     form: Format
@@ -25,7 +27,8 @@ class Panels:
 
     @property
     def address(self) -> int:
-        return self.data.data_ptr()
+        """Of the first panel."""
+        return self.data.data_ptr() + (LIMIT_BYTES if self.form is Format.INT8 else 0)
 
 
 def fits_bfloat16(weight: torch.Tensor) -> bool:
@@ -36,41 +39,69 @@ def fits_bfloat16(weight: torch.Tensor) -> bool:
 def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [columns, depth] float32
     """In the given form, else in the smallest that loses nothing."""
     form = form or (Format.BFLOAT16 if fits_bfloat16(weight) else Format.FLOAT32)
-    columns, depth = weight.shape
-    padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -columns % PANEL))
-    panels = padded.view(-1, PANEL, depth).transpose(1, 2)  # [panels, depth, PANEL]
+    pad_depth = -weight.shape[1] % LANES if form is Format.INT8 else 0
+    padded = torch.nn.functional.pad(weight.detach(), (0, pad_depth, 0, -weight.shape[0] % PANEL))
+    columns, depth = padded.shape
+    return Panels(shared_arena().place(_bytes(padded, form)), form, columns, depth)
+
+
+def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, depth]
+    if form is Format.INT8:
+        return _pack_int8(weight)
+    panels = weight.view(-1, PANEL, weight.shape[1]).transpose(1, 2)  # [panels, depth, PANEL]
     if form is Format.BFLOAT16:
-        halves = panels.bfloat16().view(len(panels), depth, 2, LANES).transpose(2, 3)
-        return Panels(halves.contiguous(), form, len(padded), depth)
-    return Panels(panels.contiguous(), form, len(padded), depth)
+        return panels.bfloat16().view(len(panels), -1, 2, LANES).transpose(2, 3)
+    return panels
+
+
+def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
+    """The limit of its inputs, [columns / PANEL, depth / 2, PANEL, 2], the scales."""
+    whole, scales = round_weight(weight)
+    pairs = whole.to(torch.int8).view(-1, PANEL, weight.shape[1] // 2, 2).transpose(1, 2)
+    head = torch.zeros(LIMIT_BYTES // 4)
+    head[0] = input_limit(whole)
+    return torch.cat([part.flatten().view(torch.uint8) for part in (head, pairs.contiguous(), scales)])
+
+
+def rounded_bytes(rows: int, depth: int) -> int:
+    """Of rows as int16, and their scales."""
+    return rows * (2 * depth + 4)
 
 
 class PanelLinear(torch.nn.Module):
     """x W^T + b in float32."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team | None = None
+        self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team | None = None, form: Format | None = None
     ) -> None:  # [N, K], [N]
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
-        self._panels = pack(weight)
+        self._panels = pack(weight, form)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
         self._team = team or default_team()
-        self._counts = np.zeros(COUNTS_BYTES // 8, np.int64)
+        self._counts = np.zeros(2 * COUNTS_BYTES // 8, np.int64)
         self._record = np.zeros(1, LINEAR)
         self._record["weight"] = self._panels.address
         self._record["bias"] = 0 if self._bias is None else self._bias.data_ptr()
         self._record["depth"], self._record["columns"] = self._panels.depth, self._panels.columns
         self._record["counts"] = self._counts.ctypes.data
+        self._record["give_way"] = self._team.give_way
         self._words = self._record.view(np.int64)
         self._address = self._record.ctypes.data
         self._kernel = linears[self._panels.form].address
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
-        x = x.contiguous()
-        out = x.new_empty(*x.shape[:-1], self._panels.columns)
-        words = self._words
-        words[0], words[3], words[4] = x.data_ptr(), out.data_ptr(), x.numel() // self._panels.depth
+        panels, words = self._panels, self._words
+        x = x.contiguous() if panels.depth == self.shape[1] else self._padded(x)
+        out = x.new_empty(*x.shape[:-1], panels.columns)
+        rows = x.numel() // panels.depth
+        words[0], words[3], words[4] = x.data_ptr(), out.data_ptr(), rows
+        if panels.form is Format.INT8:
+            rounded = x.new_empty(rounded_bytes(rows, panels.depth), dtype=torch.uint8)
+            words[8] = rounded.data_ptr()
         self._counts.fill(0)
         self._team.run(self._kernel, self._address)
         return out if out.shape[-1] == self.shape[0] else out[..., : self.shape[0]].contiguous()
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., K up to a multiple of LANES]
+        return torch.nn.functional.pad(x, (0, self._panels.depth - self.shape[1]))

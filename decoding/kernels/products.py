@@ -2,6 +2,10 @@
 
 The weight lies in panels of 2 * LANES output columns, [N / 16, K, 16], as float32 or, where that loses nothing, as
 bfloat16. Threads take chunks of panels; within a chunk, blocks of rows that stay in the cache meet every panel.
+
+An int8 weight [N / 16, K / 2, 16, 2] is followed by the float32 scale of each column, and a float32 LIMIT_BYTES before
+it says how large the numbers it meets may be. Rows come rounded to int16, [T, K], followed by the scale of each
+(`rows.py`). Their product is an int32, then a float32 times both scales.
 """
 
 from __future__ import annotations
@@ -11,16 +15,19 @@ from typing import Any
 from numba import carray
 
 from decoding.kernels.compiled import inner, kernel, record
-from decoding.kernels.sharing import finish, take
+from decoding.kernels.rows import round_row
+from decoding.kernels.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.tile import PANEL, Format, make_tile
-from decoding.kernels.vectors import LANES, load, store
+from decoding.kernels.vectors import LANES, load, load_one, load_whole, splat, store
 
 MAX_ROWS = 6  # with two column vectors and one of x they fill the sixteen registers of AVX2
 BLOCK_ROWS = 48
+ROUNDED_AT_ONCE = 4
+LIMIT_BYTES = 64  # a cache line
 
 
 def make_product(form: Format, *, accumulates: bool = False) -> Any:
-    """product(rows, panels, a, lda, b, ldb, stride, depth, c, ldc): 1-6 rows times panels `stride` bytes apart."""
+    """product(rows, panels, a, lda, b, ldb, stride, turns, c, ldc): 1-6 rows times panels `stride` bytes apart."""
 
     def tile(rows: int, panels: int = 1) -> Any:
         return make_tile(rows, panels, form, accumulates=accumulates)
@@ -29,30 +36,30 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
     one, two, three, four, five, six = (tile(rows) for rows in range(1, 7))
 
     @inner
-    def product(rows, panels, a, lda, b, ldb, stride, depth, c, ldc):
+    def product(rows, panels, a, lda, b, ldb, stride, turns, c, ldc):
         p = 0
         if rows == 1:
             while p + 4 <= panels:
-                one_by_four(a, lda, b + p * stride, ldb, stride, depth, c + p * 4 * PANEL, ldc)
+                one_by_four(a, lda, b + p * stride, ldb, stride, turns, c + p * 4 * PANEL, ldc)
                 p += 4
         elif rows == 2:
             while p + 2 <= panels:
-                two_by_two(a, lda, b + p * stride, ldb, stride, depth, c + p * 4 * PANEL, ldc)
+                two_by_two(a, lda, b + p * stride, ldb, stride, turns, c + p * 4 * PANEL, ldc)
                 p += 2
         while p < panels:
             at, to = b + p * stride, c + p * 4 * PANEL
             if rows == 1:
-                one(a, lda, at, ldb, stride, depth, to, ldc)
+                one(a, lda, at, ldb, stride, turns, to, ldc)
             elif rows == 2:
-                two(a, lda, at, ldb, stride, depth, to, ldc)
+                two(a, lda, at, ldb, stride, turns, to, ldc)
             elif rows == 3:
-                three(a, lda, at, ldb, stride, depth, to, ldc)
+                three(a, lda, at, ldb, stride, turns, to, ldc)
             elif rows == 4:
-                four(a, lda, at, ldb, stride, depth, to, ldc)
+                four(a, lda, at, ldb, stride, turns, to, ldc)
             elif rows == 5:
-                five(a, lda, at, ldb, stride, depth, to, ldc)
+                five(a, lda, at, ldb, stride, turns, to, ldc)
             else:
-                six(a, lda, at, ldb, stride, depth, to, ldc)
+                six(a, lda, at, ldb, stride, turns, to, ldc)
             p += 1
 
     return product
@@ -65,22 +72,55 @@ def add_bias(out, ldc, bias, rows, columns):
             store(out + row * ldc + at, load(out + row * ldc + at) + load(bias + at))
 
 
+@inner
+def scale_up(out, ldc, row_scales, column_scales, rows, columns):
+    """int32 products as float32 ones, in place."""
+    for row in range(rows):
+        scale = splat(load_one(row_scales + 4 * row))
+        for at in range(0, 4 * columns, 4 * LANES):
+            to = out + row * ldc + at
+            store(to, load_whole(to) * load(column_scales + at) * scale)
+
+
+@inner
+def leave(_out, _ldc, _row_scales, _column_scales, _rows, _columns):
+    """float32 products are what they should be."""
+
+
+@inner
+def round_rows(x, weight, rounded, rows, depth, counts, give_way):
+    """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
+    limit = load_one(weight - LIMIT_BYTES)
+    first = take(counts, ROUNDED_AT_ONCE)
+    while first < rows:
+        end = min(rows, first + ROUNDED_AT_ONCE)
+        for row in range(first, end):
+            scale = rounded + 2 * rows * depth + 4 * row
+            round_row(x + 4 * row * depth, depth, limit, rounded + 2 * row * depth, scale)
+        finish(counts, end - first)
+        first = take(counts, ROUNDED_AT_ONCE)
+    wait(counts, rows, give_way)
+
+
 products = {form: make_product(form) for form in Format}
 
 
 def make_multiply(form: Format, also: Any = None) -> Any:
     """One thread's share of a linear; `also(out, ldc, rows, columns, column, target)` may work on what a chunk gave."""
     product = products[form]
-    size = form.value
+    size, step = form.bytes, form.depth
+    settle = scale_up if form is Format.INT8 else leave
     continues = also is not None
     proceed = also or add_bias
 
     @inner
     def multiply(x, weight, bias, out, rows, depth, columns, counts, target):
         panels = columns // PANEL
+        turns = depth // step
         ldb = PANEL * size
-        stride = depth * ldb
-        lda, ldc = 4 * depth, 4 * columns
+        stride = turns * ldb
+        lda, ldc = 4 * turns, 4 * columns
+        row_scales, column_scales = x + rows * lda, weight + panels * stride
         chunk = 4 if rows == 1 or panels > 1024 else 2
         first = take(counts, chunk)
         while first < panels:
@@ -92,8 +132,11 @@ def make_multiply(form: Format, also: Any = None) -> Any:
                 for left in range((bottom - top + MAX_ROWS - 1) // MAX_ROWS, 0, -1):
                     some = (bottom - done + left - 1) // left
                     a, c = x + done * lda, out + done * ldc + first * 4 * PANEL
-                    product(some, count, a, lda, weight + first * stride, ldb, stride, depth, c, ldc)
+                    product(some, count, a, lda, weight + first * stride, ldb, stride, turns, c, ldc)
                     done += some
+                settle(
+                    corner, ldc, row_scales + 4 * top, column_scales + 4 * first * PANEL, bottom - top, count * PANEL
+                )
                 if bias != 0:
                     add_bias(corner, ldc, bias + first * 4 * PANEL, bottom - top, count * PANEL)
                 if continues:
@@ -112,21 +155,32 @@ LINEAR = record(
     rows="count",
     depth="count",
     columns="count",  # a multiple of PANEL
-    counts="address",  # `sharing.py`: zero before the call
+    counts="address",  # `sharing.py`, of two steps: zero before the call
+    rounded="address",  # room for x as int16 and its scales, where the weight is int8
+    give_way="address",  # of sched_yield
 )
 
-multiply_float32 = make_multiply(Format.FLOAT32)
-multiply_bfloat16 = make_multiply(Format.BFLOAT16)
+_float32, _bfloat16, _int8 = (make_multiply(form) for form in Format)
 
 
 def _linear_float32(pointer):
     a = carray(pointer, 1)[0]
-    multiply_float32(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
+    _float32(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 
 def _linear_bfloat16(pointer):
     a = carray(pointer, 1)[0]
-    multiply_bfloat16(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
+    _bfloat16(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 
-linears = {Format.FLOAT32: kernel(LINEAR)(_linear_float32), Format.BFLOAT16: kernel(LINEAR)(_linear_bfloat16)}
+def _linear_int8(pointer):
+    a = carray(pointer, 1)[0]
+    round_rows(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
+    _int8(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
+
+
+linears = {
+    Format.FLOAT32: kernel(LINEAR)(_linear_float32),
+    Format.BFLOAT16: kernel(LINEAR)(_linear_bfloat16),
+    Format.INT8: kernel(LINEAR)(_linear_int8),
+}

@@ -1,4 +1,4 @@
-"""What a layer does to each of its rows by itself: norms, residuals, rotation of queries and keys, activations."""
+"""What happens to each row by itself: norms, residuals, rotation of queries and keys, activations, rounding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ import math
 from numba import float32
 
 from decoding.kernels.compiled import inner
-from decoding.kernels.vectors import LANES, exp, fma, load, load_one, splat, store, store_one, total
+from decoding.kernels.vectors import (
+    LANES,
+    exp,
+    fma,
+    larger,
+    largest,
+    load,
+    load_one,
+    splat,
+    store,
+    store_one,
+    store_rounded,
+    total,
+)
+
+_TINY = 1e-30  # a row of zeros has some scale, too
 
 
 @inner
@@ -54,3 +69,18 @@ def gate(out, ldc, rows, columns, column, activated):
             for part in (0, 4 * LANES):
                 v = silu(load(source + at + part)) * load(source + at + panel + part)
                 store(target + at // 2 + part, v)
+
+
+@inner
+def round_row(x, width, limit, out, scale):
+    """x [width] = out * scale, to the nearest, out up to the limit. What is not finite makes the scale so."""
+    peak, odd = splat(float32(0)), splat(float32(0))
+    for at in range(0, 4 * width, 4 * LANES):
+        v = load(x + at)
+        peak = larger(larger(v, splat(float32(0)) - v), peak)
+        odd = fma(v, splat(float32(0)), odd)
+    top = max(float32(_TINY), largest(peak))
+    factor = splat(limit / top)
+    for at in range(0, 4 * width, 4 * LANES):
+        store_rounded(out + at // 2, load(x + at) * factor)
+    store_one(scale, top / limit + total(odd))

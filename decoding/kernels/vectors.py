@@ -21,6 +21,8 @@ _inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, 
 F32 = ir.FloatType()
 I32, I64 = ir.IntType(32), ir.IntType(64)
 F32S, I32S = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+I8S, I16S = ir.VectorType(ir.IntType(8), 2 * LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
 class Vector(types.Type):
@@ -52,9 +54,22 @@ def call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), (a, b, c))
 
 
+def multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
+    """a[2i] * b[2i] + a[2i + 1] * b[2i + 1] as int32, for int16 a and b [2 * LANES], not all of them -2^15."""
+    if _IS_X86 and binding.get_host_cpu_features().get("avx2"):
+        kind = ir.FunctionType(I32S, [I16S, I16S])
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), (a, b))
+    wide = ir.VectorType(I32, 2 * LANES)
+    products = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
+    undefined = ir.Constant(wide, ir.Undefined)
+    even, odd = (ir.Constant(I32S, list(range(first, 2 * LANES, 2))) for first in (0, 1))
+    return builder.add(*(builder.shuffle_vector(products, undefined, part) for part in (even, odd)))
+
+
 def splat_scalar(builder: Any, scalar: Any) -> Any:
-    vector = builder.insert_element(ir.Constant(F32S, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(vector, ir.Constant(F32S, ir.Undefined), ir.Constant(I32S, [0] * LANES))
+    undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
+    vector = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
+    return builder.shuffle_vector(vector, undefined, ir.Constant(I32S, [0] * LANES))
 
 
 def _binary(name: str) -> Any:
@@ -115,6 +130,30 @@ def splat(_context: Any, scalar: Any) -> Any:
         return splat_scalar(builder, args[0])
 
     return VECTOR(types.float32), build
+
+
+@intrinsic
+def store_rounded(_context: Any, address: Any, vector: Any) -> Any:
+    """The nearest whole numbers (ties to even) as int16; every lane must be one of those, or its result is anything."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(F32S, [F32S])
+        rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
+        whole = builder.fptosi(builder.call(rint, args[1:]), I32S)
+        narrow = builder.trunc(whole, ir.VectorType(ir.IntType(16), LANES))
+        builder.store(narrow, pointer(builder, args[0]), align=2)
+
+    return types.void(types.int64, VECTOR), build
+
+
+@intrinsic
+def load_whole(_context: Any, address: Any) -> Any:
+    """int32 numbers, as the nearest float32."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.sitofp(builder.load(pointer(builder, args[0]), align=4, typ=I32S), F32S)
+
+    return VECTOR(types.int64), build
 
 
 @intrinsic

@@ -62,6 +62,12 @@ async def test_no_draft_model_is_the_default(tmp_path: Path) -> None:
     assert (await started("--model", str(model_directory(tmp_path / "big")))).draft_model == ""
 
 
+async def test_the_worker_is_told_to_quantise_only_when_asked(tmp_path: Path) -> None:
+    model = str(model_directory(tmp_path / "big"))
+    assert (await started("--model", model)).quantize == "none"
+    assert (await started("--model", model, "--quantize", "int8")).quantize == "int8"
+
+
 async def test_a_draft_model_of_other_tokens_is_refused(tmp_path: Path) -> None:
     model, draft = (str(model_directory(tmp_path / name)) for name in ("big", "other"))
     with pytest.raises(ModelError, match=r"draft model: .* other tokens"):

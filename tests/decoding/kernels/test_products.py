@@ -18,7 +18,7 @@ def weights(columns: int, depth: int, form: Format) -> torch.Tensor:
     return weight.bfloat16().float() if form is Format.BFLOAT16 else weight
 
 
-@pytest.mark.parametrize("form", Format)
+@pytest.mark.parametrize("form", [Format.FLOAT32, Format.BFLOAT16])
 @pytest.mark.parametrize(("columns", "depth"), [(96, 64), (33, 40), (17, 1), (576, 1536)])
 def test_a_product_is_right_and_a_row_is_the_same_in_any_company(form: Format, columns: int, depth: int) -> None:
     weight, bias = weights(columns, depth, form), torch.randn(columns)

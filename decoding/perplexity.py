@@ -1,0 +1,62 @@
+"""How well a model predicts a fixed text: what rounded weights cost, measured over the engine's own forward.
+
+`python -m decoding.perplexity DIR TEXT [--quantize int8]` prints e^(mean negative log-likelihood of each token but
+the first, given all before it). One forward takes CHUNK tokens, as a prefill does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from decoding.attention.interface import Batch
+from decoding.model import Model, load
+
+CHUNK = 256
+
+
+def perplexity(model: Model, ids: np.ndarray) -> float:  # int64 [T], T >= 2
+    """Of one sequence; takes the model's pages for itself."""
+    page_size = model.attention.page_size
+    table = np.arange(1, 2 + len(ids) // page_size)[None]
+    model.attention.allocate(1 + table.shape[1])
+    losses = torch.cat([_losses(model, ids, start, table) for start in range(0, len(ids) - 1, CHUNK)])
+    return math.exp(float(losses.double().mean()))
+
+
+def _losses(model: Model, ids: np.ndarray, start: int, table: np.ndarray) -> torch.Tensor:  # [tokens]
+    """Of the tokens that follow ids[start : start + CHUNK]."""
+    end = min(start + CHUNK, len(ids) - 1)
+    positions = np.arange(start, end)
+    batch = Batch(
+        token_ids=ids[start:end],
+        positions=positions,
+        slots=positions + model.attention.page_size,
+        query_starts=np.array([0, len(positions)]),
+        kv_lengths=np.array([end]),
+        page_tables=table,
+    )
+    logprobs = model.head(model.forward(batch).last).log_softmax(-1)
+    following = torch.from_numpy(ids[start + 1 : end + 1]).to(logprobs.device)
+    return -logprobs.gather(1, following[:, None])[:, 0]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m decoding.perplexity")
+    parser.add_argument("directory", metavar="DIR", help="a local Hugging Face model")
+    parser.add_argument("text", metavar="TEXT", type=Path)
+    parser.add_argument("--quantize", choices=("none", "int8"), default="none")
+    options = parser.parse_args(arguments)
+    tokenizer = AutoTokenizer.from_pretrained(options.directory, local_files_only=True)
+    ids = np.array(tokenizer.encode(options.text.read_text(encoding="utf-8")), np.int64)
+    model = load(options.directory, device="cpu", dtype="float32", quantize=options.quantize)
+    print(f"{options.quantize}: perplexity {perplexity(model, ids):.4f} over {len(ids)} tokens")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A quantised model: exact against itself in any chunks and company, close to the model it was rounded from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from decoding import kernels
+from decoding.fused import FusedLayer
+from decoding.model import load, wrap
+from decoding.perplexity import perplexity
+from decoding.quantize import QuantizeUnsupported, round_linears
+from tests.decoding.layout import PageBook, Row
+from tests.decoding.test_fused import FUSED, layers
+from tests.decoding.test_model import hidden_states, prompts
+from tests.decoding.tiny import tiny
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2", "gemma2", "olmo2"])
+def test_chunks_do_not_change_a_bit_and_the_rounded_float_model_agrees(name: str) -> None:
+    model = wrap(tiny(name), quantize="int8")
+    assert isinstance(layers(model)[0], FusedLayer) == (name in FUSED)
+    (tokens,) = prompts(60)
+    whole = hidden_states(model, tokens, 60)
+    for chunk in (1, 7, 16):
+        assert torch.equal(hidden_states(model, tokens, chunk), whole), chunk
+    rounded = tiny(name)
+    round_linears(rounded)
+    expected = hidden_states(wrap(rounded), tokens, 60)
+    unrounded = hidden_states(wrap(tiny(name)), tokens, 60)
+    assert (whole - expected).norm() < 2e-3 * expected.norm()
+    assert (expected - unrounded).norm() > 5e-3 * expected.norm(), "nothing was rounded"
+
+
+def test_logits_are_bitwise_the_same_in_any_company() -> None:
+    model = wrap(tiny("llama"), quantize="int8")
+    (tokens,) = prompts(90)
+    whole = model.head(hidden_states(model, tokens, 90))
+    for company in (2, 5, 17, 70):
+        model.attention.allocate(600)
+        book, row = PageBook(600, model.attention.page_size, company), Row(tokens)
+        others = [Row(each) for each in prompts(*range(3, company + 2), seed=company)]
+        model.forward(book.batch([*((other, len(other.tokens) - 1) for other in others), (row, 80)]))
+        last = model.forward(book.batch([*((other, 1) for other in others), (row, 10)])).last
+        assert torch.equal(model.head(last)[-10:], whole[-10:]), company
+
+
+def test_a_head_that_shares_the_embeddings_weight_is_rounded_alone() -> None:
+    causal_lm = tiny("llama", tie_word_embeddings=True)
+    embedding = causal_lm.get_input_embeddings().weight.clone()
+    round_linears(causal_lm)
+    assert torch.equal(causal_lm.get_input_embeddings().weight, embedding)
+    assert not torch.equal(causal_lm.get_output_embeddings().weight, embedding)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_a_model_that_multiplies_outside_linears_is_refused(name: str) -> None:
+    with pytest.raises(QuantizeUnsupported, match="outside linears"):
+        wrap(tiny(name), quantize="int8")
+
+
+def test_without_compiled_kernels_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    with pytest.raises(QuantizeUnsupported, match="needs compiled kernels"):
+        load(str(tmp_path), device="cpu", dtype="auto", quantize="int8")
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    with pytest.raises(QuantizeUnsupported, match="not in bfloat16"):
+        load(str(tmp_path), device="cpu", dtype="bfloat16", quantize="int8")
+
+
+def test_a_quantised_model_computes_in_float32_whatever_its_checkpoint_is_in(tmp_path: Path) -> None:
+    tiny("llama").bfloat16().save_pretrained(tmp_path)
+    assert load(str(tmp_path), device="cpu", dtype="auto", quantize="int8").info.dtype == torch.float32
+
+
+def test_perplexity_is_that_of_the_models_own_loss() -> None:
+    ids = np.array(prompts(200)[0])
+    with torch.inference_mode():
+        loss = tiny("llama")(torch.from_numpy(ids)[None], labels=torch.from_numpy(ids)[None]).loss
+    assert perplexity(wrap(tiny("llama")), ids) == pytest.approx(float(loss.exp()), rel=1e-3)
