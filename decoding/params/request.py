@@ -47,6 +47,7 @@ PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__a
 class Request:
     """Lower `priority` runs first; equal priorities run in arrival order.
 
+    source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with.
     pause_ids: fed after the prompt, unseen by penalties and never part of the answer. trace: report what the strategy
     saw and did.
     """
@@ -61,10 +62,12 @@ class Request:
     priority: int = 0
     pause_ids: tuple[int, ...] = ()
     trace: bool = False
+    source_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(len(self.prompt_ids) > 0, "prompt", "must not be empty")
         check(min(self.prompt_ids) >= 0, "prompt", "must not hold a negative token id")
+        check(min(self.source_ids, default=0) >= 0, "prompt", "must not hold a negative token id")
         check(min(self.pause_ids, default=0) >= 0, "pause_tokens", "must not hold a negative token id")
         check(0 <= self.seed <= MAX_SEED, "seed", "must fit 64 bits")
 
@@ -83,7 +86,7 @@ class Request:
     @property
     def highest_token_id(self) -> int:
         """The highest token id that any of its fields names: it must be below the width of the logits."""
-        named = (*self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
+        named = (*self.source_ids, *self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
         return max((*named, *_strategy_ids(self.strategy)))
 
     @property
