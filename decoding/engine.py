@@ -164,7 +164,7 @@ class Engine:
         """Raise cache.IntegrityError unless every page is accounted for by a live row or memory, the index or the free
         list."""
         for name, cache in self._caches.items():
-            owners = [o for live in self._live.values() for o in (*live.rows.values(), *live.memories.values())]
+            owners = [owner for live in self._live.values() for owner in live.owners]
             cache.check_integrity(owner.table for owner in owners if owner.model == name)
 
     # pack

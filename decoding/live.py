@@ -75,6 +75,11 @@ class LiveRequest:
         return (self.request.priority, self.arrival)
 
     @property
+    def owners(self) -> list[Row | EncoderMemory]:
+        """Whatever of it has pages."""
+        return [*self.rows.values(), *self.memories.values()]
+
+    @property
     def unfilled(self) -> list[EncoderMemory]:
         """Memories that must be encoded before any row runs."""
         return [m for m in self.memories.values() if not m.is_filled]

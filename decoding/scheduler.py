@@ -192,10 +192,10 @@ class Scheduler:
         self.enqueue(live)
 
     def _release(self, live: LiveRequest) -> None:
-        for owner in (*live.rows.values(), *live.memories.values()):
+        for owner in live.owners:
             self._caches[owner.model].free(owner.table)
 
 
 def _has_pages(live: LiveRequest, model: str) -> bool:
     """Whether preempting the request would give the model's cache anything back."""
-    return any(o.model == model and o.table.pages for o in (*live.rows.values(), *live.memories.values()))
+    return any(owner.model == model and owner.table.pages for owner in live.owners)

@@ -92,7 +92,8 @@ class Answer:
 
     def _choice(self, served: Served, prompt: Prompt, is_chat: bool) -> Choice:
         shown = self._plan.shown
-        detokenizer = served.tokenizer.detokenizer(skip_special_tokens=not shown.special_tokens, at_start=is_chat)
+        starts = is_chat or (served.encoder is not None and len(self._plan.requests[0].prompt_ids) == 1)
+        detokenizer = served.tokenizer.detokenizer(skip_special_tokens=not shown.special_tokens, at_start=starts)
         return Choice(shown, served.eos_token_ids, detokenizer, offset=len(prompt.text))
 
     def _piece(self, prompt: int, chunk: Chunk) -> tuple[int, Piece]:

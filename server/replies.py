@@ -165,10 +165,11 @@ class ChatChunk(Wire, frozen=True):
 
 
 class Support(Wire, frozen=True):
-    """What the model can do beyond completions. strategies: the ids that GET /v1/strategies describes."""
+    """What the model can do beyond completions. encoder: its prompt is a source; strategies: the ids that GET /v1/strategies describes."""
 
     chat: bool
     draft_model: bool
+    encoder: bool
     strategies: list[str]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from decoding.frames import EncoderInfo
 from server.text import Tokenizer
 
 
@@ -11,7 +12,7 @@ from server.text import Tokenizer
 class Served:
     """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
 
-    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`.
+    num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder: as in `frames.Loaded`.
     """
 
     names: tuple[str, ...]
@@ -24,3 +25,9 @@ class Served:
     num_layers: int = 0
     ties_embeddings: bool = False
     has_draft: bool = False
+    encoder: EncoderInfo | None = None
+
+    @property
+    def max_prompt_len(self) -> int:
+        """A prompt is the encoder's source where there is one, and counts against no answer."""
+        return self.max_model_len if self.encoder is None else self.encoder.max_source_len

@@ -20,6 +20,7 @@ from server.plan import Plan, Prompt, Shown
 from server.prompts import completion_prompts
 from server.protocol import ChatRequest, CompletionRequest, Decoding, Message
 from server.served import Served
+from server.source import check_encoder_fields, check_source, decoder_ids
 from server.strategy import num_beside, num_second_context, strategy_params
 from server.words import bad_word_ids, derived, pause_ids
 
@@ -52,8 +53,8 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     resolve_model(wire.model, served)
     longest = max((message.content for message in wire.messages), key=len)
-    if served.tokenizer.fewest_tokens(longest) > served.max_model_len:
-        raise too_long(served.max_model_len, "the messages alone are longer", "messages")
+    if served.tokenizer.fewest_tokens(longest) > served.max_prompt_len:
+        raise too_long(served.max_prompt_len, "the messages alone are longer", "messages")
     prompt = Prompt(await served.tokenizer.encode_chat(template_messages(wire.messages)))
     top = (wire.top_logprobs or 0) if wire.logprobs else None
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
@@ -104,6 +105,8 @@ async def _plan(
     shown: Shown,
 ) -> Plan:
     seeds = _seeds(wire.seed, len(prompts))
+    check_encoder_fields(wire, served)
+    check_source(max(len(prompt.ids) for prompt in prompts), limit.field, served)
     try:
         opened = await _requests(wire, served, prompts, logprobs)
         requests = tuple(
@@ -134,9 +137,11 @@ async def _requests(
     own = await derived(method, wire, served)
     logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
     pauses = await pause_ids(wire, served)
+    opening = await decoder_ids(wire, served)
     return [
         Request(
-            prompt_ids=prompt.ids,
+            prompt_ids=opening or prompt.ids,
+            source_ids=prompt.ids if opening else (),
             strategy=strategy_params(method, wire, own, prompt.ids[-1]),
             logits=logits,
             logprobs=logprobs,

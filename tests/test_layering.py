@@ -29,7 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         """settings settings_text wire token_fields search_fields protocol combinations mode replies errors
         limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
         # work: text, translation, and the way to the worker
-        """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits
+        """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits source
         effective translate worker_process mailbox ticket reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
@@ -45,13 +45,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "link output",
         "stopping logits/ sampling ranking answers drafting cache memory",
         "kernels/",
-        "strategies/ attention/ linear elementwise rows gguf_model",
+        "encoder_memory strategies/ attention/ linear elementwise rows gguf_model",
         "layer_weights plug rewrite support packing live reading embedded",
         "fused",
         "model scheduler",
-        "tools",
+        "seq2seq/ tools",
         "engine",
-        "assembly",
+        "assembly loading",
         "worker",
     ),
     "loadtest": (

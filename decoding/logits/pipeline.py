@@ -53,7 +53,12 @@ class Pipelines:
 
     def build(self, params: LogitsParams, stopping: StoppingParams) -> Pipeline:
         """The steps that are not neutral."""
-        processors = (*self._masks(params, stopping), *_penalties(params), *self._lengths(params), *_forced(params, stopping))
+        processors = (
+            *self._masks(params, stopping),
+            *_penalties(params),
+            *self._lengths(params),
+            *_forced(params, stopping),
+        )
         warpers = () if params.is_greedy else (*self._temperatures(params), *_filters(params))
         return Pipeline(processors, warpers, params.is_greedy)
 

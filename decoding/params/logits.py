@@ -135,7 +135,11 @@ class LogitsParams:
             "allowed_token_ids",
             "needs at least one id >= 0",
         )
-        check(self.forced_bos_token_id is None or self.forced_bos_token_id >= 0, "forced_bos_token_id", "must be an id >= 0")
+        check(
+            self.forced_bos_token_id is None or self.forced_bos_token_id >= 0,
+            "forced_bos_token_id",
+            "must be an id >= 0",
+        )
         check(min(self.forced_eos_token_ids, default=0) >= 0, "forced_eos_token_ids", "must hold ids >= 0")
         check(all(word and min(word) >= 0 for word in self.bad_words), "bad_words", "must hold sequences of ids >= 0")
 

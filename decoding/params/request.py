@@ -86,7 +86,13 @@ class Request:
     @property
     def highest_token_id(self) -> int:
         """The highest token id that any of its fields names: it must be below the width of the logits."""
-        named = (*self.source_ids, *self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
+        named = (
+            *self.source_ids,
+            *self.prompt_ids,
+            *self.pause_ids,
+            *self.logits.token_ids,
+            *self.stopping.stop_token_ids,
+        )
         return max((*named, *_strategy_ids(self.strategy)))
 
     @property

@@ -106,7 +106,10 @@ def check_config(config: Any) -> None:
 
 @torch.inference_mode()
 def wrap(
-    seq2seq_lm: Any, *, progress: Progress = lambda _phase, _fraction: None, attention: AttentionMaker = default_attention
+    seq2seq_lm: Any,
+    *,
+    progress: Progress = lambda _phase, _fraction: None,
+    attention: AttentionMaker = default_attention,
 ) -> Seq2SeqModel:
     """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
     check_config(seq2seq_lm.config)
@@ -208,7 +211,9 @@ class Agreement:
         error = (found - self._expected).norm(dim=-1) / self._expected.norm(dim=-1).clamp_min(1e-6)
         worst = float(error.max() if self._dtype == torch.float32 else error.median())
         if not worst < TOLERANCE[self._dtype]:
-            raise UnsupportedModel(self._architecture, f"disagrees with itself over paged attention (error {worst:.3g})")
+            raise UnsupportedModel(
+                self._architecture, f"disagrees with itself over paged attention (error {worst:.3g})"
+            )
 
 
 def _trial(ids: np.ndarray, pages: np.ndarray, page_size: int, memories: Memories | None = None) -> Batch:

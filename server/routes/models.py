@@ -31,5 +31,6 @@ def router(batcher: Batcher) -> APIRouter:
 
 def _model(name: str, served: Served) -> Model:
     has_chat = served.tokenizer.has_chat_template
-    supports = Support(has_chat, served.has_draft, [method.name for method in available(served)])
+    has_encoder = served.encoder is not None
+    supports = Support(has_chat, served.has_draft, has_encoder, [method.name for method in available(served)])
     return Model(name, served.created, served.max_model_len, served.architecture, supports)

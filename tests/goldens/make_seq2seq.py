@@ -120,7 +120,10 @@ def generate(model: Any, draft: Any, spec: Seq2SeqSpec, source: list[int], optio
         return None
     is_group = "num_beam_groups" in options
     ids = out.sequences[:, len(prompt) :].tolist()
-    run = {"options": options, "sequences": [cut(one[:NEW_TOKENS], spec.eos_token_ids, with_eos=not is_group) for one in ids]}
+    run = {
+        "options": options,
+        "sequences": [cut(one[:NEW_TOKENS], spec.eos_token_ids, with_eos=not is_group) for one in ids],
+    }
     if "num_beams" in options:
         run["scores"] = [round(score, 5) for score in out.sequences_scores.tolist()]
     return run

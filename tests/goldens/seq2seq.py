@@ -23,6 +23,7 @@ BART = {
     "forced_eos_token_id": None, "tie_word_embeddings": True,
 }  # fmt: skip
 
+
 @dataclass(frozen=True, slots=True)
 class Seq2SeqSpec:
     """start: the decoder's. is_searched: recorded with every strategy, not greedily alone. bias: final_logits_bias is

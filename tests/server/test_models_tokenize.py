@@ -18,7 +18,12 @@ async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient
         "created": 1700000000,
         "max_model_len": 256,
         "architecture": "FakeForCausalLM",
-        "supports": {"chat": True, "draft_model": False, "strategies": [each.name for each in available(served)]},
+        "supports": {
+            "chat": True,
+            "draft_model": False,
+            "encoder": False,
+            "strategies": [each.name for each in available(served)],
+        },
         "object": "model",
         "owned_by": "polydecode",
     }

@@ -108,7 +108,9 @@ def test_the_recording_is_of_these_weights_and_of_every_strategy(name: str) -> N
     expected: set[type] = {Sampling}
     if SPECS[name].is_searched:
         expected |= {Beam, Contrastive, Assisted}
-        expected |= {GroupBeam} if name != "bart" else set()  # whose groups all find the same texts, so nothing ranks them
+        expected |= (
+            {GroupBeam} if name != "bart" else set()
+        )  # whose groups all find the same texts, so nothing ranks them
         expected |= {PromptLookup} if name in ("t5", "marian") else set()
     assert found == expected
 
