@@ -1,7 +1,8 @@
 """The engine: add, cancel, tick. It knows rows, pages and Moves, and no strategy by name.
 
 A tick packs the rows that are due, encodes the sources that are due, runs one ragged forward per model, reads what the
-strategies asked for, and advances the strategies whose rows have all run. What a row reads depends on its own log alone; that is the exactness contract.
+strategies asked for, and advances the strategies whose rows have all run. What a row reads depends on its own log (and
+its request's source) alone; that is the exactness contract.
 """
 
 from __future__ import annotations

@@ -165,7 +165,10 @@ class ChatChunk(Wire, frozen=True):
 
 
 class Support(Wire, frozen=True):
-    """What the model can do beyond completions. encoder: its prompt is a source; strategies: the ids that GET /v1/strategies describes."""
+    """What the model can do beyond completions. encoder: a prompt is the source it answers.
+
+    strategies: the ids that GET /v1/strategies describes.
+    """
 
     chat: bool
     draft_model: bool

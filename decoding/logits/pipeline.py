@@ -23,8 +23,8 @@ import torch
 
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Epsilon, Eta, TopNSigma, Typical
-from decoding.logits.forced import ForcedBos, ForcedEos
 from decoding.logits.filters import MinP, TopK, TopP
+from decoding.logits.forced import ForcedBos, ForcedEos
 from decoding.logits.lengths import EosPenalty, ExponentialDecay
 from decoding.logits.lines import token_lines
 from decoding.logits.lz import LzPenalty

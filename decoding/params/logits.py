@@ -50,7 +50,7 @@ class LogitsParams:
     `repetition_penalty_window` output ids when a window is set (0: all).
     bad_words: id sequences whose last id is excluded after the others. eos_penalty: z_eos -= eos_penalty * (until - t).
     exponential_decay_length_penalty: (start, factor) as Hugging Face's. edt and adapt replace the static temperature.
-    forced_bos_token_id: the first output token, where the prompt is a single one. forced_eos_token_ids: all that is left
+    forced_bos_token_id: the first output token, where the prompt is a single one. forced_eos_token_ids: what is left
     for the last of max_tokens.
     min_tokens_to_keep: filters never keep fewer (Hugging Face's beam sample needs more than one).
     """

@@ -1,4 +1,4 @@
-"""T5's relative position bias (Raffel et al. 2019, arXiv 1910.10683): what a head adds for how far apart two tokens are.
+"""T5's relative position bias (Raffel et al. 2019, arXiv 1910.10683): what a head adds by how far apart tokens are.
 
 Distances up to half of the buckets have one each, those up to max_distance share the others on a logarithmic scale, and
 all beyond share the last. So a bias is a short table by distance.

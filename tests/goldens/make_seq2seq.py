@@ -81,11 +81,12 @@ def watched_contrast(gaps: Gaps) -> Iterator[None]:
     """Report how far ahead each candidate of contrastive search was."""
     rank = generation._ranking_fast
 
-    def watch(context: Any, following: Any, probs: Any, mask: Any, alpha: float, width: int) -> Any:
+    def watch(context: Any, following: Any, probs: Any, *rest: Any) -> Any:
+        alpha = rest[1]  # behind the mask
         near = torch.nn.functional.normalize(context, dim=2) @ torch.nn.functional.normalize(following, dim=2).mT
         scores = (1 - alpha) * probs.view(-1) - alpha * near.squeeze(-1).max(dim=-1).values
         gaps.cut(scores.tolist(), 1)
-        return rank(context, following, probs, mask, alpha, width)
+        return rank(context, following, probs, *rest)
 
     with mock.patch.object(generation, "_ranking_fast", watch):
         yield

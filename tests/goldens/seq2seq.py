@@ -1,4 +1,4 @@
-"""Tiny random encoder-decoder models that any transformers release builds bit for bit, as `tiny.py` does causal ones."""
+"""Tiny random encoder-decoder models that any transformers release builds bit for bit, like `tiny.py`'s causal ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ MODELS = (
                 "scale_embedding": True, "activation_function": "swish"},
         8, VOCAB - 1, (0, *MANY_EOS),
     ),
-    Seq2SeqSpec("m2m_100", "m2m_100", BART | {"scale_embedding": True, "decoder_start_token_id": 2}, 22, 2, (2, *MANY_EOS)),
+    Seq2SeqSpec(
+        "m2m_100", "m2m_100", BART | {"scale_embedding": True, "decoder_start_token_id": 2}, 22, 2, (2, *MANY_EOS)
+    ),
 )  # fmt: skip
 
 
