@@ -19,30 +19,10 @@ from tests.running_server import running_server
 
 SPEC = Seq2SeqSpec("served", "t5", T5, 16, 0, (1,))
 TEXT = "a cat sat on the mat"
-WORDS = [
-    "a",
-    "cat",
-    "sat",
-    "on",
-    "the",
-    "mat",
-    "dog",
-    "ran",
-    "in",
-    "fog",
-    "sun",
-    "red",
-    "big",
-    "hat",
-    "log",
-    "hot",
-    "pot",
-    "run",
-    "fun",
-    "top",
-    "bat",
-    "rat",
-]
+WORDS = (
+    *("a", "cat", "sat", "on", "the", "mat", "dog", "ran", "in", "fog", "sun", "red", "big", "hat", "log", "hot"),
+    *("pot", "run", "fun", "top", "bat", "rat"),
+)
 
 
 def tokenizer() -> tokenizers.Tokenizer:
