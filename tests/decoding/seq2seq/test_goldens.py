@@ -124,10 +124,10 @@ def test_alone_it_is_token_identical_with_transformers(name: str) -> None:
 @pytest.mark.parametrize("name", SPECS)
 def test_at_random_arrivals_it_is_still_identical(name: str) -> None:
     rng = random.Random(3)
-    own = rng.sample(cases(name), 24)
+    own = rng.sample(cases(name), 16)
     crowded = engine(name, num_pages=14, draft_noise=NOISE, tick_tokens=48)
     answers = run_crowd(crowded, [one.request for one in own], rng)
-    assert len(answers) > 12
+    assert len(answers) > 8
     for index, answer in answers.items():
         own[index].assert_answered(answer)
 
