@@ -191,7 +191,8 @@ def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
         "model", "stream", "stream_options", "seed", "n", "num_return_sequences", "stop", "stop_token_ids",
         "ignore_eos", "prompt_logprobs", "logprobs_mode", "return_token_ids", "skip_special_tokens",
         "include_stop_str_in_output", "trace", "cache_salt", "priority", "timeout", "prompt", "suffix", "max_tokens",
-        "echo", "logprobs", "messages", "max_completion_tokens", "top_logprobs",
+        "echo", "logprobs", "messages", "max_completion_tokens", "top_logprobs", "decoder_prompt",
+        "forced_bos_token_id",
     }  # fmt: skip
     assert all("description" in schema for name, schema in properties().items() if name not in {"prompt", "messages"})
 
