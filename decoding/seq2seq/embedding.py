@@ -47,7 +47,7 @@ def read_embedding(stack: Any) -> Embedding:
     """Of an encoder or decoder as transformers has it."""
     tokens = stack.embed_tokens
     scale = float(getattr(tokens, "embed_scale", getattr(stack, "embed_scale", 1.0)) or 1.0)
-    plain = nn.Embedding(*tokens.weight.shape, _weight=tokens.weight.detach())
+    plain = nn.Embedding(len(tokens.weight), tokens.weight.shape[1], _weight=tokens.weight.detach())
     places = getattr(stack, "embed_positions", None)
     norm = getattr(stack, "layernorm_embedding", None)
     if places is None:

@@ -72,7 +72,7 @@ def random_requests(name: str, count: int) -> list[Request]:
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_every_strategy_says_bit_for_bit_the_same_alone_and_in_a_crowd(name: str) -> None:
     asked = random_requests(name, 16)
-    crowded = engine(name, num_pages=22, tick_tokens=40)
+    crowded = engine(name, num_pages=17, tick_tokens=40)
     answers = run_crowd(crowded, asked, random.Random(5))
     assert crowded.scheduler.counters.preemptions > 0
     assert crowded.scheduler.counters.prefix_hits > 0
