@@ -7,12 +7,14 @@ from fractions import Fraction
 
 import torch
 
+from decoding.attention.interface import AttentionBackend
 from decoding.cache import PageCache
 from decoding.engine import Engine
-from decoding.frames import Loaded, Start
+from decoding.frames import EncoderInfo, Loaded, Start
 from decoding.memory import available_memory
 from decoding.model import Model
 from decoding.params import DRAFT, MAIN, LogitsParams, Request, StoppingParams
+from decoding.seq2seq.model import Seq2SeqModel
 from decoding.strategies import build
 
 # Prefill tokens a tick: every running stream waits for them, so a CPU takes fewer. Both fill the machine.
@@ -20,25 +22,32 @@ CPU_TICK_TOKENS = 256
 GPU_TICK_TOKENS = 8192
 
 
+AnyModel = Model | Seq2SeqModel
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the memory and the models allow. num_pages: of each model, page 0 included."""
+    """What the memory and the models allow. num_pages: of each model, page 0 included. max_source_len: 0 where there is
+    no encoder."""
 
     max_model_len: int
     num_pages: dict[str, int]
+    max_source_len: int = 0
 
 
-def build_engine(start: Start, model: Model, draft: Model | None = None) -> tuple[Engine, Loaded]:
+def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -> tuple[Engine, Loaded]:
     """Size the KV caches, make the engine, decode one canary token with each model.
 
     Raises ValueError where the memory is too small or the draft model does not go with the other.
     """
     models = {MAIN: model} | ({} if draft is None else {DRAFT: draft})
     _check_widths(models)
+    _check_encoders(models)
     sizes = size_caches(start, models)
     for name, each in models.items():
         each.attention.allocate(sizes.num_pages[name])
-        _decode_canary(_engine(start, {MAIN: each}, Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]})))
+        own = Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]}, sizes.max_source_len)
+        _decode_canary(_engine(start, {MAIN: each}, own), has_encoder=isinstance(each, Seq2SeqModel))
     info = model.info
     loaded = Loaded(
         vocab_size=info.vocab_size,
@@ -53,13 +62,14 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         num_layers=info.num_layers,
         ties_embeddings=info.ties_embeddings,
         has_draft=draft is not None,
+        encoder=_encoder_info(model, sizes) if isinstance(model, Seq2SeqModel) else None,
     )
     engine = _engine(start, models, sizes)
     engine.read_vocabulary()
     return engine, loaded
 
 
-def _check_widths(models: dict[str, Model]) -> None:
+def _check_widths(models: dict[str, AnyModel]) -> None:
     """A draft model proposes the other's token ids and is weighed against it id by id."""
     widths = {name: model.info.vocab_size for name, model in models.items()}
     if widths.get(DRAFT, widths[MAIN]) != widths[MAIN]:
@@ -68,32 +78,64 @@ def _check_widths(models: dict[str, Model]) -> None:
         )
 
 
-def size_caches(start: Start, models: dict[str, Model]) -> Sizes:
+def _check_encoders(models: dict[str, AnyModel]) -> None:
+    """A draft model reads what the other reads."""
+    if len({isinstance(model, Seq2SeqModel) for model in models.values()}) > 1:
+        raise ValueError("of the model and the draft model only one has an encoder")
+
+
+def _encoder_info(model: Seq2SeqModel, sizes: Sizes) -> EncoderInfo:
+    words = model.generation
+    return EncoderInfo(
+        sizes.max_source_len,
+        words.decoder_start_token_id,
+        words.forced_bos_token_id,
+        words.forced_eos_token_ids,
+        words.bad_words,
+    )
+
+
+def size_caches(start: Start, models: dict[str, AnyModel]) -> Sizes:
     """Divide the memory so that all caches hold equally many tokens: what a draft row holds, its target row holds too.
 
-    Never more than all rows at full length could use.
+    Never more than all rows at full length could use, each with a source of its own where there is an encoder.
     """
     own_limit = min(model.info.max_model_len for model in models.values())
     max_model_len = min(own_limit, start.max_model_len or own_limit)
+    sources = [model.max_source_len for model in models.values() if isinstance(model, Seq2SeqModel)]
+    max_source_len = min([*sources, start.max_model_len or max(sources)]) if sources else 0
     backends = {name: model.attention for name, model in models.items()}
     memory = start.kv_memory_bytes or _default_kv_memory(models[MAIN].info.device)
     bytes_per_token = sum(Fraction(b.bytes_per_page(), b.page_size) for b in backends.values())
     num_tokens = int(memory / bytes_per_token)
     num_pages = {
-        name: min(1 + start.max_rows * -(-max_model_len // backend.page_size), num_tokens // backend.page_size)
+        name: min(
+            1 + start.max_rows * _pages_each(backend, max_model_len, max_source_len), num_tokens // backend.page_size
+        )
         for name, backend in backends.items()
     }
     if min(num_pages.values()) < 2:
         raise ValueError("kv_memory is too small for a single page")
     held = min((num_pages[name] - 1) * backend.page_size for name, backend in backends.items())
-    return Sizes(min(max_model_len, held), num_pages)
+    if not sources:
+        return Sizes(min(max_model_len, held), num_pages)
+    largest = max(backend.page_size for backend in backends.values())
+    half = held // 2 // largest * largest
+    if half == 0:
+        raise ValueError("kv_memory is too small for a source and a row")
+    return Sizes(min(max_model_len, held - half), num_pages, min(max_source_len, half))
 
 
-def _engine(start: Start, models: dict[str, Model], sizes: Sizes) -> Engine:
+def _pages_each(backend: AttentionBackend, *lengths: int) -> int:
+    return sum(-(-length // backend.page_size) for length in lengths)
+
+
+def _engine(start: Start, models: dict[str, AnyModel], sizes: Sizes) -> Engine:
     info = models[MAIN].info
     return Engine(
         models,
         {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
+        encoders={name: model for name, model in models.items() if isinstance(model, Seq2SeqModel)},
         eos_token_ids=info.eos_token_ids,
         token_bytes=start.token_bytes,
         special_tokens=start.special_tokens,
@@ -112,9 +154,12 @@ def _default_kv_memory(device: torch.device) -> int:
     return min(4 << 30, available_memory() // 4)
 
 
-def _decode_canary(engine: Engine) -> None:
+def _decode_canary(engine: Engine, *, has_encoder: bool) -> None:
     """One greedy token end to end: proves that the model runs before the server says it is ready."""
-    request = Request((0, 1, 2), logits=LogitsParams(temperature=0), stopping=StoppingParams(max_tokens=2))
+    source = (0, 1, 2) if has_encoder else ()
+    request = Request(
+        (0, 1, 2), logits=LogitsParams(temperature=0), stopping=StoppingParams(max_tokens=2), source_ids=source
+    )
     engine.add(0, request, build)
     while engine.has_work:
         for output in engine.tick():

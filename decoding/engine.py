@@ -1,25 +1,29 @@
 """The engine: add, cancel, tick. It knows rows, pages and Moves, and no strategy by name.
 
-A tick packs the rows that are due, runs one ragged forward per model, reads what the strategies asked for, and advances
-the strategies whose rows have all run. What a row reads depends on its own log alone; that is the exactness contract.
+A tick packs the rows that are due, encodes the sources that are due, runs one ragged forward per model, reads what the
+strategies asked for, and advances the strategies whose rows have all run. What a row reads depends on its own log (and
+its request's source) alone; that is the exactness contract.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from decoding.attention.interface import Batch
 from decoding.cache import PageCache
+from decoding.encoder_memory import EncoderMemory
 from decoding.isolation import Isolation, failure_of
 from decoding.live import LiveRequest, Work
 from decoding.logits.pipeline import NEUTRAL, Pipelines
 from decoding.output import Failure, Output, Usage
-from decoding.packing import Span, pack
+from decoding.packing import Span, pack, pack_sources
 from decoding.params import Request
 from decoding.reading import HiddenStates, HostCopy, Read, ReadSlice, Unreadable, enqueue
 from decoding.rows import Row
@@ -53,6 +57,16 @@ class Model(Protocol):
     def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
+class Encoder(Protocol):
+    """The other half of a model that has one."""
+
+    @property
+    def max_source_len(self) -> int: ...
+
+    def encode(self, sources: Batch) -> None:
+        """Run whole sources, and write what the decoder's rows will read of them into their slots."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forwarded:
     """One model's share of a tick: its spans and what the forward left behind."""
@@ -63,14 +77,26 @@ class Forwarded:
     hidden: HiddenStates
 
 
+@dataclass(frozen=True, slots=True)
+class SourceDue:
+    """A source to encode, its memory's pages reserved."""
+
+    live: LiveRequest
+    memory: EncoderMemory
+
+
 class Engine:
-    """Runs requests to their end, all in one continuous batch. Single-threaded; raises nothing for a bad request."""
+    """Runs requests to their end, all in one continuous batch. Single-threaded; raises nothing for a bad request.
+
+    encoders: of those models that have one; every request to them brings a source.
+    """
 
     def __init__(
         self,
         models: Mapping[str, Model],
         caches: Mapping[str, PageCache],
         *,
+        encoders: Mapping[str, Encoder] | None = None,
         eos_token_ids: Sequence[int],
         token_bytes: Sequence[bytes] = (),
         special_tokens: Sequence[tuple[int, str]] = (),
@@ -82,6 +108,7 @@ class Engine:
     ) -> None:
         self._models = models
         self._caches = caches
+        self._encoders = encoders or {}
         self._eos_token_ids = tuple(eos_token_ids)
         self._token_bytes = token_bytes
         self._pipelines = Pipelines(eos_token_ids, token_bytes, special_tokens)
@@ -94,10 +121,12 @@ class Engine:
         self._num_arrived = 0
         self._num_rows = 0
         self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
-        self._isolation = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
+        self._encoding = Isolation(self._encode, self.scheduler.give_way, self._fail)
+        self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
         self.tick_rows = 0
         self.tick_tokens = 0
         self.computed_tokens = 0
+        self.encoded_sources = 0
         self.drafted_tokens = 0
         self.accepted_tokens = 0
 
@@ -142,17 +171,19 @@ class Engine:
     def tick(self) -> list[Output]:
         """One step of everybody. Returns what there is to say, one Output per request concerned."""
         scheduled = self._pack()
-        self._isolation.run(scheduled)  # forward and read
+        self._encoding.run(self._sources_due())
+        self._decoding.run([s for s in scheduled if s.live.is_running])  # forward and read
         self._advance()
         outputs = list(self._outputs.values())
         self._outputs = {}
         return outputs
 
     def check_integrity(self) -> None:
-        """Raise cache.IntegrityError unless every page is accounted for by a live row, the index or the free list."""
+        """Raise cache.IntegrityError unless every page is accounted for by a live row or memory, the index or the free
+        list."""
         for name, cache in self._caches.items():
-            rows = [row for live in self._live.values() for row in live.rows.values() if row.model == name]
-            cache.check_integrity(row.table for row in rows)
+            owners = [owner for live in self._live.values() for owner in live.owners]
+            cache.check_integrity(owner.table for owner in owners if owner.model == name)
 
     # pack
 
@@ -173,6 +204,24 @@ class Engine:
             copies = [pair for s in scheduled if s.span.row.model == name for pair in s.copies]
             if copies:
                 model.attention.copy_pages(copies)
+
+    # encode
+
+    def _sources_due(self) -> list[SourceDue]:
+        return [SourceDue(live, memory) for live in self.scheduler.running for memory in live.reserved]
+
+    def _encode(self, sources: Sequence[SourceDue]) -> None:
+        for name, encoder in self._encoders.items():
+            due = [source for source in sources if source.memory.model == name]
+            if due:
+                encoder.encode(pack_sources([d.memory for d in due], self._models[name].attention.page_size))
+                self.encoded_sources += len(due)
+            for source in due:
+                length = source.memory.length
+                source.memory.table.length = length
+                source.live.num_encoded += length
+                self.tick_tokens += length
+                self.computed_tokens += length
 
     # forward
 
@@ -314,14 +363,29 @@ class Engine:
         if isinstance(feed.parent, Open):
             if feed.parent.model not in self._models:
                 raise ValueError(f"no model {feed.parent.model!r}")
-            return Row(self._new_row_id(), feed.parent.model, num_prompt=len(feed.tokens) - feed.num_injected)
+            num_prompt = len(feed.tokens) - feed.num_injected
+            memory = self._memory(live, feed.parent.model)
+            return Row(self._new_row_id(), feed.parent.model, num_prompt=num_prompt, memory=memory)
         parent = live.rows[feed.parent]
         if is_reused:
             return parent
-        table = self._caches[parent.model].fork(parent.table)
         return Row(
-            self._new_row_id(), parent.model, parent.log.fork(), table, parent.num_prompt, embeds=dict(parent.embeds)
+            self._new_row_id(),
+            parent.model,
+            parent.log.fork(),
+            self._caches[parent.model].fork(parent.table),
+            parent.num_prompt,
+            embeds=dict(parent.embeds),
+            memory=parent.memory,
         )
+
+    def _memory(self, live: LiveRequest, model: str) -> EncoderMemory | None:
+        """The request's source as that model's encoder reads it: one for all of the request's rows."""
+        if model not in self._encoders:
+            return None
+        if model not in live.memories:
+            live.memories[model] = EncoderMemory(model, np.array(live.request.source_ids, dtype=np.int64))
+        return live.memories[model]
 
     def _feed(self, row: Row, feed: Feed) -> Work:
         """Write the feed into the row's log and forget what it drops."""
@@ -350,7 +414,7 @@ class Engine:
         output.failure = failure
         output.usage = Usage(
             cached_tokens=min(live.num_cached, len(live.request.prompt_ids)),  # pauses are cached too
-            computed_tokens=live.num_computed,
+            computed_tokens=live.num_computed + live.num_encoded,
             queue_seconds=admitted - live.submitted_at,
             prefill_seconds=first - admitted,
             decode_seconds=now - first,
@@ -369,13 +433,15 @@ class Engine:
 
     def _new_live(self, request_id: int, request: Request) -> LiveRequest:
         self._num_arrived += 1
-        salt = request.cache_salt if self._shares_prefixes else f"{request_id}/{request.cache_salt}"
+        salt = (request.cache_salt if self._shares_prefixes else f"{request_id}/{request.cache_salt}").encode()
+        if request.source_ids:  # what rows cache depends on it
+            salt += b"/" + hashlib.blake2b(np.array(request.source_ids, dtype=np.int64).tobytes()).digest()
         return LiveRequest(
             id=request_id,
             request=request,
             strategy=NotBegun(),
             pipeline=NEUTRAL,
-            salt=salt.encode(),
+            salt=salt,
             arrival=self._num_arrived,
             submitted_at=self._clock(),
         )
@@ -389,6 +455,9 @@ class Engine:
         missing = [name for name in request.max_rows_in if name not in self._models]
         if missing:
             return Failure("no_model", f"the request needs a {missing[0]} model and the server has none")
+        needing = [name for name in request.max_rows_in if (name in self._encoders) != bool(request.source_ids)]
+        if needing:
+            return Failure("no_model", f"the {needing[0]} model {_needs(needing[0] in self._encoders)} a source")
         if not self._fits(request):
             return Failure("never_fits", "the request needs more KV cache or rows than the server has")
         return None
@@ -399,13 +468,18 @@ class Engine:
         return (
             request.max_rows <= self._max_rows
             and request.max_length <= self._max_model_len
+            and all(len(request.source_ids) <= encoder.max_source_len for encoder in self._encoders.values())
             and all(_can_hold(self._caches[name], request, count) for name, count in request.max_rows_in.items())
         )
 
 
+def _needs(has_encoder: bool) -> str:
+    return "needs" if has_encoder else "cannot read"
+
+
 def _can_hold(cache: PageCache, request: Request, num_rows: int) -> bool:
-    """Whether so many rows fit at the length they take for sure, full prompt pages shared."""
+    """Whether so many rows fit at the length they take for sure, full prompt pages and the source's shared."""
     shared = len(request.prompt_ids) // cache.page_size
     own = cache.pages_for(request.certain_length) - shared
-    is_row_short = cache.pages_for(request.max_length) <= cache.num_usable
-    return is_row_short and shared + num_rows * own <= cache.num_usable
+    usable = cache.num_usable - cache.pages_for(len(request.source_ids))
+    return cache.pages_for(request.max_length) <= usable and shared + num_rows * own <= usable

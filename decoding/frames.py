@@ -67,6 +67,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     pause_ids: tuple[int, ...] = ()
     trace: bool = False
     latent: LatentThoughts | None = None
+    source_ids: tuple[int, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -86,11 +87,26 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     fraction: float
 
 
+class EncoderInfo(msgspec.Struct, frozen=True):
+    """What a model that has an encoder asks of every request.
+
+    max_source_len: the longest source. forced_*: what its configuration forces unless the request says otherwise.
+    bad_words: what it never says.
+    """
+
+    max_source_len: int
+    decoder_start_token_id: int
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The model is ready, its self-test passed and one canary token was decoded.
 
     vocab_size is the width of the logits: a valid token id is below it. num_pages x page_size tokens fit the KV cache.
     ties_embeddings: whether the output matrix is the embedding. has_draft: whether a draft model is loaded.
+    encoder: None for a model without one.
     """
 
     vocab_size: int
@@ -105,6 +121,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     num_layers: int = 0
     ties_embeddings: bool = False
     has_draft: bool = False
+    encoder: EncoderInfo | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -264,6 +281,7 @@ def submit_frame(request_id: int, request: Request) -> Submit:
         pause_ids=request.pause_ids,
         trace=request.trace,
         latent=request.latent,
+        source_ids=request.source_ids,
     )
 
 
@@ -282,4 +300,5 @@ def request_of(frame: Submit) -> Request:
         pause_ids=frame.pause_ids,
         trace=frame.trace,
         latent=frame.latent,
+        source_ids=frame.source_ids,
     )

@@ -9,12 +9,12 @@ the worker.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
 from decoding.live import LiveRequest
 from decoding.output import Failure
-from decoding.scheduler import Scheduled
 
 BROKEN_AFTER = 4
 """Requests that fail alone, one after the other with no success between, before the model counts as broken."""
@@ -22,12 +22,22 @@ BROKEN_AFTER = 4
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError on the CPU
 
 
-class Isolation:
+class Share(Protocol):
+    """A request's part of what a tick runs."""
+
+    @property
+    def live(self) -> LiveRequest: ...
+
+
+T = TypeVar("T", bound=Share)
+
+
+class Isolation(Generic[T]):
     """attempt: runs what it is given whole, or raises before anything of it counts."""
 
     def __init__(
         self,
-        attempt: Callable[[Sequence[Scheduled]], None],
+        attempt: Callable[[Sequence[T]], None],
         give_way: Callable[[Sequence[LiveRequest]], None],
         fail: Callable[[LiveRequest, Failure], None],
     ) -> None:
@@ -36,7 +46,7 @@ class Isolation:
         self._fail = fail
         self._num_failed = 0
 
-    def run(self, scheduled: Sequence[Scheduled]) -> None:
+    def run(self, scheduled: Sequence[T]) -> None:
         """All of it, but for those who fail or give way. Raises what made the model count as broken."""
         error = self._error_of(scheduled)
         if error is None:
@@ -53,7 +63,7 @@ class Isolation:
         for half in halves:
             self.run(half)
 
-    def _error_of(self, scheduled: Sequence[Scheduled]) -> Exception | None:
+    def _error_of(self, scheduled: Sequence[T]) -> Exception | None:
         """Returned, not handled where it is caught: its traceback holds the tensors of the attempt until then."""
         try:
             self._attempt(scheduled)

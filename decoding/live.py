@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from decoding.encoder_memory import EncoderMemory
 from decoding.logits.pipeline import Pipeline
 from decoding.params import Request
 from decoding.rows import Row
@@ -43,7 +44,10 @@ class Work:
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds."""
+    """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds.
+
+    memories: what each model's encoder makes of the request's source.
+    """
 
     id: int
     request: Request
@@ -54,11 +58,13 @@ class LiveRequest:
     submitted_at: float
     rows: dict[RowId, Row] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
+    memories: dict[str, EncoderMemory] = field(default_factory=dict)
     is_running: bool = False
     admitted_at: float | None = None
     first_token_at: float | None = None
     num_cached: int = 0
     num_computed: int = 0
+    num_encoded: int = 0
     num_preemptions: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
@@ -67,6 +73,21 @@ class LiveRequest:
     def order(self) -> tuple[int, int]:
         """Who goes first: lower runs earlier and is preempted later."""
         return (self.request.priority, self.arrival)
+
+    @property
+    def owners(self) -> list[Row | EncoderMemory]:
+        """Whatever of it has pages."""
+        return [*self.rows.values(), *self.memories.values()]
+
+    @property
+    def unfilled(self) -> list[EncoderMemory]:
+        """Memories that must be encoded before any row runs."""
+        return [m for m in self.memories.values() if not m.is_filled]
+
+    @property
+    def reserved(self) -> list[EncoderMemory]:
+        """Those of them that have their pages and are encoded in this tick."""
+        return [m for m in self.unfilled if m.table.pages]
 
     @property
     def is_move_done(self) -> bool:

@@ -185,7 +185,7 @@ def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
 
 
 @dataclass
-class _Given(BaseModelOutputWithPast):
+class Given(BaseModelOutputWithPast):
     """A body's output of hidden states alone: whatever else a head looks for is None."""
 
     def __getattr__(self, name: str) -> None:
@@ -196,8 +196,8 @@ class _Given(BaseModelOutputWithPast):
 class _Passthrough(nn.Module):
     """Stands where the base model was and hands on the hidden states it is given."""
 
-    def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_options: Any) -> _Given:
-        return _Given(last_hidden_state=inputs_embeds)
+    def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_options: Any) -> Given:
+        return Given(last_hidden_state=inputs_embeds)
 
 
 def headless(causal_lm: PreTrainedModel) -> PreTrainedModel:
@@ -343,7 +343,7 @@ def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:
     return ModelInfo(
         vocab_size=width,
         max_model_len=position_limit(causal_lm),
-        eos_token_ids=_eos_token_ids(causal_lm),
+        eos_token_ids=eos_token_ids(causal_lm),
         hidden_size=config.hidden_size,
         num_layers=num_layers,
         ties_embeddings=bool(config.tie_word_embeddings),
@@ -353,7 +353,7 @@ def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:
     )
 
 
-def _eos_token_ids(causal_lm: PreTrainedModel) -> tuple[int, ...]:
+def eos_token_ids(causal_lm: PreTrainedModel) -> tuple[int, ...]:
     """Those of the configuration and of the generation configuration, in that order."""
     found: list[int] = []
     for config in (causal_lm.config, causal_lm.generation_config):

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decoding.attention.interface import Batch
+from decoding.attention.interface import Batch, Memories
+from decoding.encoder_memory import EncoderMemory
+from decoding.encoder_memory import page_tables as memory_tables
 from decoding.rows import Row
 
 
@@ -54,7 +56,33 @@ def pack(spans: Sequence[Span], page_size: int) -> Batch:
             if span.start <= position < span.end
         },
         probe_rows=tuple(r for r, s in enumerate(spans) if s.is_probed),
+        memories=_memories([s.row.memory for s in spans]),
     )
+
+
+def pack_sources(memories: Sequence[EncoderMemory], page_size: int) -> Batch:
+    """Lay whole sources end to end. Their memories must already have room for them."""
+    lengths = np.array([m.length for m in memories], dtype=np.int64)
+    query_starts = np.concatenate(([0], np.cumsum(lengths)))
+    tables = memory_tables(memories)
+    row_of = np.repeat(np.arange(len(memories)), lengths)
+    positions = np.arange(query_starts[-1]) - query_starts[row_of]
+    return Batch(
+        token_ids=np.concatenate([m.source_ids for m in memories]),
+        positions=positions,
+        slots=tables[row_of, positions // page_size] * page_size + positions % page_size,
+        query_starts=query_starts,
+        kv_lengths=lengths,
+        page_tables=tables,
+    )
+
+
+def _memories(memories: Sequence[EncoderMemory | None]) -> Memories | None:
+    """None where the model has no encoder."""
+    present = [m for m in memories if m is not None]
+    if not present:
+        return None
+    return Memories(np.array([m.length for m in present], dtype=np.int64), memory_tables(present))
 
 
 def _page_tables(spans: Sequence[Span], page_size: int) -> np.ndarray:

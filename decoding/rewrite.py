@@ -134,7 +134,7 @@ def _replacement(module: nn.Module, factory: LinearFactory) -> nn.Module | None:
         return factory.build(module.weight.T, module.bias)
     if isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations":
         return RowExactActivation(module)
-    if type(module).__name__.endswith("RMSNorm"):
+    if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")):
         return fuse_norm(module)
     return None
 

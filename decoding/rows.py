@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from decoding.cache import PageTable
+from decoding.encoder_memory import EncoderMemory
 from decoding.seam import RowId
 
 EMBED_ID = 0
@@ -68,7 +69,10 @@ class TokenLog:
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """num_prompt: how many tokens of the log its opening feed brought. embeds: position -> fed vector [hidden]."""
+    """num_prompt: how many tokens of the log its opening feed brought. embeds: position -> fed vector [hidden].
+
+    memory: what the rows of its request read of their source, where the model has an encoder.
+    """
 
     id: RowId
     model: str
@@ -76,6 +80,7 @@ class Row:
     table: PageTable = field(default_factory=PageTable)
     num_prompt: int = 0
     embeds: dict[int, torch.Tensor] = field(default_factory=dict)
+    memory: EncoderMemory | None = None
 
     @property
     def num_pending(self) -> int:

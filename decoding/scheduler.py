@@ -3,7 +3,8 @@
 Admission is by rows and pages, in order. Running rows get their pages oldest request first; when a model has none left,
 the youngest request that holds some loses all of its pages and waits again, to be re-fed later. The oldest request
 therefore always goes on; should it outgrow a whole cache by itself it is `starved`, and the engine ends it. So nothing
-can block for ever.
+can block for ever. Where a model has an encoder, a request's memory takes pages like a row, and its rows run from the
+tick after the one that fills it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from decoding.cache import PageCache
+from decoding.cache import PageCache, PageTable
 from decoding.live import LiveRequest, Work
 from decoding.packing import Span
 
@@ -86,7 +87,8 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last.
 
-        Sets `starved` to the requests that no preemption can make room for; they must be ended.
+        Sources are encoded whole, within the budget of long ones unless they exceed it alone. Sets `starved` to the
+        requests that no preemption can make room for; they must be ended.
         """
         self.starved = []
         chosen: dict[LiveRequest, list[Scheduled]] = {}
@@ -96,6 +98,7 @@ class Scheduler:
                     self._place(live, work, work.row.num_pending, chosen)
         budget = self._tick_tokens
         for live in list(self.running):
+            budget -= self._place_sources(live, budget, chosen)
             for work in self._ready_works(live):
                 if work.row.num_pending > SHORT_FEED and budget > 0:
                     count = self._chunk_length(work, budget)
@@ -112,6 +115,8 @@ class Scheduler:
         if self._is_short:
             return False
         needed = Counter(row.model for r in self.running for row in r.rows.values())
+        for memory in (m for r in (*self.running, live) for m in r.unfilled):
+            needed[memory.model] += self._caches[memory.model].pages_for(memory.length)
         for at, work in enumerate(live.works):
             cache = self._caches[work.row.model]
             needed[work.row.model] += 1 if at else cache.pages_for(work.row.num_pending)
@@ -120,7 +125,7 @@ class Scheduler:
     def _ready_works(self, live: LiveRequest) -> list[Work]:
         """Works that may run now. Rows that start from nothing go one after the other, so that each can adopt the pages
         that the one before published: re-fed forks share their prompt again, as they did before."""
-        if not live.is_running:  # preempted earlier in this very tick
+        if not live.is_running or live.unfilled:  # preempted earlier in this very tick, or not encoded yet
             return []
         ready = []
         for model in self._caches:
@@ -144,20 +149,39 @@ class Scheduler:
         """Reserve pages for `count` tokens of the work, by preemption if need be. Returns the tokens placed."""
         if not live.is_running:  # preempted since its works were listed
             return 0
-        row, cache = work.row, self._caches[work.row.model]
-        while cache.pages_to_grow(row.table, count) > cache.num_available:
-            owners = [r for r in self.running if r is live or _has_pages(r, row.model)]
+        row = work.row
+        if not self._make_room(live, row.model, row.table, count, chosen):
+            return 0
+        copies = tuple(self._caches[row.model].grow(row.table, count))
+        is_probed = work.feed.want.attention and count == row.num_pending
+        chosen.setdefault(live, []).append(Scheduled(live, work, Span(row, count, is_probed), copies))
+        return count
+
+    def _place_sources(self, live: LiveRequest, budget: int, chosen: dict[LiveRequest, list[Scheduled]]) -> int:
+        """Reserve pages for what the request's encoders have to read. Returns the tokens placed."""
+        placed = 0
+        for memory in live.unfilled:
+            is_due = placed + memory.length <= budget or (budget == self._tick_tokens and not placed)
+            if live.is_running and is_due and self._make_room(live, memory.model, memory.table, memory.length, chosen):
+                self._caches[memory.model].grow(memory.table, memory.length)
+                placed += memory.length
+        return placed
+
+    def _make_room(
+        self, live: LiveRequest, model: str, table: PageTable, count: int, chosen: dict[LiveRequest, list[Scheduled]]
+    ) -> bool:
+        """Preempt until the table can grow by `count`; False where that took the request itself."""
+        cache = self._caches[model]
+        while cache.pages_to_grow(table, count) > cache.num_available:
+            owners = [r for r in self.running if r is live or _has_pages(r, model)]
             victim = owners[-1]
             if len(owners) == 1:
                 self.starved.append(victim)
             self._preempt(victim)
             chosen.pop(victim, None)
             if victim is live:
-                return 0
-        copies = tuple(cache.grow(row.table, count))
-        is_probed = work.feed.want.attention and count == row.num_pending
-        chosen.setdefault(live, []).append(Scheduled(live, work, Span(row, count, is_probed), copies))
-        return count
+                return False
+        return True
 
     def _adopt(self, live: LiveRequest, work: Work) -> None:
         """Take what the prefix index has of an empty row."""
@@ -179,10 +203,10 @@ class Scheduler:
         self.enqueue(live)
 
     def _release(self, live: LiveRequest) -> None:
-        for row in live.rows.values():
-            self._caches[row.model].free(row.table)
+        for owner in live.owners:
+            self._caches[owner.model].free(owner.table)
 
 
 def _has_pages(live: LiveRequest, model: str) -> bool:
     """Whether preempting the request would give the model's cache anything back."""
-    return any(row.model == model and row.table.pages for row in live.rows.values())
+    return any(owner.model == model and owner.table.pages for owner in live.owners)

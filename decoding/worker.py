@@ -18,7 +18,7 @@ from collections import Counter
 
 import torch
 
-from decoding.assembly import build_engine
+from decoding.assembly import AnyModel, build_engine
 from decoding.engine import Engine
 from decoding.frames import (
     Cancel,
@@ -38,7 +38,7 @@ from decoding.frames import (
 )
 from decoding.frames import Output as OutputFrame
 from decoding.link import Link, ParentGone
-from decoding.model import Model, load
+from decoding.loading import load
 from decoding.output import Output
 from decoding.seam import Emit
 from decoding.strategies import build
@@ -184,7 +184,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
+def _load(start: Start, directory: str, link: Link, prefix: str) -> AnyModel:
     """The model of that directory; the server hears of it under the prefix."""
     return load(
         directory,

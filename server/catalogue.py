@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from decoding.params import Assisted, Dola
-from server.combinations import EXCLUSIONS, FILTERS, METHODS, NEEDS, STEPS, Exclusion, Method, Step
+from server.combinations import ENCODER_EXCLUSIONS, EXCLUSIONS, FILTERS, METHODS, NEEDS, STEPS, Exclusion, Method, Step
 from server.limits import Limits
 from server.openapi import inlined
 from server.protocol import ChatRequest, CompletionRequest
@@ -24,7 +24,9 @@ def available(served: Served) -> list[Method]:
         *([Assisted] if not served.has_draft else []),
         *([Dola] if served.num_layers == 0 else []),
     ]
-    return [method for method in METHODS if method.params not in missing]
+    exclusions = ENCODER_EXCLUSIONS if served.encoder is not None else ()
+    excluded = {key for exclusion in exclusions for key in exclusion.keys}
+    return [method for method in METHODS if method.params not in missing and not excluded.intersection(method.when)]
 
 
 def catalogue(served: Served, limits: Limits) -> StrategyList:

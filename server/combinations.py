@@ -71,6 +71,7 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "min_tokens": (0,),
     "min_new_tokens": (0,),
     # answers
+    "echo": (False,),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "stream": (False,),
@@ -452,3 +453,17 @@ EXCLUSIONS = (
         ("response_format", "structured"),
     ),
 )
+
+ENCODER_FIELDS = ("decoder_prompt", "forced_bos_token_id")
+"""What has a meaning only with a model that has an encoder."""
+
+ENCODER_EXCLUSIONS = (
+    Exclusion(("dola_layers",), "DoLa is defined for decoder-only models"),
+    Exclusion(("guidance_scale", "kl_guided"), "its second context would need a source of its own"),
+    Exclusion(("entropix",), "it looks at attention within the text"),
+    Exclusion(("sed",), "its question belongs behind a prompt"),
+    Exclusion(("pause_tokens", "latent_thoughts"), "the decoder has no prompt to pause behind"),
+    Exclusion(("prompt_logprobs",), "an encoder gives its source no log-probs"),
+    Exclusion(("echo",), "an encoder gives its source no log-probs", ("logprobs",)),
+)
+"""What has no meaning with such a model (with `others`: together with one of them)."""

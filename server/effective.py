@@ -16,7 +16,7 @@ from server.search_fields import Sed
 from server.wire import at
 from server.words import PLACEHOLDERS
 
-HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar"}  # not on the wire; on the wire as text
+HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar", "forced_eos_token_ids"}  # not on the wire; on the wire as text
 DERIVED_AS_THEY_ARE = {"layers", "think_token_id"}  # numbers on the wire too
 
 
@@ -96,6 +96,8 @@ def _service(request: Request, wire: Decoding, shown: Shown) -> dict[str, Any]:
     for name in ("pause_tokens", "latent_thoughts"):
         if (beside := getattr(wire, name)) is not None:
             values[name] = beside.model_dump(exclude_none=True)
+    if getattr(wire, "decoder_prompt", None) is not None:
+        values["decoder_prompt"] = wire.decoder_prompt  # type: ignore[attr-defined]
     return values | {name: value for name in ("priority", "trace") if (value := getattr(request, name))}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from decoding.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from server.combinations import FILTERS, Method
@@ -28,19 +29,32 @@ def logits_params(
     names = [name for name in PLAIN if draws or name not in FILTERS]
     values = {name: value for name in names if (value := getattr(wire, name)) is not None}
     check_ids("allowed_token_ids", wire.allowed_token_ids, served)
+    check_ids("forced_bos_token_id", None if wire.forced_bos_token_id is None else [wire.forced_bos_token_id], served)
     return LogitsParams(
         temperature=_temperature(wire) if draws else 0.0,
         top_k=_top_k(wire, served) if draws and method.params is not Contrastive else 0,
         top_n_sigma=wire.top_n_sigma or 0.0 if draws and wire.top_n_sigma != -1 else 0.0,
         logit_bias=_logit_bias(wire, served),
         allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
-        bad_words=bad_words,
+        bad_words=bad_words + (served.encoder.bad_words if served.encoder else ()),
         exponential_decay_length_penalty=_decay(wire),
         edt=None if wire.edt is None else Edt(**wire.edt.model_dump(exclude_none=True)),
         adapt=None if wire.adapt is None else Adapt(**wire.adapt.model_dump(exclude_none=True)),
         min_tokens_to_keep=len(served.eos_token_ids) + 1 if method.params is BeamSample else 1,
+        **_forced(wire, served),
         **values,
     )
+
+
+def _forced(wire: Decoding, served: Served) -> dict[str, Any]:
+    """The request's word goes before the model's."""
+    encoder, first = served.encoder, wire.forced_bos_token_id
+    if encoder is None:
+        return {}
+    return {
+        "forced_bos_token_id": encoder.forced_bos_token_id if first is None else first,
+        "forced_eos_token_ids": encoder.forced_eos_token_ids,
+    }
 
 
 def check_ids(field: str, token_ids: Sequence[int] | None, served: Served) -> None:

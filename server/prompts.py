@@ -32,8 +32,8 @@ async def completion_prompts(wire: CompletionRequest, served: Served) -> tuple[P
 
 
 async def _encoded(texts: Sequence[str], echo: bool, served: Served) -> tuple[Prompt, ...]:
-    if served.tokenizer.fewest_tokens(max(texts, key=len)) > served.max_model_len:
-        raise too_long(served.max_model_len, "the prompt alone is longer", "prompt")
+    if served.tokenizer.fewest_tokens(max(texts, key=len)) > served.max_prompt_len:
+        raise too_long(served.max_prompt_len, "the prompt alone is longer", "prompt")
     encoded = await served.tokenizer.encode_all(texts)
     return tuple(
         Prompt(each.ids, text, each.starts) if echo else Prompt(each.ids)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from server.chat_fields import ConversationFields, Messages, ToolFields
-from server.search_fields import SearchFields
+from server.search_fields import Context, SearchFields
 from server.structure_fields import StructureFields
 from server.token_fields import LatentThoughts, PauseTokens, TokenFields
 from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
@@ -29,6 +29,7 @@ MUST_BE = {
     "dola_layers": '"low", "high" or a list of layer numbers',
     "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
     "negative_prompt": CONTEXT,
+    "decoder_prompt": CONTEXT,
     "kl_guided.prompt": CONTEXT,
     "tool_choice": '"none", "auto", "required" or {"type": "function", "function": {"name": …}}',
 }
@@ -54,6 +55,10 @@ class Decoding(TokenFields, SearchFields, StructureFields):
     min_new_tokens: Count | None = option("Another name of min_tokens.", 0)
     pause_tokens: PauseTokens | None = option("Filler between prompt and answer, never part of the answer.")
     latent_thoughts: LatentThoughts | None = option("Thoughts without words between prompt and answer.")
+
+    forced_bos_token_id: TokenId | None = option(
+        "First token of the answer of an encoder-decoder model, its language for many; default: the model's own."
+    )
 
     prompt_logprobs: Count | None = option("Log-probs of the prompt's tokens, and of that many alternatives.")
     logprobs_mode: Literal["raw", "processed"] | None = option("Log-probs of the model, or of the pipeline.", "raw")
@@ -88,6 +93,7 @@ class CompletionRequest(Decoding):
     """POST /v1/completions."""
 
     prompt: Prompt = Field(description="Text or token ids, or a list of either: one answer each.")
+    decoder_prompt: Context | None = option("Text or token ids that an encoder-decoder model's answer goes on from.")
     suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
     max_tokens: Count | None = option("Most tokens of a choice.", 16)
     echo: bool | None = option("Put the prompt before the answer.", False)

@@ -199,14 +199,16 @@ class ChatChunk(Wire, frozen=True):
 
 
 class Support(Wire, frozen=True):
-    """What the model can do beyond completions. strategies: the ids that GET /v1/strategies describes.
+    """What the model can do beyond completions. encoder: a prompt is the source it answers.
 
-    tool_parser: how calls are written, null if tools are refused; tools_in: what shows them to the model, its chat
-    template or, if that takes none, the system message. reasoning: whether reasoning_content is split off.
+    strategies: the ids that GET /v1/strategies describes. tool_parser: how calls are written,
+    null if tools are refused; tools_in: what shows them to the model, its chat template or, if that takes none, the
+    system message. reasoning: whether reasoning_content is split off.
     """
 
     chat: bool
     draft_model: bool
+    encoder: bool
     strategies: list[str]
     tool_parser: str | None
     tools_in: str | None

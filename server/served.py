@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from decoding.frames import EncoderInfo
 from server.grammar_check import GrammarCheck
 from server.text import Tokenizer
 from server.tool_parsers.tool_format import ToolFormat
@@ -15,9 +16,9 @@ from server.tool_parsers.tool_format import ToolFormat
 class Served:
     """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
 
-    num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`. grammars: tells whether
-    those of requests compile. tools: how calls are written, None where no tools are taken. generation_defaults: wire
-    fields that hold where a request says nothing.
+    num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder: as in `frames.Loaded`. grammars: tells
+    whether those of requests compile. tools: how calls are written, None where no tools are taken. generation_defaults:
+    wire fields that hold where a request says nothing.
     """
 
     names: tuple[str, ...]
@@ -34,3 +35,9 @@ class Served:
     tools: ToolFormat | None = None
     has_reasoning: bool = False
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
+    encoder: EncoderInfo | None = None
+
+    @property
+    def max_prompt_len(self) -> int:
+        """A prompt is the encoder's source where there is one, and counts against no answer."""
+        return self.max_model_len if self.encoder is None else self.encoder.max_source_len

@@ -118,6 +118,7 @@ class Startup:
             tools=chosen(self._settings.tool_parser, tokenizer.template),
             has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
             generation_defaults=defaults,
+            encoder=loaded.encoder,
         )
 
 

@@ -24,6 +24,7 @@ from server.prompts import completion_prompts
 from server.protocol import ChatRequest, CompletionRequest, Decoding
 from server.reasoning import is_unfinished, opened_by
 from server.served import Served
+from server.source import check_encoder_fields, check_source, decoder_ids
 from server.strategy import num_beside, num_second_context, strategy_params
 from server.structure import grammar_of
 from server.tool_grammar import message_grammar
@@ -81,8 +82,8 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
 
 
 def _check_length(text: str, served: Served) -> None:
-    if served.tokenizer.fewest_tokens(text) > served.max_model_len:
-        raise too_long(served.max_model_len, "the messages alone are longer", "messages")
+    if served.tokenizer.fewest_tokens(text) > served.max_prompt_len:
+        raise too_long(served.max_prompt_len, "the messages alone are longer", "messages")
 
 
 def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinking: bool) -> Plan:
@@ -135,6 +136,8 @@ async def _plan(
     shown: Shown,
 ) -> Plan:
     seeds = _seeds(wire.seed, len(prompts))
+    check_encoder_fields(wire, served)
+    check_source(max(len(prompt.ids) for prompt in prompts), limit.field, served)
     try:
         opened = await _requests(wire, served, prompts, logprobs)
         requests = tuple(
@@ -166,9 +169,11 @@ async def _requests(
     logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
     logits = replace(logits, grammar=await grammar_of(wire, served))
     pauses = await pause_ids(wire, served)
+    opening = await decoder_ids(wire, served)
     return [
         Request(
-            prompt_ids=prompt.ids,
+            prompt_ids=opening or prompt.ids,
+            source_ids=prompt.ids if opening else (),
             strategy=strategy_params(method, wire, own, prompt.ids[-1]),
             logits=logits,
             logprobs=logprobs,

@@ -31,9 +31,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         download""",
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
-        grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits effective
-        conversation generation_defaults translate worker_process mailbox ticket reservation waiting admission batcher
-        startup""",
+        grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits source
+        effective conversation generation_defaults translate worker_process mailbox ticket reservation waiting
+        admission batcher startup""",
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
         # the edge: ASGI layers, the listening side, routes
@@ -50,14 +50,14 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
         "quantize",
-        "strategies/ attention/ linear elementwise rows gguf_model",
+        "encoder_memory strategies/ attention/ linear elementwise rows gguf_model",
         "layer_weights plug rewrite support packing live reading embedded graphs",
         "fused",
         "model scheduler",
         "perplexity",
-        "tools isolation",
+        "seq2seq/ tools isolation",
         "engine",
-        "assembly",
+        "assembly loading",
         "worker",
     ),
     "loadtest": (

@@ -108,6 +108,8 @@ class CPUAttention:
         """Scaled, capped and masked: [R * H, M, L]."""
         shape = self._pages.shapes[spec.layer]
         mask = tile.mask(shape.group, spec.sliding_window)  # [R, 1, M, L]
+        if spec.bias is not None:
+            mask = tile.biased_mask(mask, spec.bias, shape)  # [R, H, M, L]
         by_head = (tile.num_rows, shape.kv_heads, *mask.shape[2:])
         if spec.softcap is None:
             scores = mask.expand(by_head).clone(memory_format=torch.contiguous_format).view(-1, *mask.shape[2:])

@@ -15,12 +15,21 @@ import torch
 
 
 @dataclass(frozen=True, slots=True)
+class Memories:
+    """The encoder memory of every row of a batch: how many positions, and in which pages."""
+
+    lengths: np.ndarray  # int64 [R]
+    page_tables: np.ndarray  # int64 [R, P]   padded with page 0
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One ragged forward on the host. T tokens of R rows, laid end to end; P is the longest page table.
 
     Row r owns tokens query_starts[r] : query_starts[r + 1]; its keys are positions 0 : kv_lengths[r], in the pages
     page_tables[r], this forward's own tokens included (they are written before any row attends). Rows of one batch may
-    share pages. probe_rows: rows whose last query's last-layer attention scores are wanted.
+    share pages. probe_rows: rows whose last query's last-layer attention scores are wanted. memories: where the rows
+    are an encoder-decoder model's; their probed scores are those of the cross-attention.
     """
 
     token_ids: np.ndarray  # int64 [T]
@@ -31,6 +40,7 @@ class Batch:
     page_tables: np.ndarray  # int64 [R, P]   padded with page 0
     embeds: dict[int, torch.Tensor] = field(default_factory=dict)  # token index -> [hidden], replaces its embedding
     probe_rows: tuple[int, ...] = ()
+    memories: Memories | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -43,13 +53,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """What a layer's attention needs beyond q, k and v. None means the feature is off."""
+    """What a layer's attention needs beyond q, k and v. None means the feature is off.
+
+    bias: added to the scaled scores by head and by how far back the key lies, everything further like the last.
+    """
 
     layer: int
     scaling: float
     sliding_window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None  # [heads]
+    bias: torch.Tensor | None = None  # [heads, distances]
 
 
 @dataclass(frozen=True, slots=True)

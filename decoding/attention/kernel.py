@@ -140,6 +140,8 @@ class KernelAttention:
 
     def new_record(self, spec: LayerSpec) -> np.ndarray:
         """An ATTENTION record, valid until the next `allocate`; tensors, strides and batch are left to the caller."""
+        if spec.bias is not None:
+            raise ValueError("the kernel knows no relative biases")
         shape = self.shapes[spec.layer]
         record = np.zeros(1, ATTENTION)
         record["key_pages"] = self.keys[spec.layer].data_ptr()

@@ -93,6 +93,9 @@ class ReferenceAttention:
         scores = query @ keys.transpose(1, 2) * spec.scaling
         if spec.softcap is not None:
             scores = torch.tanh(scores / spec.softcap) * spec.softcap
+        if spec.bias is not None:
+            distances = (row.query_positions - row.key_positions).clamp(0, spec.bias.shape[1] - 1)
+            scores = scores + spec.bias[:, distances]
         scores = scores.masked_fill(~row.visible(spec.sliding_window), float("-inf"))
         weights = torch.softmax(with_sinks(scores, spec.sinks), -1)[..., : scores.shape[-1]]
         return scores, weights @ self._gather(self._pages.values[spec.layer], row, query.shape[0])

@@ -110,6 +110,7 @@ class Tile:
     edges: tuple[int, ...]
     _gathers: dict[int, torch.Tensor] = field(default_factory=dict)
     _masks: dict[tuple[int, int | None], torch.Tensor] = field(default_factory=dict)
+    _biased: tuple[torch.Tensor, torch.Tensor] | None = None  # a bias, and the mask made with it
 
     @property
     def num_rows(self) -> int:
@@ -143,6 +144,16 @@ class Tile:
                 hidden |= keys <= positions - sliding_window
             self._masks[key] = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None]
         return self._masks[key]
+
+    def biased_mask(self, mask: torch.Tensor, bias: torch.Tensor, shape: LayerShape) -> torch.Tensor:
+        """mask [R, 1, M, L] plus bias [heads, distances]: float32 [R, H, M, L]. Layers that share a bias share it."""
+        if self._biased is None or self._biased[0] is not bias:
+            distances = (self.positions[..., None] - torch.arange(self.num_keys)).clamp(0, bias.shape[1] - 1)
+            by_head = bias.view(shape.kv_heads, shape.group, -1)[:, :, distances]  # [H, group, R, Q, L]
+            packed = by_head.permute(2, 0, 3, 1, 4).flatten(2, 3)  # [R, H, Q * group, L]
+            missing = mask.shape[2] - packed.shape[2]
+            self._biased = bias, torch.nn.functional.pad(packed, (0, 0, 0, missing)) + mask
+        return self._biased[1]
 
 
 def build_tile(batch: Batch, pieces: list[Piece], page_size: int) -> Tile:

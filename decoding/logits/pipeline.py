@@ -4,10 +4,11 @@ Order of a row's steps (decoding-methods 0.2; Hugging Face's wherever it has the
 excluded stays excluded):
 
     grammar, allowed_token_ids, logit_bias, bad_words, min_tokens,
-    repetition, frequency and presence, no repeated n-grams, windowed repetition, LZ, eos_penalty, exponential decay;
+    repetition, frequency and presence, no repeated n-grams, windowed repetition, LZ, eos_penalty, exponential decay,
+    forced BOS and EOS;
     top_n_sigma, temperature (static, EDT or AdapT), top_k, top_p, min_p, typical, epsilon, eta.
 
-Processors (first two lines) always apply; warpers (last line) only where the row samples. sampler_order "vllm" puts
+Processors (first three lines) always apply; warpers (last line) only where the row samples. sampler_order "vllm" puts
 min_p before top_k. EDT looks at the scores as they came in, top_n_sigma at the processed ones.
 """
 
@@ -23,6 +24,7 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Epsilon, Eta, TopNSigma, Typical
 from decoding.logits.filters import MinP, TopK, TopP
+from decoding.logits.forced import ForcedBos, ForcedEos
 from decoding.logits.grammar import GrammarMask, Grammars
 from decoding.logits.lengths import EosPenalty, ExponentialDecay
 from decoding.logits.lines import token_lines
@@ -65,7 +67,7 @@ class Pipelines:
         """The steps that are not neutral. Raises InvalidGrammar."""
         grammar = None if params.grammar is None else self.grammars.mask(params.grammar)
         masks = (*([] if grammar is None else [grammar]), *self._masks(params, stopping))
-        processors = (*masks, *_penalties(params), *self._lengths(params))
+        processors = (*masks, *_penalties(params), *self._lengths(params), *_forced(params, stopping))
         warpers = () if params.is_greedy else (*self._temperatures(params), *_filters(params))
         return Pipeline(processors, warpers, params.is_greedy, grammar)
 
@@ -129,6 +131,13 @@ def _penalties(params: LogitsParams) -> Iterator[Step]:
         yield RepetitionPenalty(theta, "output", window)
     if params.lz_penalty:
         yield LzPenalty(params.lz_penalty, params.lz_buffer, params.lz_window)
+
+
+def _forced(params: LogitsParams, stopping: StoppingParams) -> Iterator[Step]:
+    if params.forced_bos_token_id is not None:
+        yield ForcedBos(params.forced_bos_token_id)
+    if params.forced_eos_token_ids:
+        yield ForcedEos(_ids(params.forced_eos_token_ids), stopping.max_tokens)
 
 
 def _filters(params: LogitsParams) -> Iterator[Step]:

@@ -51,6 +51,8 @@ class LogitsParams:
     `repetition_penalty_window` output ids when a window is set (0: all).
     bad_words: id sequences whose last id is excluded after the others. eos_penalty: z_eos -= eos_penalty * (until - t).
     exponential_decay_length_penalty: (start, factor) as Hugging Face's. edt and adapt replace the static temperature.
+    forced_bos_token_id: the first output token, where the prompt is a single one. forced_eos_token_ids: what is left
+    for the last of max_tokens.
     min_tokens_to_keep: filters never keep fewer (Hugging Face's beam sample needs more than one).
     grammar: what the answer must match; its end is the answer's, so min_tokens and ignore_eos do not go with it.
     """
@@ -85,6 +87,8 @@ class LogitsParams:
     sampler_order: SamplerOrder = "hf"
     min_tokens_to_keep: int = 1
     grammar: Grammar | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_filters()
@@ -134,6 +138,12 @@ class LogitsParams:
             "allowed_token_ids",
             "needs at least one id >= 0",
         )
+        check(
+            self.forced_bos_token_id is None or self.forced_bos_token_id >= 0,
+            "forced_bos_token_id",
+            "must be an id >= 0",
+        )
+        check(min(self.forced_eos_token_ids, default=0) >= 0, "forced_eos_token_ids", "must hold ids >= 0")
         check(all(word and min(word) >= 0 for word in self.bad_words), "bad_words", "must hold sequences of ids >= 0")
 
     @property
@@ -145,4 +155,6 @@ class LogitsParams:
     def token_ids(self) -> tuple[int, ...]:
         """Every id that a field names."""
         biased = tuple(token_id for token_id, _ in self.logit_bias)
-        return biased + (self.allowed_token_ids or ()) + tuple(i for word in self.bad_words for i in word)
+        forced = self.forced_eos_token_ids
+        forced += () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)
+        return biased + forced + (self.allowed_token_ids or ()) + tuple(i for word in self.bad_words for i in word)

@@ -48,6 +48,7 @@ PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__a
 class Request:
     """Lower `priority` runs first; equal priorities run in arrival order.
 
+    source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with.
     pause_ids: fed after the prompt, unseen by penalties and never part of the answer; latent: thoughts between the two.
     trace: report what the strategy saw and did.
     """
@@ -63,10 +64,12 @@ class Request:
     pause_ids: tuple[int, ...] = ()
     trace: bool = False
     latent: LatentThoughts | None = None
+    source_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(len(self.prompt_ids) > 0, "prompt", "must not be empty")
         check(min(self.prompt_ids) >= 0, "prompt", "must not hold a negative token id")
+        check(min(self.source_ids, default=0) >= 0, "prompt", "must not hold a negative token id")
         check(min(self.pause_ids, default=0) >= 0, "pause_tokens", "must not hold a negative token id")
         check(0 <= self.seed <= MAX_SEED, "seed", "must fit 64 bits")
         if self.logits.grammar is not None:
@@ -108,7 +111,13 @@ class Request:
     @property
     def highest_token_id(self) -> int:
         """The highest token id that any of its fields names: it must be below the width of the logits."""
-        named = (*self.prompt_ids, *self.pause_ids, *self.logits.token_ids, *self.stopping.stop_token_ids)
+        named = (
+            *self.source_ids,
+            *self.prompt_ids,
+            *self.pause_ids,
+            *self.logits.token_ids,
+            *self.stopping.stop_token_ids,
+        )
         latent = () if self.latent is None else (self.latent.start_id, self.latent.end_id)
         return max(*named, *latent, *_strategy_ids(self.strategy))
 

@@ -37,7 +37,7 @@ class BeamStrategy(Search):
         self._penalty = LengthPenalty(params.length_penalty, params.length_penalty_type)
         self._prune = params.prune if isinstance(params, Beam) else None
         beta = params.coverage_penalty if isinstance(params, Beam) else 0.0
-        self._coverage = Coverage(beta, len(request.prompt_ids)) if beta else None
+        self._coverage = Coverage(beta, len(request.source_ids or request.prompt_ids)) if beta else None
         self._beams = [self._answers.root]
         self._finished: list[Hypothesis] = []
 

@@ -2,8 +2,9 @@
 
     cp(X; Y) = beta * sum_i log(min(sum_j a_ij, 1))
 
-X: the prompt's tokens; a_ij: what the query that gives y_j pays to token i in the last layer, the mean over heads of
-the softmax over all keys. Our definition where the paper has cross-attention. Sums below 1e-9 count as that.
+X: the source's tokens; a_ij: what the query that gives y_j pays to token i in the last layer's cross-attention, the
+mean over heads. A decoder alone has its prompt for a source, and the softmax there is over all keys: our definition.
+Sums below 1e-9 count as that.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_every_params_field_is_reached_from_a_wire_field() -> None:
             for name in path.split("."):
                 options = schema.get("anyOf", [schema])
                 schema = next(o for o in options if "properties" in o)["properties"][name]
-    hidden = {"min_tokens_to_keep", "grammar"}
+    hidden = {"min_tokens_to_keep", "grammar", "forced_eos_token_ids"}
     assert {field.name for field in dataclasses.fields(LogitsParams)} - hidden <= properties().keys()
     assert {method.params.NAME for method in METHODS} == set(PARAMS)
 
@@ -193,6 +193,7 @@ def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
         "include_stop_str_in_output", "trace", "cache_salt", "priority", "timeout", "prompt", "suffix", "max_tokens",
         "echo", "logprobs", "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice",
         "parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+        "decoder_prompt", "forced_bos_token_id",
     }  # fmt: skip
     assert all("description" in schema for name, schema in properties().items() if name not in {"prompt", "messages"})
 

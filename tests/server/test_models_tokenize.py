@@ -21,6 +21,7 @@ async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient
         "supports": {
             "chat": True,
             "draft_model": False,
+            "encoder": False,
             "strategies": [each.name for each in available(served)],
             "tool_parser": "hermes",
             "tools_in": "system_message",

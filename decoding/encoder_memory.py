@@ -1,0 +1,39 @@
+"""What an encoder leaves of a request's source: keys and values for cross-attention, in pages of the decoder's cache.
+
+One per request and model, written once by the encoder and then only read, by every row of the request; forks share it
+by sharing the object. A preempted request gives its pages back and is encoded again, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from decoding.cache import PageTable
+
+
+@dataclass(slots=True, eq=False)
+class EncoderMemory:
+    """The pages of `table` hold the source's positions, all of them or none."""
+
+    model: str
+    source_ids: np.ndarray  # int64 [S]
+    table: PageTable = field(default_factory=PageTable)
+
+    @property
+    def length(self) -> int:
+        return len(self.source_ids)
+
+    @property
+    def is_filled(self) -> bool:
+        return self.table.length == self.length
+
+
+def page_tables(memories: Sequence[EncoderMemory]) -> np.ndarray:
+    """int64 [memories, longest], padded with page 0."""
+    tables = np.zeros((len(memories), max(len(m.table.pages) for m in memories)), dtype=np.int64)
+    for row, memory in zip(tables, memories, strict=True):
+        row[: len(memory.table.pages)] = memory.table.pages
+    return tables

@@ -1,0 +1,55 @@
+"""Any model that can be served, from a local Hugging Face directory: picks the kind by its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers.utils.logging import disable_progress_bar
+
+from decoding import model
+from decoding.model import Model, resolve_device, resolve_dtype
+from decoding.quantize import Quantize
+from decoding.rewrite import Progress
+from decoding.seq2seq.model import Seq2SeqModel, check_config, wrap
+from decoding.support import UnsupportedModel
+
+
+def load(
+    path: str,
+    *,
+    device: str,
+    dtype: str,
+    quantize: Quantize = "none",
+    progress: Progress,
+    is_batch_invariant: bool = False,
+) -> Model | Seq2SeqModel:
+    """Safetensors only, no remote code, no network. Raises UnsupportedModel."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if not getattr(config, "is_encoder_decoder", False):
+        return model.load(
+            path,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            progress=progress,
+            is_batch_invariant=is_batch_invariant,
+        )
+    check_config(config)
+    place = resolve_device(device)
+    if quantize != "none":
+        raise UnsupportedModel(str(config.model_type), "encoder-decoder models are not quantised")
+    if is_batch_invariant and place.type != "cpu":
+        raise UnsupportedModel(str(config.model_type), "encoder-decoder models are not batch invariant on a GPU")
+    progress("loading weights", 0.0)
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
+    seq2seq_lm: Any = AutoModelForSeq2SeqLM.from_pretrained(
+        path,
+        dtype=resolve_dtype(dtype, place, config),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+    )
+    seq2seq_lm.to(place)
+    progress("loading weights", 1.0)
+    return wrap(seq2seq_lm, progress=progress)

@@ -1,0 +1,1 @@
+"""Encoder-decoder models: transformers' weights in layers of our own, which know packed batches and pages."""

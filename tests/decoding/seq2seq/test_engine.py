@@ -1,0 +1,191 @@
+"""Encoder memory in the engine: made once, shared by rows, kept apart from neighbours, given back."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from decoding.params import (
+    Beam,
+    BeamSample,
+    BestFirst,
+    BestOf,
+    Contrastive,
+    CotDecoding,
+    LogitsParams,
+    LogprobsParams,
+    PromptLookup,
+    Request,
+    Sampling,
+    StoppingParams,
+    StrategyParams,
+)
+from decoding.strategies import build
+from tests.decoding.conftest import one_thread
+from tests.decoding.crowd import run_crowd
+from tests.decoding.drive import run
+from tests.decoding.seq2seq.world import SPECS, engine, model, request
+from tests.goldens.seq2seq import build as build_hf
+
+__all__ = ["one_thread"]
+
+SOURCE = (7, 50, 12, 33, 8, 41, 22, 60, 5)
+STRATEGIES: tuple[StrategyParams, ...] = (
+    Sampling(3),
+    BestOf(1, 3, "mean"),
+    Beam(2, 3),
+    BeamSample(1, 3),
+    BestFirst(1, 3),
+    Contrastive(0.6, 3),
+    CotDecoding(3),
+    PromptLookup(3, 2),
+)
+
+
+def random_requests(name: str, count: int) -> list[Request]:
+    """Every strategy in turn; some share a source, some go on from a decoder prompt."""
+    rng = random.Random(11)
+    asked = []
+    for i in range(count):
+        strategy = STRATEGIES[i % len(STRATEGIES)]
+        is_shared = rng.random() < 0.4
+        source = SOURCE if is_shared else rng.choices(range(3, 60), k=rng.randrange(1, 60))
+        hot = isinstance(strategy, Sampling | BestOf | BeamSample | PromptLookup)
+        prompt = (SPECS[name].start, *(range(3, 23) if is_shared else rng.choices(range(3, 60), k=rng.choice([0, 20]))))
+        asked.append(
+            request(
+                SPECS[name],
+                source,
+                strategy=strategy,
+                logits=LogitsParams(temperature=1.0 if hot else 0.0, repetition_penalty=rng.choice([1.0, 1.3])),
+                logprobs=LogprobsParams(output=rng.choice([None, 2])),
+                prompt_ids=prompt,
+                seed=i,
+            )
+        )
+    return asked
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_every_strategy_says_bit_for_bit_the_same_alone_and_in_a_crowd(name: str) -> None:
+    asked = random_requests(name, 16)
+    crowded = engine(name, num_pages=17, tick_tokens=40)
+    answers = run_crowd(crowded, asked, random.Random(5))
+    assert crowded.scheduler.counters.preemptions > 0
+    assert crowded.scheduler.counters.prefix_hits > 0
+    for index, answer in answers.items():
+        assert answer.said == run(engine(name), [asked[index]])[0].said, asked[index].strategy
+
+
+def test_a_source_is_encoded_once_however_many_rows_and_ticks_there_are() -> None:
+    crowded = engine("bart")
+    asked = [request(SPECS["bart"], SOURCE, strategy=strategy) for strategy in STRATEGIES]
+    run(crowded, asked)
+    assert crowded.encoded_sources == len(asked)
+
+
+def test_sources_are_encoded_together_within_the_budget_of_a_tick() -> None:
+    crowded = engine("bart", tick_tokens=20)
+    sources = [SOURCE, SOURCE, SOURCE, tuple(range(3, 33))]  # 9, 9, 9 and 30 tokens
+    for i, source in enumerate(sources):
+        crowded.add(i, request(SPECS["bart"], source), build)
+    encoded = []
+    for _ in range(4):
+        crowded.tick()
+        encoded.append(crowded.encoded_sources)
+    assert encoded == [2, 3, 4, 4]
+    for i in range(len(sources)):
+        crowded.cancel(i)
+
+
+def memory_pages(num_beams: int) -> tuple[int, int]:
+    """Pages of the encoder memory, and most pages used in all."""
+    crowded = engine("bart")
+    strategy = Beam(1, num_beams) if num_beams > 1 else Sampling()
+    crowded.add(0, request(SPECS["bart"], range(3, 53), strategy=strategy), build)
+    pages, most = set(), 0
+    while crowded.has_work:
+        crowded.tick()
+        most = max(most, crowded.used_pages)
+        pages |= {len(m.table.pages) for live in crowded.scheduler.running for m in live.memories.values()}
+    (count,) = pages
+    return count, most
+
+
+def test_eight_beams_share_the_encoder_memory_that_one_row_has() -> None:
+    one, most_of_one = memory_pages(1)
+    eight, most_of_eight = memory_pages(8)
+    assert one == eight == 4  # 50 positions
+    assert most_of_one == one + 1  # the row itself fits a page
+    assert most_of_eight <= one + 8  # beams of one parent share their page until they write
+
+
+def test_cancelling_gives_the_encoder_memory_back_at_once() -> None:
+    crowded = engine("bart")
+    crowded.add(0, request(SPECS["bart"], SOURCE), build)
+    crowded.tick()
+    assert crowded.used_pages == 1
+    crowded.check_integrity()
+    crowded.cancel(0)
+    assert crowded.used_pages == 0
+    crowded.check_integrity()
+
+
+def test_a_preempted_request_is_encoded_again() -> None:
+    asked = [request(SPECS["bart"], (3 + i, *SOURCE, *SOURCE), 14, strategy=Beam(4, 4)) for i in range(4)]
+    crowded = engine("bart", num_pages=14)
+    answers = run(crowded, asked)
+    preemptions = crowded.scheduler.counters.preemptions
+    assert preemptions > 0
+    assert len(asked) < crowded.encoded_sources <= len(asked) + preemptions
+    for one, answer in zip(asked, answers, strict=True):
+        assert answer.said == run(engine("bart"), [one])[0].said
+
+
+def test_rows_of_one_source_find_each_other_s_prefix_and_rows_of_another_do_not() -> None:
+    prompt = (SPECS["bart"].start, *range(3, 43))
+    shared = engine("bart")
+    run(shared, [request(SPECS["bart"], SOURCE, prompt_ids=prompt)])
+    run(shared, [request(SPECS["bart"], SOURCE[1:], prompt_ids=prompt)])
+    assert shared.scheduler.counters.prefix_hits == 0
+    run(shared, [request(SPECS["bart"], SOURCE, prompt_ids=prompt)])
+    assert shared.scheduler.counters.prefix_hits == 32
+
+
+@pytest.mark.parametrize(("source", "code"), [((), "no_model"), (tuple([5] * 65), "never_fits")])
+def test_a_request_without_a_source_or_with_too_long_a_one_is_refused(source: tuple[int, ...], code: str) -> None:
+    answer = run(engine("bart"), [request(SPECS["bart"], source)])[0]
+    assert answer.failure is not None
+    assert answer.failure.code == code
+
+
+@torch.no_grad()
+def covered(name: str, output: list[int]) -> float:
+    """From transformers' own cross-attention: the sum over the source of ln(min(sum_j a_ij, 1))."""
+    hf = build_hf(SPECS[name])
+    ids = torch.tensor([[SPECS[name].start, *output[:-1]]])
+    out = hf(input_ids=torch.tensor([SOURCE]), decoder_input_ids=ids, output_attentions=True)
+    paid = out.cross_attentions[-1][0].double().mean(dim=0).sum(dim=0)  # [source]
+    return float(np.log(np.clip(paid.numpy(), 1e-9, 1.0)).sum())
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_the_coverage_penalty_is_that_of_transformers_cross_attention(name: str) -> None:
+    beta, stopping = 0.4, StoppingParams(6, ignore_eos=True)
+    strategy = Beam(3, 3, length_penalty=0.0, coverage_penalty=beta)
+    asked = request(SPECS[name], SOURCE, strategy=strategy, stopping=stopping, logprobs=LogprobsParams(0))
+    answer = run(engine(name), [asked])[0]
+    for choice in answer.choices.values():
+        assert choice.finish is not None
+        expected = sum(choice.logprobs) + beta * covered(name, choice.token_ids)
+        assert choice.finish.score == pytest.approx(expected, abs=1e-4)
+
+
+def test_hidden_states_and_project_are_the_decoder_s() -> None:
+    own = model("t5")
+    hidden = torch.randn(3, own.info.hidden_size)
+    hf = build_hf(SPECS["t5"])
+    assert own.project(hidden) == pytest.approx(hf.lm_head(hidden).detach(), abs=1e-5)
