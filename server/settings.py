@@ -95,6 +95,8 @@ class NetworkSettings(BaseModel):
     docs: bool = Field(False, description="Serve /docs and /openapi.json.")
     max_connections: int = Field(4096, ge=1, description="Most open connections; one more is answered 503 and closed.")
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30, description="Largest request body; above: 413.")
+    max_body_values: int = Field(1 << 20, ge=1, description="JSON values in a body, token ids and all; above: 413.")
+    max_body_parts: int = Field(1 << 17, ge=1, description="Strings, lists and objects in a body; above: 413.")
     max_header_bytes: int = Field(
         32 << 10, ge=1024, le=1 << 20, description="Largest request line plus headers; above: 431."
     )
@@ -218,6 +220,8 @@ class Settings(
     @property
     def limits(self) -> Limits:
         return Limits(
+            max_body_values=self.max_body_values,
+            max_body_parts=self.max_body_parts,
             max_rows=self.max_rows_per_prompt,
             max_request_rows=self.max_rows_per_request,
             max_messages=self.max_messages,

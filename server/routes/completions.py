@@ -22,7 +22,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
 
     @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
     async def create_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request), CompletionRequest.model_fields, LATER)
+        fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, LATER)
         wire = parse(CompletionRequest, fields.known)
         check_limits(wire, limits)
         with batcher.reserve("completions", num_rows(wire)) as reservation:
