@@ -95,8 +95,6 @@ class NetworkSettings(BaseModel):
     docs: bool = Field(False, description="Serve /docs and /openapi.json.")
     max_connections: int = Field(4096, ge=1, description="Most open connections; one more is answered 503 and closed.")
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30, description="Largest request body; above: 413.")
-    max_body_values: int = Field(1 << 20, ge=1, description="JSON values in a body, token ids and all; above: 413.")
-    max_body_parts: int = Field(1 << 17, ge=1, description="Strings, lists and objects in a body; above: 413.")
     max_header_bytes: int = Field(
         32 << 10, ge=1024, le=1 << 20, description="Largest request line plus headers; above: 431."
     )
@@ -121,8 +119,10 @@ class QueueSettings(BaseModel):
 
 
 class LimitSettings(BaseModel):
-    """Limits of one request; a request beyond them is a 400"""
+    """Limits of one request; a request beyond them is a 400 unless another status is named"""
 
+    max_body_values: int = Field(1 << 20, ge=1, description="JSON values in a body, token ids and all; above: 413.")
+    max_body_parts: int = Field(1 << 17, ge=1, description="Strings, lists and objects in a body; above: 413.")
     max_rows_per_prompt: int = Field(64, ge=1, description="Largest n, best_of and the like: rows of one prompt.")
     max_rows_per_request: int = Field(256, ge=1, description="Rows of all prompts of a request together.")
     max_messages: int = Field(2048, ge=1, description="Messages of a chat.")
