@@ -13,6 +13,7 @@ from server.fields import LATER, LATER_IN_CHAT, sort_fields
 from server.limits import Limits
 from server.openapi import described
 from server.protocol import ChatRequest
+from server.replies import ChatCompletion
 from server.respond import respond
 from server.translate import chat_plan
 
@@ -20,7 +21,7 @@ from server.translate import chat_plan
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    @routes.post("/v1/chat/completions", openapi_extra=described(ChatRequest, ChatCompletion))
     async def create_chat_completion(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, {**LATER, **LATER_IN_CHAT})
         wire = parse(ChatRequest, fields.known)

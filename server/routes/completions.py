@@ -13,6 +13,7 @@ from server.fields import LATER, sort_fields
 from server.limits import Limits
 from server.openapi import described
 from server.protocol import CompletionRequest
+from server.replies import Completion
 from server.respond import respond
 from server.translate import completion_plan
 
@@ -20,7 +21,7 @@ from server.translate import completion_plan
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    @routes.post("/v1/completions", openapi_extra=described(CompletionRequest, Completion))
     async def create_completion(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, LATER)
         wire = parse(CompletionRequest, fields.known)

@@ -20,7 +20,7 @@ def router(batcher: Batcher, metrics: Metrics) -> APIRouter:
         """200 as soon as the event loop answers, also while the model loads or the worker restarts."""
         return JSONResponse({"status": "ok"})
 
-    @routes.get("/ready")
+    @routes.get("/ready", responses={503: {"description": "Not now; the status says why."}})
     async def ready() -> JSONResponse:
         """200 while the worker has decoded its canary token and gives signs of life; else 503 with the reason."""
         status = batcher.status

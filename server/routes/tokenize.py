@@ -21,7 +21,7 @@ from server.translate import resolve_model, template_messages
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    @routes.post("/tokenize", openapi_extra=described(TokenizeRequest))
+    @routes.post("/tokenize", openapi_extra=described(TokenizeRequest, Tokens))
     async def tokenize(request: Request) -> JsonResponse:
         fields = sort_fields(await read_object(request, limits), TokenizeRequest.model_fields, {})
         wire = parse(TokenizeRequest, fields.known)
@@ -35,7 +35,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         strings = [served.tokenizer.vocabulary.name(i) for i in ids] if wire.return_token_strs else None
         return JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
 
-    @routes.post("/detokenize", openapi_extra=described(DetokenizeRequest))
+    @routes.post("/detokenize", openapi_extra=described(DetokenizeRequest, Text))
     async def detokenize(request: Request) -> JsonResponse:
         fields = sort_fields(await read_object(request, limits), DetokenizeRequest.model_fields, {})
         wire = parse(DetokenizeRequest, fields.known)

@@ -32,6 +32,14 @@ class Connection:
     async def read(self, num_bytes: int) -> bytes:
         return await asyncio.get_running_loop().sock_recv(self._socket, num_bytes)
 
+    async def read_some(self) -> bytes:
+        """The beginning of an answer, or nothing when the server cuts the connection."""
+        async with asyncio.timeout(CUT_SECONDS):
+            try:
+                return await self.read(65536)
+            except ConnectionError:
+                return b""
+
     async def read_to_the_end(self) -> bytes:
         """Until the server closes; a reset is an end, too."""
         answer = b""
