@@ -19,7 +19,7 @@ from tests.running_server import RunningServer, running_server
 PROMPTS = ([5, 6, 7], [400, 17, 9, 900, 31], [77, 1200])
 PATIENT = ("--stall-seconds", "120", "--stall-kill-seconds", "300")
 SMALL = (
-    *("--dtype", "float32", "--max-model-len", "20000", "--kv-memory", "0.03", "--max-rows", "16", "--max-queue", "16"),
+    *("--dtype", "float32", "--max-model-len", "20000", "--kv-memory", "0.03", "--max-rows", "16", "--max-queue", "17"),
     *("--header-timeout", "3", "--body-timeout", "3", "--send-timeout", "3", "--max-connections", "300"),
     *("--log-format", "json"),
 )
