@@ -19,7 +19,7 @@ from tests.running_server import RunningServer, running_server
 PROMPTS = ([5, 6, 7], [400, 17, 9, 900, 31], [77, 1200])
 PATIENT = ("--stall-seconds", "120", "--stall-kill-seconds", "300")
 SMALL = (
-    *("--dtype", "float32", "--max-model-len", "20000", "--kv-memory", "0.03", "--max-rows", "16", "--max-queue", "17"),
+    *("--dtype", "float32", "--max-model-len", "20000", "--kv-memory", "0.05", "--max-rows", "16", "--max-queue", "17"),
     *("--header-timeout", "3", "--body-timeout", "3", "--send-timeout", "3", "--max-connections", "300"),
     *("--log-format", "json"),
 )
@@ -27,7 +27,7 @@ SMALL = (
 
 def tiny_model(directory: Path, smol_directory: Path) -> Path:
     tiny("llama", vocab_size=49152, max_position_embeddings=20_000).save_pretrained(directory)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         (directory / name).write_bytes((smol_directory / name).read_bytes())
     return directory
 
