@@ -234,7 +234,7 @@ def load(
 ) -> Model:
     """Load a local Hugging Face directory (safetensors only, no remote code, no network)."""
     progress("reading configuration", 0.0)
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config = _config(path)
     check_config(config)
     place = resolve_device(device)
     progress("loading weights", 0.0)
@@ -249,6 +249,15 @@ def load(
     causal_lm.to(place)
     progress("loading weights", 1.0)
     return wrap(causal_lm, progress=progress, attention=attention)
+
+
+def _config(path: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):  # what it advises does not exist here
+            raise ValueError("the model needs code of its own, and only transformers' is ever run") from None
+        raise
 
 
 @torch.inference_mode()

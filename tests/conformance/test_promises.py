@@ -6,7 +6,6 @@ attack is `victim.py`'s. What cannot be seen from outside is tested in tests/ser
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import json
 import random
@@ -522,7 +521,7 @@ def test_22_pickles_and_code_of_a_model_are_not_loaded(tmp_path: Path, smol_dire
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"}}
     (coded / "config.json").write_text(json.dumps(config))
     (coded / "own.py").write_text(f"open({str(mark)!r}, 'w')")
-    for directory, words in ((pickled, "safetensors"), (coded, "model")):
+    for directory, words in ((pickled, "safetensors"), (coded, "code of its own")):
         command = [sys.executable, "-m", "server", "serve", "--port", "0", "--model", str(directory)]
         ended = subprocess.run(
             command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False
@@ -584,5 +583,4 @@ def test_26_every_promise_has_a_test() -> None:
     assert list(KEPT_BY) == list(range(1, 27))
     for where in KEPT_BY.values():
         path, _, name = where.partition("::")
-        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-        assert name in {getattr(node, "name", None) for node in tree.body}, where
+        assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE), where
