@@ -106,9 +106,7 @@ def bodies(wire: type[CompletionRequest] | type[ChatRequest]) -> st.SearchStrate
     names = st.sampled_from(sorted(wire.model_fields.keys() - {needed, *SET_APART})) | st.text(max_size=9)
     rest = st.dictionaries(names, NEARLY | JSON, max_size=4)
     prompt = PROMPTS if wire is CompletionRequest else MESSAGES
-    return st.fixed_dictionaries({"rest": rest, needed: prompt, "max_tokens": LENGTHS}).map(
-        lambda drawn: drawn.pop("rest") | drawn
-    )
+    return st.tuples(rest, prompt, LENGTHS).map(lambda it: it[0] | {needed: it[1], "max_tokens": it[2]})
 
 
 @pytest.mark.parametrize(("url", "wire"), [(URL, CompletionRequest), (CHAT, ChatRequest)])

@@ -347,7 +347,7 @@ async def test_14_slow_and_silent_clients_are_cut_off(server: RunningServer, bes
         async with connected(server) as slow, connected(server) as stuck, connected(server) as mute:
             head = post(URL, {"prompt": [1]}, AUTH)
             await asyncio.gather(
-                slow.send(*(head[i : i + 1] for i in range(60)), pause=0.2),
+                slow.send(*(head[i : i + 1] for i in range(25)), pause=0.2),
                 stuck.send(head[:-3]),
                 mute.send(b"GET /health HTTP/1.1\r\nX: "),
             )

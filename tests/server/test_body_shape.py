@@ -100,7 +100,7 @@ async def test_a_large_body_is_parsed_off_the_event_loop(
         taken.append(len(arguments[0]))
         return function(*arguments)
 
-    monkeypatch.setattr(body_module.asyncio, "to_thread", to_thread)
+    monkeypatch.setattr("server.body.asyncio.to_thread", to_thread)
     for size in (10, body_module.INLINE_BYTES + 1):
         await client.post("/v1/completions", json={"prompt": [1], "user": "x" * size})
     assert len(taken) == 1
