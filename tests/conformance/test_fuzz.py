@@ -18,6 +18,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.checks import load_all_checks, not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from server.protocol import ChatRequest, CompletionRequest
@@ -66,6 +67,7 @@ def call_every_operation(server: RunningServer) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
     for result in schema.get_all_operations():
+        assert isinstance(result, Ok), result
         operation = result.ok()
 
         @seed(20)
