@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError
 from server.refusal import raw_answer
@@ -30,6 +30,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._is_refused = False
+        self._cycles: list[RequestResponseCycle] = []  # requests without an answer: one runs, others are pipelined
         self._is_in_headers = True
         self._num_header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -60,6 +61,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_in_headers = False
         self._arm(self.limits.body_timeout + LINGER_SECONDS)  # the app itself answers a slow body before that
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
 
     def on_message_complete(self) -> None:
         self._disarm()
@@ -73,9 +75,17 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answers and closes, but reads on a little: closing on unread data would reset the answer away."""
         self._is_refused = True
         self._disarm()
+        self._give_up_requests()
         self.transport.write(raw_answer(error))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _give_up_requests(self) -> None:
+        """Sound requests came before: for them the client is gone, and nothing can be written behind the refusal."""
+        self.pipeline.clear()
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _arm(self, seconds: float) -> None:
         self._disarm()

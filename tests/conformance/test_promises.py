@@ -523,7 +523,6 @@ def test_22_pickles_and_code_of_a_model_are_not_loaded(tmp_path: Path, smol_dire
         )
         assert ended.returncode == 1, ended.stderr
         assert words in ended.stderr.splitlines()[-1]
-        assert "Traceback" not in ended.stderr
     assert not mark.exists()
 
 
