@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -22,13 +22,28 @@ class ConnectionLimits:
     body_timeout: float
 
 
+class _Careful:
+    """A transport that takes no offence when it is written to although it is closed: the client has just gone, or was
+    cut off, and `connection_lost` is still on its way."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """Made concrete by `limited`. One timer per connection: until the headers are here, then until the body is."""
 
     limits: ClassVar[ConnectionLimits]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Careful(transport)))
         self._is_refused = False
         self._cycles: list[RequestResponseCycle] = []  # requests without an answer: one runs, others are pipelined
         self._is_in_headers = True
