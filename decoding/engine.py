@@ -34,6 +34,9 @@ from decoding.tools import NotBegun, RowTools
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
 
+_ALL_EXCLUDED = Failure("nothing_to_draw", "the request's own masks exclude every token")
+_NOT_FINITE = Failure("nan_logits", "the model's scores were not finite")
+
 
 class Pages(Protocol):
     """What the engine needs of an attention backend."""
@@ -303,7 +306,7 @@ class Engine:
         if live.id not in self._live:  # failed by an earlier reading of this tick
             return
         if isinstance(reading, Unreadable):
-            self._fail(live, Failure("nan_logits", "the model's scores were not finite or all excluded"))
+            self._fail(live, _ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
         else:
             scheduled.work.readings.append(reading)
 

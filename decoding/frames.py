@@ -166,7 +166,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True):
 
     computed_tokens: positions run through a model, returned or not. cached_tokens: prompt tokens taken from the prefix
     index. drafted, accepted: tokens that speculation proposed and kept. error: None, or a code (`never_fits`,
-    `no_model`, `nan_logits`, `out_of_memory`, `internal`) with a message safe to show.
+    `no_model`, `nothing_to_draw`, `nan_logits`, `out_of_memory`, `internal`) with a message safe to show.
     """
 
     cached_tokens: int

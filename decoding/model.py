@@ -248,7 +248,7 @@ def load(
 ) -> Model:
     """Load a local Hugging Face directory (safetensors only, no remote code, no network)."""
     progress("reading configuration", 0.0)
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config = _config(path)
     check_config(config)
     place = resolve_device(device)
     check_machine(quantize, place, dtype)
@@ -265,6 +265,15 @@ def load(
     progress("loading weights", 1.0)
     make = attention or (uniform_attention if is_batch_invariant else default_attention)
     return wrap(causal_lm, quantize=quantize, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
+
+
+def _config(path: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" in str(error):  # what it advises does not exist here
+            raise ValueError("the model needs code of its own, and only transformers' is ever run") from None
+        raise
 
 
 @torch.inference_mode()

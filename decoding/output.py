@@ -25,7 +25,7 @@ class Usage:
 class Failure:
     """Why a request ended without an answer. `cause` is for the log only.
 
-    code: never_fits | no_model | nan_logits | out_of_memory | internal.
+    code: never_fits | no_model | nothing_to_draw | nan_logits | out_of_memory | internal.
     """
 
     code: str

@@ -71,7 +71,9 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The row's scores were NaN, infinite or all excluded."""
+    """The row's scores were NaN or infinite, or its own request's masks left none."""
+
+    is_excluded: bool
 
 
 class HostCopy:
@@ -295,7 +297,7 @@ class ReadSlice:
         read, get = self._reads[i], self._get
         peak = get("peak", i)
         if peak is not None and not np.isfinite(peak):
-            return Unreadable()
+            return Unreadable(is_excluded=bool(peak == -np.inf))
         num_draws = len(read.want.draws)
         tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
         following, raw, chosen = get("next", i), get("raw", i), get("contrasted", i)

@@ -15,6 +15,7 @@ from server.body_limit import BodyLimit, WireLimits
 from server.errors import add_error_handlers
 from server.limits import Limits
 from server.metrics import Metrics
+from server.openapi import ERRORS
 from server.request_id import RequestId
 from server.routes import chat, completions, models, ops, strategies, tokenize
 
@@ -53,8 +54,9 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (*routers, ops.router(batcher, metrics)):
-        app.include_router(router)
+    for router in routers:
+        app.include_router(router, responses=ERRORS)
+    app.include_router(ops.router(batcher, metrics))
     add_error_handlers(app)
     open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS
     app.add_middleware(BodyLimit, limits=surface.wire)  # the last one added is the outermost

@@ -81,8 +81,10 @@ class BodyLimit:
 
 
 def _check_type(headers: Headers) -> None:
-    media_type = headers.get("content-type", "application/json").partition(";")[0]
-    if media_type.strip().lower() != "application/json" or len(headers.getlist("content-type")) > 1:
+    media_type, _, parameters = headers.get("content-type", "application/json").partition(";")
+    charset = parameters.partition("charset=")[2].strip(' "').lower()
+    is_json = media_type.strip().lower() == "application/json" and charset in {"", "utf-8", "utf8"}
+    if not is_json or len(headers.getlist("content-type")) > 1:
         raise ApiError(415, "the content type must be application/json", code="unsupported_media_type")
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise ApiError(415, "content encodings are not supported", code="unsupported_content_encoding")

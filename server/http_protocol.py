@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError
 from server.refusal import raw_answer
@@ -22,14 +22,30 @@ class ConnectionLimits:
     body_timeout: float
 
 
+class _Careful:
+    """A transport that takes no offence when it is written to although it is closed: the client has just gone, or was
+    cut off, and `connection_lost` is still on its way."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """Made concrete by `limited`. One timer per connection: until the headers are here, then until the body is."""
 
     limits: ClassVar[ConnectionLimits]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Careful(transport)))
         self._is_refused = False
+        self._cycles: list[RequestResponseCycle] = []  # requests without an answer: one runs, others are pipelined
         self._is_in_headers = True
         self._num_header_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -60,6 +76,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._is_in_headers = False
         self._arm(self.limits.body_timeout + LINGER_SECONDS)  # the app itself answers a slow body before that
         super().on_headers_complete()
+        self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
 
     def on_message_complete(self) -> None:
         self._disarm()
@@ -73,9 +90,17 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answers and closes, but reads on a little: closing on unread data would reset the answer away."""
         self._is_refused = True
         self._disarm()
+        self._give_up_requests()
         self.transport.write(raw_answer(error))
         self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _give_up_requests(self) -> None:
+        """Sound requests came before: for them the client is gone, and nothing can be written behind the refusal."""
+        self.pipeline.clear()
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _arm(self, seconds: float) -> None:
         self._disarm()

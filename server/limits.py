@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Rows are the sequences of one prompt (n, best_of); max_request_rows counts them over all prompts of a request.
+    """A body's values are all that it holds, its parts those of them that are no numbers or constants, and names.
+    Rows are the sequences of one prompt (n, best_of); max_request_rows counts them over all prompts of a request.
 
     Characters are Unicode code points; max_param_chars bounds a prompt among the
     parameters (negative_prompt and the like). send_seconds: how long a client may leave one piece of a stream unread.
     """
 
+    max_body_values: int = 1 << 20
+    max_body_parts: int = 1 << 17
     max_rows: int = 64
     max_request_rows: int = 256
     max_messages: int = 2048

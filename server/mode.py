@@ -68,14 +68,12 @@ def _note_choices(keys: dict[str, str], wire: Decoding) -> None:
 
 
 def _note_beams(keys: dict[str, str], wire: Decoding) -> None:
-    """use_beam_search takes best_of, else n, for num_beams, and temperature means nothing to it (as with vLLM)."""
+    """use_beam_search takes best_of, else n, for num_beams (as with vLLM)."""
     if "use_beam_search" not in keys:
         return
     if wire.num_beams is None:
         keys.pop("best_of", None)
     keys["num_beams"] = "use_beam_search" if wire.num_beams is None else "num_beams"
-    if not wire.do_sample:
-        keys.pop("temperature", None)
 
 
 def _note_sampling(keys: dict[str, str], wire: Decoding) -> None:

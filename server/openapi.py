@@ -24,10 +24,12 @@ OPENAI_FIELDS = frozenset(
 ERROR: Json = {
     "type": "object",
     "required": ["error"],
+    "additionalProperties": False,
     "properties": {
         "error": {
             "type": "object",
             "required": ["message", "type", "param", "code"],
+            "additionalProperties": False,
             "properties": {
                 "message": {"type": "string", "description": "What is wrong, without any of the input."},
                 "type": {"type": "string", "description": "The kind of error; each status has one."},

@@ -77,9 +77,7 @@ class SearchFields(Wire):
     best_of_rank: Literal["mean", "sum"] | None = option("Rank by log-prob per token or in all.", "mean")
 
     num_beams: Positive | None = option("Beams; 1 is off.", 1)
-    use_beam_search: bool | None = option(
-        "vLLM's way: best_of, else n, is num_beams; temperature means nothing then.", False
-    )
+    use_beam_search: bool | None = option("vLLM's way: best_of, else n, is num_beams.", False)
     beam_mode: Literal["standard", "best_first"] | None = option("In which order hypotheses are expanded.", "standard")
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = option(
         "Exponent of the length by which a hypothesis' log-prob is divided.", 1.0

@@ -137,8 +137,10 @@ class QueueSettings(BaseModel):
 
 
 class LimitSettings(BaseModel):
-    """Limits of one request; a request beyond them is a 400"""
+    """Limits of one request; a request beyond them is a 400 unless another status is named"""
 
+    max_body_values: int = Field(1 << 20, ge=1, description="JSON values in a body, token ids and all; above: 413.")
+    max_body_parts: int = Field(1 << 17, ge=1, description="Strings, lists and objects in a body; above: 413.")
     max_rows_per_prompt: int = Field(64, ge=1, description="Largest n, best_of and the like: rows of one prompt.")
     max_rows_per_request: int = Field(256, ge=1, description="Rows of all prompts of a request together.")
     max_messages: int = Field(2048, ge=1, description="Messages of a chat.")
@@ -242,6 +244,8 @@ class Settings(
     @property
     def limits(self) -> Limits:
         return Limits(
+            max_body_values=self.max_body_values,
+            max_body_parts=self.max_body_parts,
             max_rows=self.max_rows_per_prompt,
             max_request_rows=self.max_rows_per_request,
             max_messages=self.max_messages,

@@ -18,6 +18,9 @@ from decoding.params import Request
 from server.errors import ApiError
 from server.metrics import StrategySeries
 
+# What the worker may find wrong with a request -> the code that clients know it by
+_CLIENT_ERRORS = {"never_fits": "context_length_exceeded", "nothing_to_draw": "nothing_to_draw"}
+
 Outcome = Literal["success", "length", "cancelled", "rejected", "error"]
 
 
@@ -133,9 +136,8 @@ class Ticket:
         self.wake()
 
     def _fail_finished(self, finished: Finished, code: str) -> None:
-        if code == "never_fits":
-            message = finished.error_message or "the request is longer than the model's context"
-            error = ApiError(400, message, code="context_length_exceeded")
+        if code in _CLIENT_ERRORS:
+            error = ApiError(400, finished.error_message or "the request cannot be served", code=_CLIENT_ERRORS[code])
             self.fail(error, "rejected", is_worker_done=True)
         else:
             self.fail(ApiError(500, "the request failed inside the server", code=code), is_worker_done=True)

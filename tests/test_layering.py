@@ -37,8 +37,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         # answers: token events to wire objects and SSE
         "choice answer logprobs format completion_format chat_format outputs reply stream",
         # the edge: ASGI layers, the listening side, routes
-        "refusal body body_limit auth access request_id http_protocol http_server openapi examples catalogue respond",
-        "routes/",
+        """refusal body_shape body body_limit auth access request_id http_protocol http_server openapi examples catalogue
+        respond routes/""",
         "app",
         "service",
         "__main__",

@@ -35,7 +35,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request), CompletionRequest.model_fields, LATER)
+        fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, LATER)
         wire = parse(CompletionRequest, fields.known)
         check_limits(wire, limits)
         with batcher.reserve("completions", num_rows(wire)) as reservation:

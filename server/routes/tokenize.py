@@ -34,7 +34,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def tokenize(request: Request) -> JsonResponse:
-        fields = sort_fields(await read_object(request), TokenizeRequest.model_fields, {})
+        fields = sort_fields(await read_object(request, limits), TokenizeRequest.model_fields, {})
         wire = parse(TokenizeRequest, fields.known)
         if (wire.prompt is None) == (wire.messages is None):
             raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
@@ -57,7 +57,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def detokenize(request: Request) -> JsonResponse:
-        fields = sort_fields(await read_object(request), DetokenizeRequest.model_fields, {})
+        fields = sort_fields(await read_object(request, limits), DetokenizeRequest.model_fields, {})
         wire = parse(DetokenizeRequest, fields.known)
         served = batcher.served
         resolve_model(wire.model, served)

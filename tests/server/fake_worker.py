@@ -36,7 +36,7 @@ from decoding.frames import (
     encode,
 )
 
-ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST, SPIN = range(1, 12)
+ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST, SPIN, MASKED = range(1, 13)
 SLOW_SECONDS = 0.03
 
 
@@ -152,8 +152,8 @@ class FakeWorker:
                 time.sleep(3600)
             case 6:
                 self._link.sendall(b"\xff" * 64)
-            case 4 | 7:
-                code = "never_fits" if kind == NEVER_FITS else "nan_logits"
+            case 4 | 7 | 12:
+                code = {NEVER_FITS: "never_fits", MASKED: "nothing_to_draw"}.get(kind, "nan_logits")
                 return [Output(request_id, finished=self._finish(live, code))]
             case 11:
                 return []

@@ -106,6 +106,7 @@ async def test_a_body_too_large_is_a_413_with_and_without_a_length() -> None:
         ({"content-type": "text/plain"}, "unsupported_media_type"),
         ({"content-type": "application/x-www-form-urlencoded"}, "unsupported_media_type"),
         ({"content-type": "application/jsonp"}, "unsupported_media_type"),
+        ({"content-type": "application/json; charset=utf-16"}, "unsupported_media_type"),
         ({"content-type": "application/json", "content-encoding": "gzip"}, "unsupported_content_encoding"),
     ],
 )
@@ -116,7 +117,7 @@ async def test_anything_but_plain_json_is_a_415(headers: dict[str, str], code: s
 
 async def test_json_may_name_its_charset() -> None:
     async with api() as http:
-        headers = {"content-type": "Application/JSON; charset=utf-8"}
+        headers = {"content-type": 'Application/JSON; charset="UTF-8"'}
         assert (await http.post(PATH, content=b'{"prompt": [1]}', headers=headers)).status_code == 200
 
 

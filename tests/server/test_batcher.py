@@ -10,7 +10,7 @@ from decoding.frames import Finished, Output, Stats, Tick
 from server.batcher import QueueRules
 from server.errors import ApiError
 from server.ticket import Ticket
-from tests.server.fake_worker import ANSWER, BURST, NAN, NEVER_FITS, SLOW, STALL, WAIT
+from tests.server.fake_worker import ANSWER, BURST, MASKED, NAN, NEVER_FITS, SLOW, STALL, WAIT
 from tests.server.world import Asked, World, ask, request, until, world
 
 SMALL = QueueRules(max_queue=4, queue_timeout=5.0, request_timeout=10.0)
@@ -127,7 +127,11 @@ async def test_the_servers_limit_holds_for_a_request_that_asks_for_more() -> Non
 
 @pytest.mark.parametrize(
     ("kind", "status", "code", "outcome"),
-    [(NEVER_FITS, 400, "context_length_exceeded", "rejected"), (NAN, 500, "nan_logits", "error")],
+    [
+        (NEVER_FITS, 400, "context_length_exceeded", "rejected"),
+        (MASKED, 400, "nothing_to_draw", "rejected"),
+        (NAN, 500, "nan_logits", "error"),
+    ],
 )
 async def test_the_workers_errors_become_api_errors(kind: int, status: int, code: str, outcome: str) -> None:
     async with world() as w:

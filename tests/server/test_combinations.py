@@ -142,6 +142,7 @@ async def test_a_value_that_asks_for_nothing_is_taken_everywhere(client: httpx.A
         ({"num_beams": 4, "entropix": {}}, "num_beams", "entropix"),
         ({"num_beams": 4, "best_of": 4}, "best_of", "num_beams"),
         ({"num_beams": 4, "temperature": 0.7}, "temperature", "num_beams"),
+        ({"use_beam_search": True, "n": 4, "temperature": 0.7}, "temperature", "use_beam_search"),
         ({"num_beams": 4, "num_beam_groups": 2, "do_sample": True}, "do_sample", "num_beam_groups"),
         ({"num_beams": 4, "speculative": True}, "num_beams", "speculative"),
         ({"best_of": 4, "prompt_lookup_num_tokens": 4}, "best_of", "prompt_lookup_num_tokens"),

@@ -190,26 +190,6 @@ async def test_unknown_routes_and_methods_have_the_same_body(client: httpx.Async
     assert wrong.headers["Allow"] == "POST"
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Content-Type": "text/plain"},
-        {"Content-Type": "application/x-www-form-urlencoded"},
-        {"Content-Type": "application/json; charset=utf-16"},
-        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
-    ],
-)
-async def test_other_content_is_a_415(client: httpx.AsyncClient, headers: dict[str, str]) -> None:
-    response = await client.post(URL, content=b'{"prompt":"a"}', headers=headers)
-    assert response.status_code == 415
-    strict(response)
-
-
-async def test_json_with_a_charset_of_utf_8_is_fine(client: httpx.AsyncClient) -> None:
-    headers = {"Content-Type": 'Application/JSON; charset="UTF-8"'}
-    assert (await client.post(URL, content=b'{"prompt":"a"}', headers=headers)).status_code == 200
-
-
 async def test_a_full_queue_refuses_before_anything_else_of_the_model(
     client: httpx.AsyncClient, batcher: FakeBatcher
 ) -> None:

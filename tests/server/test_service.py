@@ -137,6 +137,18 @@ def test_what_is_not_http_is_a_json_400(shared: Served) -> None:
     assert_json_error(raw(shared, b"\x16\x03\x01 hello\r\n\r\n"), 400, "invalid_http")
 
 
+def test_garbage_behind_a_request_ends_both_without_a_bug_in_the_log(model: Path) -> None:
+    body = json.dumps({"prompt": [SLOW], "max_tokens": 5}).encode()
+    sound = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    with served(model) as server, server.http() as http:
+        assert_json_error(raw(server, sound * 3 + b"garbage\r\n\r\n"), 400, "invalid_http")
+        idle = 'vllm:num_requests_running{model_name="tiny"} 0.0'
+        eventually(lambda: idle in http.get("/metrics").text)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.end() == 0
+        assert not [line for line in server.lines if "unhandled" in line]
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /health HTTP/1.1\r\nHost: x\r\nX: "])
 def test_a_client_that_never_finishes_its_headers_is_cut_off(shared: Served, sent: bytes) -> None:
     began = time.monotonic()

@@ -71,7 +71,7 @@ TRANSLATED: list[tuple[Fields, StrategyParams]] = [
          "early_stopping": "never", "beam_prune": 3},
         Beam(2, 4, 0.6, "gnmt", 0.2, "never", 3.0),
     ),
-    ({"use_beam_search": True, "n": 2, "best_of": 4, "temperature": 0.3}, Beam(2, 4)),
+    ({"use_beam_search": True, "n": 2, "best_of": 4, "temperature": 1}, Beam(2, 4)),
     ({"use_beam_search": True, "n": 3, "temperature": 0}, Beam(3, 3)),
     ({"use_beam_search": True, "num_beams": 5}, Beam(1, 5)),
     ({"num_beams": 3, "num_return_sequences": 2, "do_sample": False}, Beam(2, 3)),

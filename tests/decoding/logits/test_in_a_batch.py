@@ -43,7 +43,7 @@ def test_a_row_whose_ids_are_all_excluded_fails_alone() -> None:
     neighbour = request(1, {"edt": Edt(1.0)})
     failed, answered = run(table_engine(), [hopeless, neighbour])
     assert failed.failure is not None
-    assert failed.failure.code == "nan_logits"
+    assert failed.failure.code == "nothing_to_draw"
     assert answered.said == run(table_engine(), [neighbour])[0].said
 
 
