@@ -14,6 +14,7 @@ from decoding.params.guidance import Guided, KlGuided
 from decoding.params.invalid import InvalidParam
 from decoding.params.logits import Adapt, Edt, LogitsParams, SamplerOrder
 from decoding.params.logprobs import LogprobsMode, LogprobsParams
+from decoding.params.pooling import PoolBy, Pooling
 from decoding.params.request import DRAFT, MAIN, MAX_SEED, PARAMS, Request, StrategyParams
 from decoding.params.sampling import BestOf, RankBy, Sampling
 from decoding.params.speculation import Assisted, PromptLookup, Schedule
@@ -22,6 +23,6 @@ from decoding.params.stopping import StoppingParams
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
     "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided",
-    "LogitsParams", "LogprobsMode", "LogprobsParams", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling",
-    "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
+    "LogitsParams", "LogprobsMode", "LogprobsParams", "PoolBy", "Pooling", "PromptLookup", "RankBy", "Request", "SamplerOrder",
+    "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from decoding.params import (
     GroupBeam,
     Guided,
     KlGuided,
+    Pooling,
     PromptLookup,
     Request,
     Sampling,
@@ -36,6 +37,7 @@ from decoding.strategies.entropix import EntropixStrategy
 from decoding.strategies.group_beam import GroupBeamStrategy
 from decoding.strategies.guided import GuidedStrategy
 from decoding.strategies.kl_guided import KlGuidedStrategy
+from decoding.strategies.pooling import PoolingStrategy
 from decoding.strategies.prompt_lookup import PromptLookupStrategy
 from decoding.strategies.sampling import SamplingStrategy
 from decoding.strategies.scoring import ScoringStrategy
@@ -59,11 +61,12 @@ STRATEGIES: dict[str, Build] = {
     Sed.NAME: SedStrategy,
     PromptLookup.NAME: PromptLookupStrategy,
     Assisted.NAME: AssistedStrategy,
+    Pooling.NAME: PoolingStrategy,
 }
 
 
 def build(request: Request, stopping: Stopping, tools: Tools) -> Strategy:
-    """The strategy that `request.strategy` asks for; where nothing is to be generated they are all the same."""
-    if request.stopping.max_tokens == 0:
+    """The strategy that `request.strategy` asks for; where nothing is to be generated all that generate are the same."""
+    if request.stopping.max_tokens == 0 and not isinstance(request.strategy, Pooling):
         return ScoringStrategy(request, stopping, tools)
     return STRATEGIES[request.strategy.NAME](request, stopping, tools)
