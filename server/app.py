@@ -16,7 +16,7 @@ from server.errors import add_error_handlers
 from server.limits import Limits
 from server.metrics import Metrics
 from server.request_id import RequestId
-from server.routes import chat, completions, models, ops, strategies, tokenize
+from server.routes import chat, completions, embeddings, models, ops, responses, strategies, tokenize
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -36,6 +36,8 @@ def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
     return [
         completions.router(batcher, limits),
         chat.router(batcher, limits),
+        responses.router(batcher, limits),
+        embeddings.router(batcher, limits),
         models.router(batcher),
         strategies.router(batcher, limits),
         tokenize.router(batcher, limits),

@@ -7,7 +7,8 @@ on the settings is checked in `bounds.py`, what excludes what in `mode.py`, what
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
@@ -90,6 +91,19 @@ class CompletionRequest(Decoding):
     logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
 
 
+class EmbeddingRequest(Wire):
+    """POST /v1/embeddings. How vectors are pooled is the server's setting."""
+
+    FORMS: ClassVar[Mapping[str, str]] = {"input": PROMPT}
+
+    input: Prompt
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    encoding_format: Literal["float", "base64"] | None = option("Numbers, or base64 of float32.", "float")
+    cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = option("Seconds in which the answer must be complete.")
+
+
 class TextPart(Wire):
     type: Literal["text"]
     text: str
@@ -132,6 +146,74 @@ class ChatRequest(Decoding):
     max_tokens: Positive | None = option("Most tokens of a choice; default: the rest of the context.")
     max_completion_tokens: Positive | None = option("Another name of max_tokens.")
     logprobs: bool | None = option("Log-probs of the tokens.", False)
+    top_logprobs: Count | None = option("Alternatives beside each token.", 0)
+
+
+class ResponsePart(Wire):
+    """Text of a message. The fields beside it are those an answer bears that is sent back as history."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
+    logprobs: list[Any] | None = None
+
+
+_RESPONSE_PARTS = TypeAdapter(list[ResponsePart])
+
+
+def _joined_parts(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    try:
+        return "\n".join(part.text for part in _RESPONSE_PARTS.validate_python(content, strict=True))
+    except ValidationError:
+        raise ValueError("must be a string or a list of parts of type input_text or output_text") from None
+
+
+class ResponseMessage(Wire):
+    """One turn of a response's input. What stands behind `type` is what an answer bears that is sent back as history."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_joined_parts)]
+    type: Literal["message"] | None = None
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+    token_ids: list[TokenId] | None = None
+    decoding: dict[str, Any] | None = None
+
+
+def _as_messages(value: object) -> object:
+    """A string is what the user says."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    raise ValueError("must be a string or a list of messages")
+
+
+class ResponseTextFormat(Wire):
+    """text alone until structured output is there."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    json_schema: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class ResponseText(Wire):
+    format: ResponseTextFormat | None = None
+
+
+class ResponseRequest(Decoding):
+    """POST /v1/responses. Nothing is stored."""
+
+    input: Annotated[list[ResponseMessage], BeforeValidator(_as_messages), Field(min_length=1)]
+    instructions: str | None = option("What stands before the input, as the system's message.")
+    max_output_tokens: Positive | None = option("Most tokens of the answer; default: the rest of the context.")
+    text: ResponseText | None = option("The form of the answer.")
+    include: list[Literal["message.output_text.logprobs"]] | None = option("Log-probs of the tokens.", [])
     top_logprobs: Count | None = option("Alternatives beside each token.", 0)
 
 

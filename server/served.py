@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from decoding.params import PoolBy
 from server.text import Tokenizer
 
 
@@ -12,6 +13,7 @@ class Served:
     """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
 
     num_layers is 0 where it is not known; ties_embeddings, has_draft: as in `frames.Loaded`.
+    pool_by: how embeddings are made.
     """
 
     names: tuple[str, ...]
@@ -24,3 +26,4 @@ class Served:
     num_layers: int = 0
     ties_embeddings: bool = False
     has_draft: bool = False
+    pool_by: PoolBy = "mean"

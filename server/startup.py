@@ -102,6 +102,7 @@ class Startup:
             num_layers=loaded.num_layers,
             ties_embeddings=loaded.ties_embeddings,
             has_draft=loaded.has_draft,
+            pool_by=self._settings.embedding_pooling,
         )
 
 

@@ -10,15 +10,15 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from decoding.params import InvalidParam, LogprobsParams, Request, StoppingParams
+from decoding.params import InvalidParam, LogprobsParams, Pooling, Request, StoppingParams
 from server.bounds import bad_field, refused, stops_of
 from server.effective import effective_params, strategy_name
 from server.errors import ApiError, too_long
 from server.logits import check_ids, logits_params
 from server.mode import mode_of
 from server.plan import Plan, Prompt, Shown
-from server.prompts import completion_prompts
-from server.protocol import ChatRequest, CompletionRequest, Decoding, Message
+from server.prompts import completion_prompts, embedding_prompts
+from server.protocol import ChatRequest, CompletionRequest, Decoding, EmbeddingRequest, Message
 from server.served import Served
 from server.strategy import num_beside, num_second_context, strategy_params
 from server.words import bad_word_ids, derived, pause_ids
@@ -61,6 +61,23 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     limit = TokenLimit(asked, served.max_model_len, "messages")
     shown = replace(_shown(wire), logprobs=top)
     return await _plan(wire, served, (prompt,), limit, logprobs=logprobs, shown=shown)
+
+
+async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
+    model = resolve_model(wire.model, served)
+    prompts = await embedding_prompts(wire, served)
+    requests = tuple(
+        Request(
+            prompt.ids,
+            Pooling(served.pool_by),
+            stopping=StoppingParams(max_tokens=0),
+            cache_salt=wire.cache_salt or "",
+            priority=wire.priority or 0,
+        )
+        for prompt in prompts
+    )
+    effective = {"pool_by": served.pool_by}
+    return Plan(model, prompts, requests, Pooling.NAME, effective, Shown(), wire.timeout)
 
 
 def template_messages(messages: Sequence[Message]) -> list[dict[str, str]]:

@@ -26,13 +26,15 @@ PACKAGES = ("server", "decoding", "loadtest")
 LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
-        """settings settings_text wire token_fields search_fields protocol combinations mode replies errors
-        limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
+        """settings settings_text wire token_fields search_fields protocol combinations mode replies response_objects
+        errors limits fields exchange metrics vllm_aliases logs progress presence model_files download""",
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text text served plan prompts words strategy bounds logits
-        effective translate worker_process mailbox ticket reservation waiting admission batcher startup""",
+        effective translate response_request worker_process mailbox ticket reservation waiting admission batcher
+        startup""",
         # answers: token events to wire objects and SSE
-        "choice answer logprobs format completion_format chat_format outputs reply stream",
+        """choice answer logprobs format completion_format chat_format outputs reply stream
+        embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
         "refusal body body_limit auth access request_id http_protocol http_server openapi catalogue respond routes/",
         "app",

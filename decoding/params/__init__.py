@@ -23,6 +23,6 @@ from decoding.params.stopping import StoppingParams
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
     "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "GroupBeam", "Guided", "InvalidParam", "KlGuided",
-    "LogitsParams", "LogprobsMode", "LogprobsParams", "PoolBy", "Pooling", "PromptLookup", "RankBy", "Request", "SamplerOrder",
-    "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
+    "LogitsParams", "LogprobsMode", "LogprobsParams", "PoolBy", "Pooling", "PromptLookup", "RankBy", "Request",
+    "SamplerOrder", "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams", "premature_layers",
 ]  # fmt: skip

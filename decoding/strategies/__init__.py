@@ -66,7 +66,7 @@ STRATEGIES: dict[str, Build] = {
 
 
 def build(request: Request, stopping: Stopping, tools: Tools) -> Strategy:
-    """The strategy that `request.strategy` asks for; where nothing is to be generated all that generate are the same."""
+    """The strategy that `request.strategy` asks for; those that generate are all the same where nothing is to be."""
     if request.stopping.max_tokens == 0 and not isinstance(request.strategy, Pooling):
         return ScoringStrategy(request, stopping, tools)
     return STRATEGIES[request.strategy.NAME](request, stopping, tools)
