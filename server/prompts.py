@@ -1,4 +1,4 @@
-"""The prompts of completions and the inputs of embeddings, in all their forms -> token ids, checked against the model."""
+"""Prompts of completions and inputs of embeddings, in all their forms -> token ids, checked against the model."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def _joined_parts(content: object) -> str:
 
 
 class ResponseMessage(Wire):
-    """One turn of a response's input. What stands behind `type` is what an answer bears that is sent back as history."""
+    """One turn of a response's input. The fields behind `type` are those an answer bears that is sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_joined_parts)]

@@ -1,0 +1,26 @@
+"""instructor: an object out of a chat, by the JSON in a code block (no server support needed). URL MODEL."""
+
+from __future__ import annotations
+
+import sys
+
+import instructor
+import openai
+from pydantic import BaseModel
+
+url, model = sys.argv[1:]
+
+
+class City(BaseModel):
+    name: str
+
+
+client = instructor.from_openai(
+    openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), mode=instructor.Mode.MD_JSON
+)
+asked = 'Answer with exactly this and nothing else:\n```json\n{"name": "Paris"}\n```'
+city = client.chat.completions.create(
+    model=model, response_model=City, max_retries=0, temperature=0, max_tokens=64,
+    messages=[{"role": "user", "content": asked}], extra_body={"logit_bias": {}},
+)  # fmt: skip
+assert city.name, city
