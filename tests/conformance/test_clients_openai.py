@@ -1,6 +1,6 @@
-"""openai-python in strict response validation over every endpoint, its stream helpers, and its embeddings and responses.
+"""openai-python in strict response validation: responses, embeddings, stream helpers, the details of usage.
 
-The engine is real; of the endpoints that other files prove with the SDK only those not asked there are asked here.
+The other endpoints are asked in `test_openai_sdk.py`.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ metric_list: [{{metric: exact_match}}]
 CHOICES = [
     {"question": "The capital of France is", "choices": ["Paris", "Paris.", "London"], "answer": 0},
     {
-        "question": "Question: What do bees make?\nAnswer:",
+        "question": "What do bees make?\nAnswer:",
         "choices": ["honey", "a very long story about the sea"],
         "answer": 0,
     },
