@@ -9,8 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from pydantic import BaseModel
 
 from tests.conformance.clients.environment import HERE, run_client
 from tests.running_server import RunningServer, clean_environment
@@ -18,6 +21,21 @@ from tests.running_server import RunningServer, clean_environment
 MODEL = "SmolLM2-135M-Instruct"
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
+
+
+class City(BaseModel):
+    name: str
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+
+
+def skip_unless_taken(server: RunningServer, field: dict[str, Any]) -> None:
+    """Skips where the server says of a chat's field that it is not supported yet."""
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, **field}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    if answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported_field":
+        pytest.skip(f"{next(iter(field))} is not supported yet")
 
 
 def test_langchain_chats_streams_completes_and_embeds(smol_server: RunningServer) -> None:
@@ -52,6 +70,38 @@ async def test_pydantic_ai_runs_an_agent_over_chat_and_over_responses(smol_serve
         assert "".join(pieces) == ANSWER
 
 
+def test_langchain_gets_structured_output(smol_server: RunningServer) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    skip_unless_taken(smol_server, {"response_format": {"type": "json_object"}})
+    place = {"base_url": f"{smol_server.url}/v1", "api_key": "none", "model": MODEL, "max_retries": 0}
+    chat = langchain.ChatOpenAI(**place, temperature=0, max_tokens=64)
+    city = chat.with_structured_output(City, method="json_schema").invoke(QUESTION)
+    assert isinstance(city, City)
+
+
+def test_langchain_gets_a_tool_call(smol_server: RunningServer) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    skip_unless_taken(smol_server, {"tools": [TOOL]})
+    place = {"base_url": f"{smol_server.url}/v1", "api_key": "none", "model": MODEL, "max_retries": 0}
+    chat = langchain.ChatOpenAI(**place, temperature=0, max_tokens=64).bind_tools([TOOL], tool_choice="add")
+    assert [call["name"] for call in chat.invoke("Add.").tool_calls] == ["add"]
+    streamed = sum(chat.stream("Add."), start=langchain.chat_models.base.AIMessageChunk(content=""))
+    assert [call["name"] for call in streamed.tool_calls] == ["add"]
+
+
+async def test_pydantic_ai_calls_a_tool_and_returns_an_object(smol_server: RunningServer) -> None:
+    pydantic_ai = pytest.importorskip("pydantic_ai")
+    models = pytest.importorskip("pydantic_ai.models.openai")
+    providers = pytest.importorskip("pydantic_ai.providers.openai")
+    skip_unless_taken(smol_server, {"tools": [TOOL]})
+    provider = providers.OpenAIProvider(base_url=f"{smol_server.url}/v1", api_key="none")
+    settings = {"temperature": 0, "max_tokens": 64}
+    agent = pydantic_ai.Agent(
+        models.OpenAIChatModel(MODEL, provider=provider), output_type=City, model_settings=settings
+    )
+    assert isinstance((await agent.run(QUESTION)).output, City)
+
+
 @pytest.mark.parametrize("flags", [(), ("--no-stream",)], ids=["streamed", "plain"])
 def test_the_llm_command_line_talks_to_it(smol_server: RunningServer, tmp_path: Path, flags: tuple[str, ...]) -> None:
     pytest.importorskip("llm")
@@ -73,6 +123,7 @@ def test_litellm_chats_streams_completes_and_embeds(smol_server: RunningServer) 
 
 
 def test_instructor_makes_an_object_of_an_answer(smol_server: RunningServer) -> None:
+    skip_unless_taken(smol_server, {"response_format": {"type": "json_object"}})
     run_client("litellm", ["litellm>=1.80", "instructor>=1.12"], "instructor_client.py", smol_server.url, MODEL)
 
 

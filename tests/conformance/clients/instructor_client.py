@@ -1,4 +1,4 @@
-"""instructor: an object out of a chat, by the JSON in a code block (no server support needed). URL MODEL."""
+"""instructor: an object out of a chat, by response_format json_schema. URL MODEL."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ class City(BaseModel):
 
 
 client = instructor.from_openai(
-    openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), mode=instructor.Mode.MD_JSON
+    openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), mode=instructor.Mode.JSON_SCHEMA
 )
-asked = 'Answer with exactly this and nothing else:\n```json\n{"name": "Paris"}\n```'
 city = client.chat.completions.create(
     model=model, response_model=City, max_retries=0, temperature=0, max_tokens=64,
-    messages=[{"role": "user", "content": asked}], extra_body={"logit_bias": {}},
+    messages=[{"role": "user", "content": "What is the capital of France?"}],
 )  # fmt: skip
 assert city.name, city
