@@ -39,7 +39,7 @@ CHOICES = [
         "choices": ["honey", "a very long story about the sea"],
         "answer": 0,
     },
-    {"question": "Wie heißt das Tier? 🙂\n", "choices": ["Katze", "猫"], "answer": 1},
+    {"question": "Wie heißt das Tier? 🙂", "choices": ["Katze", "猫"], "answer": 1},
 ]
 QUESTIONS = [
     {"question": "The capital of France is", "target": "Paris"},
