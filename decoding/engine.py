@@ -355,10 +355,11 @@ class Engine:
         live.num_accepted += move.accepted
         self.drafted_tokens += move.drafted
         self.accepted_tokens += move.accepted
-        if move.emit or move.prompt or move.trace:
+        if move.emit or move.prompt or move.trace or move.vector:
             output = self._output(live)
             output.emits.extend(move.emit)
             output.prompt = move.prompt or output.prompt
+            output.vector = move.vector or output.vector
             output.trace.extend(move.trace)
 
     def _row_for(self, live: LiveRequest, feed: Feed, *, is_reused: bool) -> Row:

@@ -182,13 +182,17 @@ class Finished(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Output(msgspec.Struct, frozen=True, array_like=True):
-    """Everything one tick says about one request. `finished` comes exactly once, with or after the last chunk."""
+    """Everything one tick says about one request. `finished` comes exactly once, with or after the last chunk.
+
+    vector: the answer of an embedding, little-endian float32.
+    """
 
     request_id: int
     chunks: tuple[Chunk, ...] = ()
     prompt: PromptScores | None = None
     finished: Finished | None = None
     trace: tuple[TraceEvent, ...] = ()
+    vector: bytes = b""
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):

@@ -41,5 +41,6 @@ class Output:
     emits: list[Emit] = field(default_factory=list)
     prompt: PromptEmit | None = None
     trace: list[TraceEvent] = field(default_factory=list)
+    vector: tuple[float, ...] = ()
     usage: Usage | None = None
     failure: Failure | None = None

@@ -71,7 +71,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """The row's scores were NaN or infinite, or its own request's masks left none."""
+    """The row's scores or hidden state were not finite, or (is_excluded) its own request's masks left none."""
 
     is_excluded: bool
 
@@ -150,10 +150,11 @@ class ReadSlice:
 
     def _enqueue_states(self, model: Head, hidden: HiddenStates) -> None:
         """Hidden states, logits of early layers, attention scores: whatever does not pass the pipeline."""
+        states = [i for i, read in enumerate(self._reads) if read.want.hidden]
+        if states:
+            self._add("hidden", states, hidden.last[[self._reads[i].index for i in states]].float())
         for i, read in enumerate(self._reads):
             at = slice(read.index, read.index + 1)
-            if read.want.hidden:
-                self._add("hidden", [i], hidden.last[at].float())
             if read.want.attention:
                 self._add("attention", [i], hidden.probed[read.batch_row].float().unsqueeze(0))
             for layer in read.want.layers:
@@ -298,6 +299,9 @@ class ReadSlice:
         peak = get("peak", i)
         if peak is not None and not np.isfinite(peak):
             return Unreadable(is_excluded=bool(peak == -np.inf))
+        hidden = _tensor(get("hidden", i))
+        if hidden is not None and not hidden.isfinite().all():
+            return Unreadable(is_excluded=False)
         num_draws = len(read.want.draws)
         tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
         following, raw, chosen = get("next", i), get("raw", i), get("contrasted", i)
@@ -319,7 +323,7 @@ class ReadSlice:
             full_logprobs=_tensor(get("full_raw", i)),
             entropy=None if entropy is None else float(entropy[0]),
             varentropy=None if entropy is None else float(entropy[1]),
-            hidden=_tensor(get("hidden", i)),
+            hidden=hidden,
             layers={layer: self._layer(layer, i) for layer in read.want.layers},
             attention=_tensor(get("attention", i)),
             contrasted=None if chosen is None else read.want.contrast[int(chosen)],

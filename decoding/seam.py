@@ -261,7 +261,7 @@ class Move:
     """What a strategy does next. Rows neither fed nor held are dropped. No feeds: the request is over.
 
     drafted, accepted: tokens proposed and accepted in the round that this Move ends. trace: only where the request
-    asked for one.
+    asked for one. vector: the answer of a request that asks for numbers, not tokens.
 
     The engine may spread a Move's rows over several ticks (a row's numbers do not depend on when it ran); `step` is
     called when all of them have run.
@@ -274,6 +274,7 @@ class Move:
     drafted: int = 0
     accepted: int = 0
     trace: tuple[TraceEvent, ...] = ()
+    vector: tuple[float, ...] = ()
 
 
 class Tools(Protocol):

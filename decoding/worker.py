@@ -11,6 +11,7 @@ import ctypes
 import gc
 import signal
 import socket
+import struct
 import sys
 import time
 import traceback
@@ -153,7 +154,9 @@ def _output_frame(output: Output) -> OutputFrame:
             accepted=usage.accepted,
         )
     trace = tuple(TraceEvent(e.step, e.kind, dict(e.values)) for e in output.trace)
-    return OutputFrame(output.request_id, tuple(_chunk(e) for e in output.emits), prompt or None, finished, trace)
+    chunks = tuple(_chunk(e) for e in output.emits)
+    vector = struct.pack(f"<{len(output.vector)}f", *output.vector)
+    return OutputFrame(output.request_id, chunks, prompt or None, finished, trace, vector)
 
 
 def refused(request_id: int) -> OutputFrame:

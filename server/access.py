@@ -16,7 +16,12 @@ from server.metrics import NO_STRATEGY, Metrics
 from server.refusal import send_error
 from server.ticket import Outcome
 
-GENERATION = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}  # path -> endpoint label
+GENERATION = {  # path -> endpoint label
+    "/v1/completions": "completions",
+    "/v1/chat/completions": "chat",
+    "/v1/responses": "responses",
+    "/v1/embeddings": "embeddings",
+}
 CLIENT_GONE = 499  # logged only: there was nobody left to answer
 
 

@@ -15,9 +15,8 @@ from server.body_limit import BodyLimit, WireLimits
 from server.errors import add_error_handlers
 from server.limits import Limits
 from server.metrics import Metrics
-from server.openapi import ERRORS
 from server.request_id import RequestId
-from server.routes import chat, completions, models, ops, strategies, tokenize
+from server.routes import chat, completions, embeddings, models, ops, responses, strategies, tokenize
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -37,6 +36,8 @@ def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
     return [
         completions.router(batcher, limits),
         chat.router(batcher, limits),
+        responses.router(batcher, limits),
+        embeddings.router(batcher, limits),
         models.router(batcher),
         strategies.router(batcher, limits),
         tokenize.router(batcher, limits),
@@ -55,7 +56,7 @@ def create_app(
         redirect_slashes=False,
     )
     for router in routers:
-        app.include_router(router, responses=ERRORS)
+        app.include_router(router)
     app.include_router(ops.router(batcher, metrics))
     add_error_handlers(app)
     open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS

@@ -7,6 +7,7 @@ through is a field named twice: then the object has fewer fields than its bytes 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, TypeVar, get_args
 
@@ -19,8 +20,9 @@ from server.errors import ApiError
 from server.fields import unknown_field
 from server.limits import Limits
 from server.protocol import MUST_BE
+from server.wire import Wire
 
-Wire = TypeVar("Wire", bound=BaseModel)
+Object = TypeVar("Object", bound=Wire)
 Location = tuple[int | str, ...]
 
 
@@ -35,7 +37,7 @@ async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
     return await asyncio.to_thread(_object_in, body, limits)
 
 
-def parse(wire: type[Wire], fields: dict[str, Any]) -> Wire:
+def parse(wire: type[Object], fields: dict[str, Any]) -> Object:
     """The wire type of `fields`. Raises ApiError 400 naming the first bad field."""
     try:
         return wire.model_validate(fields)
@@ -72,15 +74,16 @@ def _num_fields(value: dict[str, Any] | list[Any]) -> int:
     return own + sum(_num_fields(inner) for inner in held if isinstance(inner, dict | list))
 
 
-def _bad_field(wire: type[BaseModel], failure: ValidationError) -> ApiError:
+def _bad_field(wire: type[Wire], failure: ValidationError) -> ApiError:
     errors = failure.errors(include_url=False, include_context=False, include_input=False)
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     location = first["loc"]
     if first["type"] == "extra_forbidden":
         return _unknown_nested(wire, location)
-    about = _description(location)
+    forms = {**MUST_BE, **wire.FORMS}
+    about = _description(location, forms)
     if about is not None:
-        return ApiError(400, f"{about} must be {MUST_BE[about]}", param=about)
+        return ApiError(400, f"{about} must be {forms[about]}", param=about)
     path, field = _path(location), _field(location)
     if first["type"] == "missing":
         return ApiError(400, f"{path} is required", param=field)
@@ -88,10 +91,10 @@ def _bad_field(wire: type[BaseModel], failure: ValidationError) -> ApiError:
     return ApiError(400, f"{path} {message}", param=field)
 
 
-def _description(location: Location) -> str | None:
+def _description(location: Location, forms: Mapping[str, str]) -> str | None:
     """The field of that path whose form is described as a whole."""
     paths = (".".join(map(str, location[:end])) for end in range(1, len(location) + 1))
-    return next((path for path in paths if path in MUST_BE), None)
+    return next((path for path in paths if path in forms), None)
 
 
 def _field(location: Location) -> str:

@@ -67,3 +67,18 @@ TOKENIZE: Examples = {
     "a chat": {"messages": QUESTION, "add_generation_prompt": True, "return_token_strs": True},
 }
 DETOKENIZE: Examples = {"three tokens": {"tokens": [3, 4, 5]}}
+EMBEDDINGS: Examples = {
+    "two texts": {"input": ["The sea is calm.", "Stocks fell."]},
+    "base64": {"input": "The sea is calm.", "encoding_format": "base64"},
+}
+RESPONSES: Examples = {
+    "a question": {"input": "What is the capital of France?", "max_output_tokens": 32},
+    "a stream with instructions": {
+        "instructions": "Answer briefly.", "input": QUESTION, "max_output_tokens": 32, "stream": True,
+    },
+    "JSON": {
+        "input": "Name a city.",
+        "text": {"format": {"type": "json_schema", "name": "city", "schema": CITY}},
+        "max_output_tokens": 64,
+    },
+}  # fmt: skip

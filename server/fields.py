@@ -24,6 +24,24 @@ LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
 }
 
 
+LATER_IN_EMBEDDINGS: Mapping[str, tuple[Any, ...]] = {"dimensions": ()}
+
+
+LATER_IN_RESPONSES: Mapping[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "max_tool_calls": (),
+    "background": (False,),
+    "truncation": ("disabled",),
+    "reasoning": ({},),
+    "prompt": (),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "previous_response_id": (),
+    "conversation": (),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Fields:
     """A body sorted by field: what the wire type reads, and which fields were accepted without effect."""

@@ -37,11 +37,15 @@ class Extras:
     decoding: Decoding | UnsetType = UNSET
 
 
-class Format(Protocol):
-    """One endpoint's objects."""
+class Whole(Protocol):
+    """How a plain answer is written."""
 
     def whole(self, answer: Answer, choices: Sequence[Piece]) -> msgspec.Struct:
         """The plain answer."""
+
+
+class Format(Whole, Protocol):
+    """One endpoint's objects."""
 
     @property
     def has_openings(self) -> bool:

@@ -22,7 +22,7 @@ from prometheus_client import (
 from decoding.frames import Loaded, Stats
 from decoding.params import PARAMS
 
-ENDPOINTS = ("completions", "chat")
+ENDPOINTS = ("completions", "chat", "responses", "embeddings")
 OUTCOMES = ("success", "length", "cancelled", "rejected", "error")
 NO_STRATEGY = "none"  # of a request refused before its strategy was known
 

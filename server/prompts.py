@@ -1,4 +1,4 @@
-"""The prompt field of /v1/completions, in all its forms -> token ids, checked against the model."""
+"""Prompts of completions and inputs of embeddings, in all their forms -> token ids, checked against the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from server.errors import ApiError, too_long
 from server.plan import Prompt
-from server.protocol import PROMPT, CompletionRequest
+from server.protocol import PROMPT, CompletionRequest, EmbeddingRequest
 from server.served import Served
 
 PromptField = str | list[str] | list[int] | list[list[int]]
@@ -19,21 +19,33 @@ def num_prompts(prompt: PromptField) -> int:
 
 async def completion_prompts(wire: CompletionRequest, served: Served) -> tuple[Prompt, ...]:
     """Raises ApiError 400 on an empty prompt, an id outside the vocabulary or a text that can never fit."""
-    prompt = wire.prompt
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if _are_texts(texts):
-        prompts = await _encoded(texts, bool(wire.echo), served)
-    else:
-        id_lists = [texts] if _is_ids(texts) else texts
-        prompts = tuple(_checked(ids, bool(wire.echo), served) for ids in id_lists)  # type: ignore[arg-type]
-    if not prompts or not all(each.ids for each in prompts):
-        raise ApiError(400, f"prompt must be {PROMPT}", param="prompt")
+    return await _prompts(wire.prompt, "prompt", bool(wire.echo), served)
+
+
+async def embedding_prompts(wire: EmbeddingRequest, served: Served) -> tuple[Prompt, ...]:
+    """Raises ApiError 400 as above, and on an input that is longer than the context."""
+    prompts = await _prompts(wire.input, "input", False, served)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    if longest > served.max_model_len:
+        raise too_long(served.max_model_len, f"your request resulted in {longest} tokens", "input")
     return prompts
 
 
-async def _encoded(texts: Sequence[str], echo: bool, served: Served) -> tuple[Prompt, ...]:
+async def _prompts(prompt: PromptField, field: str, echo: bool, served: Served) -> tuple[Prompt, ...]:
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if _are_texts(texts):
+        prompts = await _encoded(texts, field, echo, served)
+    else:
+        id_lists = [texts] if _is_ids(texts) else texts
+        prompts = tuple(_checked(ids, field, echo, served) for ids in id_lists)  # type: ignore[arg-type]
+    if not prompts or not all(each.ids for each in prompts):
+        raise ApiError(400, f"{field} must be {PROMPT}", param=field)
+    return prompts
+
+
+async def _encoded(texts: Sequence[str], field: str, echo: bool, served: Served) -> tuple[Prompt, ...]:
     if served.tokenizer.fewest_tokens(max(texts, key=len)) > served.max_prompt_len:
-        raise too_long(served.max_prompt_len, "the prompt alone is longer", "prompt")
+        raise too_long(served.max_prompt_len, f"the {field} alone is longer", field)
     encoded = await served.tokenizer.encode_all(texts)
     return tuple(
         Prompt(each.ids, text, each.starts) if echo else Prompt(each.ids)
@@ -41,9 +53,9 @@ async def _encoded(texts: Sequence[str], echo: bool, served: Served) -> tuple[Pr
     )
 
 
-def _checked(ids: Sequence[int], echo: bool, served: Served) -> Prompt:
+def _checked(ids: Sequence[int], field: str, echo: bool, served: Served) -> Prompt:
     if ids and not 0 <= min(ids) <= max(ids) < served.vocab_size:
-        raise ApiError(400, f"prompt must hold token ids below {served.vocab_size}", param="prompt")
+        raise ApiError(400, f"{field} must hold token ids below {served.vocab_size}", param=field)
     if not echo:
         return Prompt(tuple(ids))
     detokenizer = served.tokenizer.detokenizer(at_start=True)

@@ -7,7 +7,8 @@ on the settings is checked in `bounds.py`, what excludes what in `mode.py`, what
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -98,6 +99,19 @@ class CompletionRequest(Decoding):
     max_tokens: Count | None = option("Most tokens of a choice.", 16)
     echo: bool | None = option("Put the prompt before the answer.", False)
     logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
+
+
+class EmbeddingRequest(Wire):
+    """POST /v1/embeddings. How vectors are pooled is the server's setting."""
+
+    FORMS: ClassVar[Mapping[str, str]] = {"input": PROMPT}
+
+    input: Prompt = Field(description="Text or token ids, or a list of either: one vector each.")
+    model: str | None = option("A name that GET /v1/models lists; default: the first.")
+    encoding_format: Literal["float", "base64"] | None = option("Numbers, or base64 of float32.", "float")
+    cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = option("Seconds in which the answer must be complete.")
 
 
 class ChatRequest(Decoding, ToolFields):

@@ -198,6 +198,27 @@ class ChatChunk(Wire, frozen=True):
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
+class EmbeddingUsage(Wire, frozen=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(Wire, frozen=True):
+    """embedding: numbers, or the base64 of little-endian float32."""
+
+    index: int
+    embedding: tuple[float, ...] | str
+    object: str = "embedding"
+
+
+class EmbeddingList(Wire, frozen=True):
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+    decoding: Decoding
+    object: str = "list"
+
+
 class Support(Wire, frozen=True):
     """What the model can do beyond completions. encoder: a prompt is the source it answers.
 

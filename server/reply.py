@@ -11,7 +11,7 @@ from starlette.responses import Response
 from server.admission import Ticket
 from server.answer import Answer
 from server.choice import Piece, joined
-from server.format import Format
+from server.format import Whole
 from server.outputs import outputs
 
 
@@ -24,7 +24,7 @@ class JsonResponse(Response):
         return msgspec.json.encode(content)
 
 
-async def plain_reply(tickets: Sequence[Ticket], answer: Answer, form: Format) -> JsonResponse:
+async def plain_reply(tickets: Sequence[Ticket], answer: Answer, form: Whole) -> JsonResponse:
     """Raises the ApiError that ended any of the tickets."""
     pieces: list[list[Piece]] = [[] for _ in range(answer.num_choices)]
     async with aclosing(outputs(tickets)) as numbered:

@@ -24,12 +24,17 @@ async def respond(
     ignored: Sequence[str],
     limits: Limits,
 ) -> Response:
-    """Raises ApiError, or ClientDisconnect. X-Ignored-Params names the fields that were accepted without effect."""
+    """Raises ApiError, or ClientDisconnect."""
     if answer.shown.stream:
         stream = EventStream(tickets, answer, form)
         response: Response = await while_present(request.receive, stream_reply(stream, limits.send_seconds))
     else:
         response = await while_present(request.receive, plain_reply(tickets, answer, form))
+    return naming_ignored(response, ignored)
+
+
+def naming_ignored(response: Response, ignored: Sequence[str]) -> Response:
+    """The response, its header naming the fields that were accepted without effect."""
     if ignored:
         response.headers["X-Ignored-Params"] = ", ".join(ignored)
     return response

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from decoding.frames import EncoderInfo
+from decoding.params import PoolBy
 from server.grammar_check import GrammarCheck
 from server.text import Tokenizer
 from server.tool_parsers.tool_format import ToolFormat
@@ -18,7 +19,8 @@ class Served:
 
     num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder: as in `frames.Loaded`. grammars: tells
     whether those of requests compile. tools: how calls are written, None where no tools are taken. generation_defaults:
-    wire fields that hold where a request says nothing.
+    wire fields that hold where a request says nothing. pool_by: how embeddings
+    are made.
     """
 
     names: tuple[str, ...]
@@ -36,6 +38,7 @@ class Served:
     has_reasoning: bool = False
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     encoder: EncoderInfo | None = None
+    pool_by: PoolBy = "mean"
 
     @property
     def max_prompt_len(self) -> int:

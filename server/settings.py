@@ -80,6 +80,9 @@ class ModelSettings(BaseModel):
         "none", description="Weights of linear layers in eight bits, faster and nearly as good; CPU only."
     )
     max_model_len: int = Field(0, ge=0, description="Longest context in tokens; 0: what the model was trained for.")
+    embedding_pooling: Literal["mean", "last"] = Field(
+        "mean", description="Embeddings are the mean of the prompt's last hidden states, or the last token's."
+    )
     batch_invariant: bool = Field(
         False,
         description="Answers independent of the batch's other rows; always so on CPU, slower on CUDA, bit for bit.",

@@ -119,6 +119,7 @@ class Startup:
             has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
             generation_defaults=defaults,
             encoder=loaded.encoder,
+            pool_by=self._settings.embedding_pooling,
         )
 
 

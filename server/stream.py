@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -104,11 +104,19 @@ class EventStream:
         return b"data: " + self._encoder.encode(value) + b"\n\n"
 
 
+class Events(Protocol):
+    """What a StreamResponse sends: ready bytes, ended by what ends the stream, or an ApiError."""
+
+    def events(self) -> AsyncGenerator[bytes]: ...
+
+    def cancel(self) -> None: ...
+
+
 class StreamResponse(EventSourceResponse):
-    """Sends an EventStream. However it ends, the tickets are cancelled; a client that stops reading is cut off."""
+    """Sends a stream of events. However it ends, the tickets are cancelled; a client that stops reading is cut off."""
 
     def __init__(
-        self, stream: EventStream, first: asyncio.Task[bytes], rest: AsyncGenerator[bytes], send_seconds: float
+        self, stream: Events, first: asyncio.Task[bytes], rest: AsyncGenerator[bytes], send_seconds: float
     ) -> None:
         AppStatus.enable_automatic_graceful_drain = False
         super().__init__(_guarded(first, rest), sep="\n", ping=PING_SECONDS, send_timeout=send_seconds)
@@ -128,7 +136,7 @@ class StreamResponse(EventSourceResponse):
             await self._rest.aclose()
 
 
-async def stream_reply(stream: EventStream, send_seconds: float) -> StreamResponse:
+async def stream_reply(stream: Events, send_seconds: float) -> StreamResponse:
     """The response, once there is something to say. Raises the ApiError that comes before the first event."""
     events = stream.events()
     first = asyncio.ensure_future(anext(events))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,21 @@ from server.errors import ApiError
 from server.vocabulary import Vocabulary
 
 INLINE_CHARS = 4096  # about a millisecond of encoding
+
+
+def with_whole_offsets(data: bytes) -> bytes:
+    """A tokenizer.json whose tokens begin at their first character, a space too.
+
+    Many post-processors (Llama 3's, RoBERTa's) trim the spaces off the offsets, which then skip characters.
+    """
+    if b'"trim_offsets"' not in data:
+        return data
+    tokenizer = json.loads(data)
+    post = tokenizer.get("post_processor") or {}
+    trimming = [each for each in (post, *post.get("processors", ())) if each.get("trim_offsets")]
+    for each in trimming:
+        each["trim_offsets"] = False
+    return json.dumps(tokenizer).encode() if trimming else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +65,7 @@ class Tokenizer:
         path = Path(directory)
         data = (path / "tokenizer.json").read_bytes()
         try:
-            tokenizer = tokenizers.Tokenizer.from_buffer(data)
+            tokenizer = tokenizers.Tokenizer.from_buffer(with_whole_offsets(data))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError("tokenizer.json cannot be read") from error
         return cls(tokenizer, ChatTemplate.from_directory(path), special_tokens(path).get("bos_token"))

@@ -109,7 +109,7 @@ class Ticket:
 
     def _push(self, output: Output) -> None:
         """An output without content only says that the request has started."""
-        if output.chunks or output.trace or output.prompt is not None or output.finished is not None:
+        if output.chunks or output.trace or output.vector or output.prompt is not None or output.finished is not None:
             self._outputs.append(output)
 
     async def _next_tick(self) -> None:

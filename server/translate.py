@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from decoding.params import InvalidParam, LogprobsParams, Request, StoppingParams
+from decoding.params import InvalidParam, LogprobsParams, Pooling, Request, StoppingParams
 from server.bounds import bad_field, refused, stops_of
 from server.conversation import conversation
 from server.effective import effective_params, strategy_name
@@ -20,8 +20,8 @@ from server.logits import check_ids, logits_params
 from server.message_text import MessageForm
 from server.mode import mode_of
 from server.plan import Plan, Prompt, Shown
-from server.prompts import completion_prompts
-from server.protocol import ChatRequest, CompletionRequest, Decoding
+from server.prompts import completion_prompts, embedding_prompts
+from server.protocol import ChatRequest, CompletionRequest, Decoding, EmbeddingRequest
 from server.reasoning import is_unfinished, opened_by
 from server.served import Served
 from server.source import check_encoder_fields, check_source, decoder_ids
@@ -79,6 +79,25 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
         return _with_message(plan, use, served, is_thinking=is_thinking)
     except InvalidParam as invalid:
         raise refused(invalid) from None
+
+
+async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
+    model = resolve_model(wire.model, served)
+    if served.encoder is not None:
+        raise bad_field("input", "has no embedding from an encoder-decoder model")
+    prompts = await embedding_prompts(wire, served)
+    requests = tuple(
+        Request(
+            prompt.ids,
+            Pooling(served.pool_by),
+            stopping=StoppingParams(max_tokens=0),
+            cache_salt=wire.cache_salt or "",
+            priority=wire.priority or 0,
+        )
+        for prompt in prompts
+    )
+    effective = {"pool_by": served.pool_by}
+    return Plan(model, prompts, requests, Pooling.NAME, effective, Shown(), wire.timeout)
 
 
 def _check_length(text: str, served: Served) -> None:

@@ -5,7 +5,8 @@ Strict: no number from a string or a boolean, no NaN, no unknown field. null mea
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,7 +19,12 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Wire(BaseModel):
-    """An object of a request body."""
+    """An object of a request body.
+
+    FORMS: completes "<field> must be …" for unions and maps, whose types pydantic would name by its own names.
+    """
+
+    FORMS: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 

@@ -27,18 +27,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
         """settings settings_text wire token_fields search_fields structure_fields chat_fields protocol combinations
-        mode replies errors limits fields exchange orphans metrics vllm_aliases logs progress presence model_files
-        download""",
+        response_fields mode replies response_objects errors limits fields exchange orphans metrics vllm_aliases logs
+        progress presence model_files download""",
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
         grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits source
-        effective conversation generation_defaults translate worker_process mailbox ticket reservation waiting
-        admission batcher startup""",
+        effective conversation generation_defaults translate response_request worker_process mailbox ticket
+        reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
-        "choice answer logprobs format completion_format chat_format outputs reply stream",
+        """choice answer logprobs format completion_format chat_format outputs reply stream
+        embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
-        """refusal body_shape body body_limit auth access request_id http_protocol http_server openapi examples catalogue
-        respond routes/""",
+        """refusal body_shape body body_limit auth access request_id http_protocol http_server openapi examples
+        catalogue respond routes/""",
         "app",
         "service",
         "__main__",

@@ -14,6 +14,7 @@ from decoding.params.invalid import check
 from decoding.params.latent import LatentThoughts
 from decoding.params.logits import LogitsParams
 from decoding.params.logprobs import LogprobsParams
+from decoding.params.pooling import Pooling
 from decoding.params.sampling import BestOf, Sampling
 from decoding.params.speculation import Assisted, PromptLookup
 from decoding.params.stopping import StoppingParams
@@ -39,6 +40,7 @@ StrategyParams = (
     | Sed
     | PromptLookup
     | Assisted
+    | Pooling
 )
 PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__args__}
 """Strategy name -> its params class: what the wire between the processes names."""

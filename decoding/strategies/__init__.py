@@ -17,6 +17,7 @@ from decoding.params import (
     GroupBeam,
     Guided,
     KlGuided,
+    Pooling,
     PromptLookup,
     Request,
     Sampling,
@@ -37,6 +38,7 @@ from decoding.strategies.group_beam import GroupBeamStrategy
 from decoding.strategies.guided import GuidedStrategy
 from decoding.strategies.kl_guided import KlGuidedStrategy
 from decoding.strategies.latent import LatentStrategy
+from decoding.strategies.pooling import PoolingStrategy
 from decoding.strategies.prompt_lookup import PromptLookupStrategy
 from decoding.strategies.sampling import SamplingStrategy
 from decoding.strategies.scoring import ScoringStrategy
@@ -60,12 +62,13 @@ STRATEGIES: dict[str, Build] = {
     Sed.NAME: SedStrategy,
     PromptLookup.NAME: PromptLookupStrategy,
     Assisted.NAME: AssistedStrategy,
+    Pooling.NAME: PoolingStrategy,
 }
 
 
 def build(request: Request, stopping: Stopping, tools: Tools) -> Strategy:
-    """The strategy that `request.strategy` asks for; where nothing is to be generated they are all the same."""
-    if request.stopping.max_tokens == 0:
+    """The strategy that `request.strategy` asks for; those that generate are all the same where nothing is to be."""
+    if request.stopping.max_tokens == 0 and not isinstance(request.strategy, Pooling):
         return ScoringStrategy(request, stopping, tools)
     strategy = STRATEGIES[request.strategy.NAME](request, stopping, tools)
     return strategy if request.latent is None else LatentStrategy(request, request.latent, strategy)

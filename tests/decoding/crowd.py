@@ -25,6 +25,7 @@ from decoding.params import (
     KlGuided,
     LogitsParams,
     LogprobsParams,
+    Pooling,
     PromptLookup,
     Request,
     Sampling,
@@ -41,7 +42,7 @@ Make = Callable[[random.Random, int], StrategyParams]
 FREELY_HEATED = (Sampling, BestOf, Dola, PromptLookup, Assisted, BeamSample)
 """Strategies that leave the temperature to the pipeline, so that it may be a dynamic one."""
 
-NEVER_DRAWING = (Beam, GroupBeam, BestFirst, Contrastive, CotDecoding, Sed)
+NEVER_DRAWING = (Beam, GroupBeam, BestFirst, Contrastive, CotDecoding, Sed, Pooling)
 
 
 class DraftTableModel(TableModel):
@@ -154,6 +155,7 @@ MAKERS: dict[str, Make] = {
     Sed.NAME: _sed,
     PromptLookup.NAME: lambda rng, vocab: PromptLookup(rng.randrange(1, 7), rng.randrange(1, 4), rng.choice([1, 1, 2])),
     Assisted.NAME: _assisted,
+    Pooling.NAME: lambda rng, vocab: Pooling(rng.choice(["mean", "last"])),
 }
 
 

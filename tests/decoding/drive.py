@@ -27,6 +27,7 @@ class Answer:
     usage: Usage | None = None
     failure: Failure | None = None
     trace: list[TraceEvent] = field(default_factory=list)
+    vector: tuple[float, ...] = ()
 
     def take(self, output: Output) -> None:
         assert self.usage is None, "an output after the last one"
@@ -39,12 +40,13 @@ class Answer:
             choice.finish = emit.finish
         self.prompt = output.prompt or self.prompt
         self.trace += output.trace
+        self.vector = output.vector or self.vector
         self.usage, self.failure = output.usage, output.failure
 
     @property
     def said(self) -> object:
         """Everything that has to be the same alone and in any batch."""
-        return self.choices, self.prompt, self.failure and self.failure.code
+        return self.choices, self.prompt, self.vector, self.failure and self.failure.code
 
     def tokens(self, choice: int = 0) -> list[int]:
         return self.choices[choice].token_ids

@@ -16,7 +16,7 @@ from decoding.params import Request
 from server.chat_template import ChatTemplate
 from server.errors import ApiError, add_error_handlers
 from server.limits import Limits
-from server.routes import chat, completions, strategies, tokenize
+from server.routes import chat, completions, embeddings, responses, strategies, tokenize
 from server.routes import models as models_route
 from server.served import Served
 from server.text import Tokenizer
@@ -211,6 +211,8 @@ def make_app(batcher: FakeBatcher, limits: Limits | None = None) -> FastAPI:
     bounds = limits or Limits()
     app.include_router(completions.router(batcher, bounds))
     app.include_router(chat.router(batcher, bounds))
+    app.include_router(responses.router(batcher, bounds))
+    app.include_router(embeddings.router(batcher, bounds))
     app.include_router(models_route.router(batcher))
     app.include_router(strategies.router(batcher, bounds))
     app.include_router(tokenize.router(batcher, bounds))

@@ -1,0 +1,51 @@
+"""POST /v1/embeddings: parse, reserve, translate, submit, gather the vectors."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.admission import Batcher
+from server.body import parse, read_object
+from server.bounds import bad_field
+from server.embedding import embedding_list, gathered
+from server.examples import EMBEDDINGS
+from server.fields import LATER_IN_EMBEDDINGS, sort_fields
+from server.limits import Limits
+from server.openapi import operation
+from server.presence import while_present
+from server.prompts import num_prompts
+from server.protocol import EmbeddingRequest
+from server.replies import EmbeddingList
+from server.reply import JsonResponse
+from server.respond import naming_ignored
+from server.translate import embedding_plan
+
+
+def router(batcher: Batcher, limits: Limits) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.post(
+        "/v1/embeddings",
+        **operation(
+            "Turn texts into vectors",
+            "OpenAI's embeddings: the model's last hidden states, pooled as the server is set, of unit length.",
+            EmbeddingList,
+            wire=EmbeddingRequest,
+            examples=EMBEDDINGS,
+        ),
+    )
+    async def create_embedding(request: Request) -> Response:
+        fields = sort_fields(await read_object(request, limits), EmbeddingRequest.model_fields, LATER_IN_EMBEDDINGS)
+        wire = parse(EmbeddingRequest, fields.known)
+        if num_prompts(wire.input) > limits.max_request_rows:
+            raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
+        if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
+            raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
+        with batcher.reserve("embeddings", num_prompts(wire.input)) as reservation:
+            plan = await embedding_plan(wire, batcher.served)
+            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        vectors = await while_present(request.receive, gathered(tickets))
+        response = JsonResponse(embedding_list(plan, vectors, is_base64=wire.encoding_format == "base64"))
+        return naming_ignored(response, fields.ignored)
+
+    return routes
