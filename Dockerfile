@@ -23,6 +23,12 @@ RUN pip install --no-deps --no-build-isolation . \
     && python -P -m decoding.kernels
 
 FROM python:${PYTHON_VERSION}-slim
+ARG TORCH_INDEX=""
+# Triton compiles what starts its kernels where it runs, for the GPU it finds; a build for CPUs needs no compiler.
+# hadolint ignore=DL3008
+RUN if [ -z "$TORCH_INDEX" ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polydecode
 COPY --from=build /venv /venv
 COPY --from=build /cache /cache

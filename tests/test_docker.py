@@ -76,9 +76,11 @@ def test_signals_reach_the_server_itself() -> None:
     assert _exec_form(_only(FINAL, "CMD")) == ["serve"]
 
 
-def test_the_final_stage_builds_nothing() -> None:
-    runs = [step.argument for step in FINAL if step.instruction == "RUN"]
-    assert all(argument.startswith("useradd ") for argument in runs)
+def test_the_final_stage_builds_nothing_and_has_a_compiler_for_gpus_alone() -> None:
+    compiler, user = (step.argument for step in FINAL if step.instruction == "RUN")
+    assert compiler.startswith('if [ -z "$TORCH_INDEX" ]; then')
+    assert "gcc libc6-dev" in compiler
+    assert user.startswith("useradd ")
     assert "AS" in BUILD[0].argument
 
 

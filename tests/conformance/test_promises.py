@@ -36,26 +36,25 @@ ENDLESS = {"prompt": [5], "max_tokens": 4000, "ignore_eos": True}  # sixteen of 
 SECRET = "Zebra-secret-77"
 
 HERE = "tests/conformance/test_promises.py"
-SERVICE = "tests/server/test_service.py"
-ENGINE = "tests/decoding/test_engine.py"
+LIFE = "tests/conformance/test_lifecycle.py"
 KEPT_BY = {
     1: f"{HERE}::test_01_no_request_harms_the_server",
     2: f"{HERE}::test_02_every_field_is_checked_before_anything_is_queued",
     3: f"{HERE}::test_03_every_size_has_a_limit",
     4: f"{HERE}::test_04_a_request_that_fails_fails_alone",
     5: f"{HERE}::test_05_what_a_client_supplies_is_only_data",
-    6: f"{SERVICE}::test_a_stuck_worker_makes_ready_say_so_while_health_stays_green",
-    7: "tests/conformance/test_supervision.py::test_a_killed_worker_ends_its_streams_with_an_error_and_is_replaced",
-    8: f"{SERVICE}::test_what_outlasts_the_drain_gets_an_error_event_and_the_exit_is_still_0",
-    9: f"{SERVICE}::test_the_worker_goes_when_the_server_is_killed",
-    10: f"{SERVICE}::test_a_missing_model_is_said_at_once",
+    6: f"{LIFE}::test_6_health_and_ready_answer_and_tell_the_truth_under_full_load",
+    7: f"{LIFE}::test_7_a_killed_worker_fails_what_it_ran_and_is_replaced",
+    8: f"{LIFE}::test_8_a_signal_drains_what_runs_and_waits_also_for_a_first_process",
+    9: f"{LIFE}::test_9_a_busy_worker_that_is_stopped_goes_with_a_parent_that_is_killed",
+    10: f"{LIFE}::test_10_weights_that_are_cut_off_are_said_at_once",
     11: f"{HERE}::test_11_a_tenfold_overload_is_refused_at_once_and_the_rest_is_served",
     12: f"{HERE}::test_12_an_expired_request_is_never_run",
     13: f"{HERE}::test_13_a_client_that_leaves_takes_its_work_with_it",
     14: f"{HERE}::test_14_slow_and_silent_clients_are_cut_off",
     15: f"{HERE}::test_15_long_prompts_do_not_starve_short_ones",
     16: f"{HERE}::test_16_500_connections_reset_at_random_points_leave_nothing_behind",
-    17: f"{ENGINE}::test_a_request_that_may_end_early_is_tried_and_ended_alone_when_it_outgrows_the_cache",
+    17: f"{LIFE}::test_17_too_little_memory_fails_its_cause_and_delays_the_rest",
     18: f"{HERE}::test_18_a_stream_ends_in_one_of_two_ways",
     19: f"{HERE}::test_19_usage_says_what_happened_and_a_seed_reproduces_it",
     20: f"{HERE}::test_20_every_route_but_the_probes_needs_the_key",
