@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM
 from transformers.utils.logging import disable_progress_bar
 
 from decoding import model
@@ -25,7 +25,7 @@ def load(
     is_batch_invariant: bool = False,
 ) -> Model | Seq2SeqModel:
     """Safetensors only, no remote code, no network. Raises UnsupportedModel."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    config = model.read_config(path)
     if not getattr(config, "is_encoder_decoder", False):
         return model.load(
             path,

@@ -248,7 +248,7 @@ def load(
 ) -> Model:
     """Load a local Hugging Face directory (safetensors only, no remote code, no network)."""
     progress("reading configuration", 0.0)
-    config = _config(path)
+    config = read_config(path)
     check_config(config)
     place = resolve_device(device)
     check_machine(quantize, place, dtype)
@@ -267,7 +267,8 @@ def load(
     return wrap(causal_lm, quantize=quantize, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
 
 
-def _config(path: str) -> Any:
+def read_config(path: str) -> Any:
+    """Raises ValueError where the model comes with code."""
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except ValueError as error:

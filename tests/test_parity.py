@@ -39,6 +39,10 @@ def small_table_engine(num_pages: int) -> Engine:
     return table_engine(models=models, eos=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=48)
 
 
+CROWDS_OF_THEIR_OWN = ("grammar", "forced_bos_token_id", "forced_eos_token_ids")
+"""tests/decoding/strategies/test_grammar.py, tests/decoding/seq2seq."""
+
+
 def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
     """Each request by itself, with pages to spare."""
     return [run(make(200), [request])[0] for request in requests]
@@ -60,6 +64,8 @@ def test_the_crowd_holds_every_strategy_and_every_step_of_the_pipeline() -> None
     assert {request.strategy.NAME for request in requests} == set(MAKERS) == set(PARAMS) == set(STRATEGIES)
     neutral = LogitsParams()
     for step in dataclasses.fields(LogitsParams):
+        if step.name in CROWDS_OF_THEIR_OWN:
+            continue
         assert sum(getattr(r.logits, step.name) != getattr(neutral, step.name) for r in requests) >= 10, step.name
 
 

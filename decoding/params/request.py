@@ -121,7 +121,8 @@ class Request:
             *self.stopping.stop_token_ids,
         )
         latent = () if self.latent is None else (self.latent.start_id, self.latent.end_id)
-        return max([*named, *latent, *_strategy_ids(self.strategy)])
+        highest: int = max([*named, *latent, *_strategy_ids(self.strategy)])
+        return highest
 
     @property
     def max_length(self) -> int:

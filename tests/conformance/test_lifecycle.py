@@ -81,17 +81,25 @@ async def test_6_health_and_ready_answer_and_tell_the_truth_under_full_load(
     server: RunningServer, goldens: list[Golden]
 ) -> None:
     async with beside_a_victim(server, goldens) as http:
-        load = await streams(http, [endless(first, n=4, temperature=1.0) for first in range(10, 10 + NUM_STREAMS)])
+        bodies = [endless(first, n=4, temperature=1.0) for first in range(10, 10 + NUM_STREAMS)]
+        load = [asyncio.create_task(stream_again(http, body)) for body in bodies]
+        await eventually(lambda: has_arrived(http, NUM_STREAMS))
         seconds: list[float] = []
         for _ in range(50):
             for path in ("/health", "/ready"):
                 begin = perf_counter()
                 assert (await http.get(path)).status_code == 200
                 seconds.append(perf_counter() - begin)
-        assert not any(task.done() for _, task in load), "the load ended before the probes did"
+        assert not any(task.done() for task in load)
         assert median(seconds) < 1.0  # 16 ms on a machine with six times the work it has cores for
-        for _, task in load:
+        for task in load:
             task.cancel()
+
+
+async def stream_again(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    """Until cancelled."""
+    while True:
+        await Streamed().read(http, body)
 
 
 async def test_6_a_stopped_worker_makes_ready_say_stalled_and_is_replaced(
@@ -204,11 +212,11 @@ async def test_7_a_request_that_kills_its_worker_is_not_run_again(tmp_path: Path
 
 async def test_8_a_signal_drains_what_runs_and_waits_also_for_a_first_process(model: Path) -> None:
     prefix = NAMESPACE if can_make_first_processes() else ()
-    few_rows = ("--max-rows", "2", "--drain-seconds", "100")
+    few_rows = ("--max-rows", "1", "--drain-seconds", "100")
     with exits_with(0), tiny_server(model, *few_rows, command=(*prefix, *COMMAND)) as draining:
         async with client(draining.url) as http:
             first, *others = await recorded(http, *PROMPTS)
-            running = await streams(http, [{"prompt": [9, 9], "max_tokens": 300, "ignore_eos": True}])
+            running = await streams(http, [{"prompt": [9, 9], "max_tokens": 1500, "ignore_eos": True}])
             waiting = [
                 asyncio.create_task(Streamed().read(http, body_of(golden))) for golden in (first, *others, first)
             ]
@@ -222,7 +230,7 @@ async def test_8_a_signal_drains_what_runs_and_waits_also_for_a_first_process(mo
             assert [answer.token_ids for answer in answers] == [g.token_ids for g in (first, *others, first)]
             assert all(answer.is_done for answer in answers)
             assert (await running[0][1]).is_done
-            assert len(running[0][0].token_ids) == 300
+            assert len(running[0][0].token_ids) == 1500
         draining.process.wait(60)
 
 

@@ -106,7 +106,7 @@ def test_masks_that_leave_nothing_end_that_request_alone() -> None:
     requests = [Request((1,), logits=none_left), Request((1,), logits=LogitsParams(grammar=grammar))]
     (failed, fine) = run(engine(), requests)
     assert failed.failure is not None
-    assert failed.failure.code == "nan_logits"
+    assert failed.failure.code == "nothing_to_draw"
     assert len(said(fine)) == 3
 
 

@@ -39,7 +39,8 @@ async def test_a_soak_of_seconds_answers_everybody_and_its_counts_add_up(tmp_pat
     assert "unanswered (must be 0)" in output
     found = json.loads(document.read_text())
     assert found["unanswered"] == []
-    assert found["sent"] == found["counted"] > 50
+    left = sum(line["count"] for line in found["traffic"] if line["kind"].startswith("left"))
+    assert 50 < found["counted"] <= found["sent"] <= found["counted"] + left  # some leave before they are read
     assert len(found["kills"]) >= 1
     kinds = {(line["kind"], line["verdict"]) for line in found["traffic"]}
     assert ("bad", "refused") in kinds

@@ -60,7 +60,7 @@ async def test_an_answer_can_be_sent_back_as_history(
     question = {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]}
     await ask(client, input=[question, *first["output"], {"type": "message", "role": "developer", "content": "c"}])
     prompt = served.tokenizer.decode(batcher.requests[-1].prompt_ids, skip_special_tokens=False)
-    turns = [("user", "a\nb"), ("assistant", "Hello world"), ("developer", "c")]
+    turns = [("user", "a\nb"), ("assistant", "Hello world"), ("system", "c")]  # the template knows no developer
     expected = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
     assert prompt == f"{expected}<|im_start|>assistant\n"
 
@@ -117,7 +117,8 @@ async def test_ignored_fields_are_listed_and_the_answer_says_that_nothing_is_sto
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs"),
         ({"include": ["file_search_call.results"]}, "include"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_object"}}, "response_format": {"type": "text"}}, "text.format"),
         ({"text": {"form": {}}}, "text.form"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),

@@ -93,4 +93,4 @@ def test_masks_that_forbid_every_plausible_token_end_the_request() -> None:
     implausible = int(logp.argmin())
     (answer,) = run(table_engine(), [ask(logits=LogitsParams(0, allowed_token_ids=(implausible,)))])
     assert answer.failure is not None
-    assert answer.failure.code == "nan_logits"
+    assert answer.failure.code == "nothing_to_draw"

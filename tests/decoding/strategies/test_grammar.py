@@ -84,7 +84,7 @@ def test_requests_with_grammars_answer_in_a_crowd_as_they_do_alone() -> None:
         assert answer.said == run(alone, [requests[index]])[0].said, f"request {index} differs: {requests[index]}"
 
 
-@pytest.mark.parametrize("name", PARAMS)
+@pytest.mark.parametrize("name", sorted(PARAMS.keys() - {"pooling"}))
 def test_what_a_strategy_says_matches_the_grammar(name: str) -> None:
     rng = random.Random(name)
     seen = set()

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from decoding.engine import Engine
-from decoding.params import Contrastive, Dola, Entropix, Guided, KlGuided, LogitsParams, Request, StrategyParams
+from decoding.params import (
+    Assisted,
+    Contrastive,
+    Dola,
+    Entropix,
+    Guided,
+    KlGuided,
+    LogitsParams,
+    Request,
+    StrategyParams,
+)
 from decoding.strategies.hidden_bank import HiddenBank
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import run
@@ -43,7 +53,10 @@ def crowd_of(seed: int, count: int) -> list[Request]:
     """Three in four are of this chapter; a few of them pause before they speak."""
     rng = random.Random(seed)
     requests = random_requests(rng, count, VOCAB)
-    return [layered(rng, request) if rng.random() < 0.75 else request for request in requests]
+    return [
+        layered(rng, request) if rng.random() < 0.75 or isinstance(request.strategy, Assisted) else request
+        for request in requests
+    ]
 
 
 def layered(rng: random.Random, request: Request) -> Request:
