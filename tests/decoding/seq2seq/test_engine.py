@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from decoding.attention.interface import Batch
 from decoding.params import (
     Beam,
     BeamSample,
@@ -189,3 +190,22 @@ def test_hidden_states_and_project_are_the_decoder_s() -> None:
     hidden = torch.randn(3, own.info.hidden_size)
     hf = build_hf(SPECS["t5"])
     assert own.project(hidden) == pytest.approx(hf.lm_head(hidden).detach(), abs=1e-5)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.OutOfMemoryError("full")])
+def test_a_source_that_cannot_be_encoded_fails_alone(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [request(SPECS["bart"], source) for source in (SOURCE, (3, 59, 59, 59), SOURCE[::-1])]
+    alone = [run(engine("bart"), [each])[0] for each in asked]
+    encode = model("bart").encode
+
+    def unless_59(sources: Batch) -> None:
+        if (sources.token_ids == 59).any():
+            raise error
+        encode(sources)
+
+    monkeypatch.setattr(model("bart"), "encode", unless_59)
+    crowded = engine("bart")
+    first, failed, last = run(crowded, asked)
+    assert failed.failure is not None
+    assert (first.said, last.said) == (alone[0].said, alone[2].said)
+    crowded.check_integrity()
