@@ -118,6 +118,11 @@ def test_the_llm_command_line_talks_to_it(smol_server: RunningServer, tmp_path: 
     assert (done.returncode, done.stdout.strip()) == (0, ANSWER), done.stderr
 
 
+def test_langchain_s_standard_tests_pass(smol_server: RunningServer) -> None:
+    requirements = ["langchain-tests>=1.0", "langchain-openai>=1.0"]
+    run_client("langchain", requirements, "langchain_standard.py", smol_server.url, MODEL)
+
+
 def test_litellm_chats_streams_completes_and_embeds(smol_server: RunningServer) -> None:
     run_client("litellm", ["litellm>=1.80", "instructor>=1.12"], "litellm_client.py", smol_server.url, MODEL)
 
