@@ -21,7 +21,8 @@ from decoding.layer_weights import Weights, read_weights
 from decoding.plug import NAME, PluggedAttention
 from decoding.rewrite import Progress
 
-TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2}  # of weights; in INT8 input is rounded
+# Of weights. The last two round the input, too.
+TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2, Format.INT4: 1e-2}
 TRIAL_TOKENS = 7
 
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, T, rotary] each

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from decoding.kernels.panels import Panels, fits_bfloat16, pack
+from decoding.kernels.panels import Panels, depth_multiple, fits_bfloat16, pack
 from decoding.kernels.tile import PANEL, Format
 from decoding.kernels.vectors import LANES
 
@@ -92,7 +92,7 @@ def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear], for
         return None
     if any(each.weight.dtype != torch.float32 for each in products):
         return None
-    if form is Format.INT8 and any(each.weight.shape[1] % LANES for each in products):
+    if any(each.weight.shape[1] % depth_multiple(form) for each in products):
         return None
     form = form or (Format.BFLOAT16 if all(fits_bfloat16(each.weight) for each in products) else Format.FLOAT32)
     packed = [Product(pack(each.weight, form), each.bias) for each in products]

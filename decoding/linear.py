@@ -103,14 +103,17 @@ class LinearFactory:
     """Builds row-exact linears, testing each distinct shape once; compiled ones need no test, and can be quantised."""
 
     def __init__(self, *, compiles: bool | None = None, quantize: Quantize = "none") -> None:
-        self._quantize = quantize
+        self.quantize = quantize
         self._compiles = kernels.available() if compiles is None else compiles
         self._multiples: dict[tuple[int, int, torch.dtype, bool], int | None] = {}
 
-    def build(self, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:  # [N, K], [N]
-        """A compiled linear; a packed one where the machine has them and they pass; else a padded one."""
+    def build(self, weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantize | None = None) -> nn.Module:
+        """Of weight [N, K] and bias [N], unless told otherwise as the whole model is quantised.
+
+        A compiled linear; a packed one where the machine has them and they pass; else a padded one.
+        """
         if self._compiles and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            return _compiled(weight, bias, self._quantize)
+            return _compiled(weight, bias, quantize or self.quantize)
         key = (weight.shape[0], weight.shape[1], weight.dtype, bias is not None)
         if key not in self._multiples:
             self._multiples[key] = self._choose(weight, bias)
@@ -132,7 +135,7 @@ def _compiled(weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantiz
     from decoding.kernels.panels import PanelLinear  # noqa: PLC0415 - needs numba
     from decoding.kernels.tile import Format  # noqa: PLC0415
 
-    return PanelLinear(weight, bias, form=Format.INT8 if quantize == "int8" else None)
+    return PanelLinear(weight, bias, form=None if quantize == "none" else Format(quantize))
 
 
 def can_pack(weight: torch.Tensor) -> bool:

@@ -256,7 +256,7 @@ def load(
     disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        dtype=resolve_dtype("float32" if quantize == "int8" else dtype, place, config),
+        dtype=resolve_dtype(dtype if quantize == "none" else "float32", place, config),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -297,9 +297,9 @@ def wrap(
     check_class(causal_lm)
     causal_lm.eval()
     device, dtype = causal_lm.device, causal_lm.dtype
-    if quantize == "int8":
-        round_linears(causal_lm)
-    agreement = Agreement(causal_lm, rounds_inputs=quantize == "int8")
+    if quantize != "none":
+        round_linears(causal_lm, quantize)
+    agreement = Agreement(causal_lm, rounds_inputs=quantize != "none")
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
     backend = attention(shapes, device, dtype)
@@ -308,8 +308,8 @@ def wrap(
         if dtype == torch.float32 and kernels.available():
             is_compiled = fuse(causal_lm, plugged, backend, progress, quantize)
         make_row_exact(causal_lm, progress, quantize)
-        if quantize == "int8":
-            check_model(type(causal_lm).__name__, list(bare_products(causal_lm)))
+        if quantize != "none":
+            check_model(quantize, type(causal_lm).__name__, list(bare_products(causal_lm)))
     elif is_batch_invariant:
         invariant(causal_lm)
     else:
@@ -343,7 +343,7 @@ def fuse(
         blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
     except UnsupportedModel:  # no list of layers: each part is compiled by itself
         return False
-    return fuse_layers(blocks, plugged, backend, progress, Format.INT8 if quantize == "int8" else None)
+    return fuse_layers(blocks, plugged, backend, progress, None if quantize == "none" else Format(quantize))
 
 
 def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:

@@ -1,6 +1,6 @@
 """How well a model predicts a fixed text: what rounded weights cost, measured over the engine's own forward.
 
-`python -m decoding.perplexity DIR TEXT [--quantize int8]` prints e^(mean negative log-likelihood of each token but
+`python -m decoding.perplexity DIR TEXT [--quantize int8|int4]` prints e^(mean negative log-likelihood of each token but
 the first, given all before it). One forward takes CHUNK tokens, as a prefill does.
 """
 
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m decoding.perplexity")
     parser.add_argument("directory", metavar="DIR", help="a local Hugging Face model")
     parser.add_argument("text", metavar="TEXT", type=Path)
-    parser.add_argument("--quantize", choices=("none", "int8"), default="none")
+    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none")
     options = parser.parse_args(arguments)
     tokenizer = AutoTokenizer.from_pretrained(options.directory, local_files_only=True)
     ids = np.array(tokenizer.encode(options.text.read_text(encoding="utf-8")), np.int64)

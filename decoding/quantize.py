@@ -1,8 +1,10 @@
-"""Weights rounded to eight bits before a model is packed, so that what is packed loses nothing more.
+"""Weights rounded to eight or four bits before a model is packed, so that what is packed loses nothing more.
 
 int8: each linear's weight as whole numbers up to 127 times one scale for each output column; the head too, embeddings
-not. The model itself then holds the rounded weights in float32, and is what the packed one must agree with. Owns which
-models can have it; the arithmetic over rounded weights is the kernels'.
+not. int4: whole numbers 0 … 15 with a scale and a least weight for each 32 inputs of a column, those of GGML's Q4_1;
+the head stays int8, for its rounding meets every logit directly, and a file in Q4_1 keeps eight bits there, too. The
+model itself then holds the rounded weights in float32, and is what the packed one must agree with. Owns which models
+can have it; the arithmetic over rounded weights is the kernels'.
 """
 
 from __future__ import annotations
@@ -11,47 +13,65 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from decoding import kernels
-from decoding.kernels.rounding import round_weight
+from decoding.kernels.rounding import GROUP, round_groups, round_weight
 
-Quantize = Literal["none", "int8"]
+Quantize = Literal["none", "int8", "int4"]
 
 
 class QuantizeUnsupported(ValueError):
     """Weights cannot be quantised here; says why."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"quantize = int8 {reason}")
+    def __init__(self, quantize: Quantize, reason: str) -> None:
+        super().__init__(f"quantize = {quantize} {reason}")
 
 
-def round_linears(model: nn.Module) -> None:
+def head_of(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
+
+
+def of_module(quantize: Quantize, module: nn.Module, head: nn.Module | None) -> Quantize:
+    """How this linear of a model is quantised."""
+    return "int8" if quantize == "int4" and module is head else quantize
+
+
+def round_linears(model: nn.Module, quantize: Quantize) -> None:
     """Give every linear its rounded weight. A head that shares the embedding's gets one of its own."""
+    head = head_of(model)
     for module in model.modules():
+        its = of_module(quantize, module, head)
         if type(module) is nn.Linear:
-            module.weight = nn.Parameter(_rounded(module.weight), requires_grad=False)
+            module.weight = nn.Parameter(_rounded(module.weight, its), requires_grad=False)
         elif type(module) is Conv1D:
-            module.weight = nn.Parameter(_rounded(module.weight.T).T, requires_grad=False)
+            module.weight = nn.Parameter(_rounded(module.weight.T, its).T, requires_grad=False)
 
 
-def _rounded(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth]
-    whole, scales = round_weight(weight.detach())
+def _rounded(weight: torch.Tensor, quantize: Quantize) -> torch.Tensor:  # [columns, depth]
+    weight = weight.detach()
+    if quantize == "int4":
+        depth = weight.shape[1]
+        padded = nn.functional.pad(weight, (0, -depth % GROUP))
+        return round_groups(padded).weight()[:, :depth].contiguous()
+    whole, scales = round_weight(weight)
     return whole * scales
 
 
 def check_machine(quantize: Quantize, device: torch.device, dtype: str) -> None:
     """Refuse what needs no look at the model."""
-    if quantize == "int8":
+    if quantize != "none":
         if device.type != "cpu":
-            raise QuantizeUnsupported("is for the CPU only")
+            raise QuantizeUnsupported(quantize, "is for the CPU only")
         if dtype not in ("auto", "float32"):
-            raise QuantizeUnsupported(f"computes in float32, not in {dtype}")
+            raise QuantizeUnsupported(quantize, f"computes in float32, not in {dtype}")
         if not kernels.available():
-            raise QuantizeUnsupported("needs compiled kernels: Linux, numba and a processor with FMA")
+            raise QuantizeUnsupported(quantize, "needs compiled kernels: Linux, numba and a processor with FMA")
 
 
-def check_model(architecture: str, bare: list[str]) -> None:
+def check_model(quantize: Quantize, architecture: str, bare: list[str]) -> None:
     """bare: parameters that the model multiplies by itself."""
     if bare:
-        raise QuantizeUnsupported(f"cannot hold {architecture}: it multiplies by weights outside linears ({bare[0]})")
+        reason = f"cannot hold {architecture}: it multiplies by weights outside linears ({bare[0]})"
+        raise QuantizeUnsupported(quantize, reason)

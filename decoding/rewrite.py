@@ -29,7 +29,7 @@ from decoding.linear import (
     is_row_exact,
     pad_rows,
 )
-from decoding.quantize import Quantize
+from decoding.quantize import Quantize, head_of, of_module
 
 Progress = Callable[[str, float], None]
 
@@ -116,22 +116,23 @@ class FixedRows(nn.Module):
 def make_row_exact(model: nn.Module, progress: Progress, quantize: Quantize = "none") -> None:
     """Replace, module by module, what could compute a row differently in other company; frees weights as it goes."""
     factory = LinearFactory(quantize=quantize)
+    head = head_of(model)
     parents = list(model.modules())
     for index, parent in enumerate(parents):
         for names in MERGED_NAMES:
             _merge(parent, names, factory.build)
         for name, child in list(parent.named_children()):
-            replacement = _replacement(child, factory)
+            replacement = _replacement(child, factory, of_module(quantize, child, head))
             if replacement is not None:
                 setattr(parent, name, replacement)
         progress("packing weights", (index + 1) / len(parents))
 
 
-def _replacement(module: nn.Module, factory: LinearFactory) -> nn.Module | None:
+def _replacement(module: nn.Module, factory: LinearFactory, quantize: Quantize) -> nn.Module | None:
     if type(module) is nn.Linear:
-        return factory.build(module.weight, module.bias)
+        return factory.build(module.weight, module.bias, quantize)
     if type(module) is Conv1D:
-        return factory.build(module.weight.T, module.bias)
+        return factory.build(module.weight.T, module.bias, quantize)
     if isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations":
         return RowExactActivation(module)
     if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")):

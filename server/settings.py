@@ -76,8 +76,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and KV cache; auto chooses by model and device."
     )
-    quantize: Literal["none", "int8"] = Field(
-        "none", description="Weights of linear layers in eight bits, faster and nearly as good; CPU only."
+    quantize: Literal["none", "int8", "int4"] = Field(
+        "none",
+        description="Weights of linear layers in eight bits, faster and nearly as good, or in four; CPU only.",
     )
     max_model_len: int = Field(0, ge=0, description="Longest context in tokens; 0: what the model was trained for.")
     embedding_pooling: Literal["mean", "last"] = Field(
@@ -234,8 +235,8 @@ class Settings(
 
     @model_validator(mode="after")
     def _is_supported(self) -> Settings:
-        if self.quantize == "int8" and (self.device == "cuda" or self.dtype not in ("auto", "float32")):
-            raise ValueError("quantize = int8 is for the CPU, in float32")
+        if self.quantize != "none" and (self.device == "cuda" or self.dtype not in ("auto", "float32")):
+            raise ValueError(f"quantize = {self.quantize} is for the CPU, in float32")
         if self.stall_kill_seconds < self.stall_seconds:
             raise ValueError("stall_kill_seconds must not be less than stall_seconds")
         return self

@@ -2,7 +2,7 @@
 
 norm, q|k|v, rotation, attention, output projection, residual, norm, gate|up, activation, down projection, residual:
 each a numbered step whose work is shared out piece by piece (`sharing.py`); step 0 hands out the threads' numbers.
-Before the products of int8 weights, one more step rounds their input.
+Before the products of int8 and int4 weights, one more step rounds their input.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numba import carray
 
 from decoding.kernels.attend import ATTENTION, BATCH, attend, step, write
 from decoding.kernels.compiled import inner, kernel, reader, record
-from decoding.kernels.products import make_multiply, round_rows
+from decoding.kernels.products import make_multiply, make_round_rows
 from decoding.kernels.rows import add, gate, rms_norm, rotate
 from decoding.kernels.sharing import finish, take, wait
 from decoding.kernels.tile import PANEL, Format
@@ -138,17 +138,22 @@ def _as_it_is(_layer, _batch, x, _weight, _depth, _number):
     return x
 
 
-@inner
-def _rounded(layer, batch, x, weight, depth, number):
-    """The input of a product of int8 weights."""
-    round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number), batch.give_way)
-    return layer.rounded
+def _make_rounded(form: Format) -> Any:
+    round_rows = make_round_rows(form)
+
+    @inner
+    def rounded(layer, batch, x, weight, depth, number):
+        """The input of a product of int8 or int4 weights."""
+        round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number), batch.give_way)
+        return layer.rounded
+
+    return rounded
 
 
 def _make_layer(form: Format) -> Any:
     multiply = make_multiply(form)
     multiply_gated = make_multiply(form, gate)
-    ready = _rounded if form is Format.INT8 else _as_it_is
+    ready = _make_rounded(form) if form.rounds_rows else _as_it_is
 
     @inner
     def product(batch, counts, x, weight, bias, out, depth, columns):
@@ -187,7 +192,7 @@ def _make_layer(form: Format) -> Any:
     return run_all
 
 
-_float32, _bfloat16, _int8 = (_make_layer(form) for form in Format)
+_float32, _bfloat16, _int8, _int4 = (_make_layer(form) for form in Format)
 
 
 def _run_float32(pointer):
@@ -202,8 +207,13 @@ def _run_int8(pointer):
     _int8(carray(pointer, 1)[0])
 
 
+def _run_int4(pointer):
+    _int4(carray(pointer, 1)[0])
+
+
 stacks = {
     Format.FLOAT32: kernel(STACK)(_run_float32),
     Format.BFLOAT16: kernel(STACK)(_run_bfloat16),
     Format.INT8: kernel(STACK)(_run_int8),
+    Format.INT4: kernel(STACK)(_run_int4),
 }

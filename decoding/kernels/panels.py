@@ -9,7 +9,7 @@ import torch
 
 from decoding.kernels.arena import shared_arena
 from decoding.kernels.products import LIMIT_BYTES, LINEAR, linears
-from decoding.kernels.rounding import input_limit, round_weight
+from decoding.kernels.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
 from decoding.kernels.sharing import COUNTS_BYTES
 from decoding.kernels.team import Team, default_team
 from decoding.kernels.tile import PANEL, Format
@@ -28,7 +28,7 @@ class Panels:
     @property
     def address(self) -> int:
         """Of the first panel."""
-        return self.data.data_ptr() + (LIMIT_BYTES if self.form is Format.INT8 else 0)
+        return self.data.data_ptr() + (LIMIT_BYTES if self.form.rounds_rows else 0)
 
 
 def fits_bfloat16(weight: torch.Tensor) -> bool:
@@ -39,15 +39,22 @@ def fits_bfloat16(weight: torch.Tensor) -> bool:
 def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [columns, depth] float32
     """In the given form, else in the smallest that loses nothing."""
     form = form or (Format.BFLOAT16 if fits_bfloat16(weight) else Format.FLOAT32)
-    pad_depth = -weight.shape[1] % LANES if form is Format.INT8 else 0
+    pad_depth = -weight.shape[1] % depth_multiple(form)
     padded = torch.nn.functional.pad(weight.detach(), (0, pad_depth, 0, -weight.shape[0] % PANEL))
     columns, depth = padded.shape
     return Panels(shared_arena().place(_bytes(padded, form)), form, columns, depth)
 
 
+def depth_multiple(form: Format | None) -> int:
+    """What the depth of a weight in that form is padded to."""
+    return {Format.INT8: LANES, Format.INT4: GROUP}.get(form, 1) if form else 1
+
+
 def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, depth]
     if form is Format.INT8:
         return _pack_int8(weight)
+    if form is Format.INT4:
+        return _pack_int4(weight)
     panels = weight.view(-1, PANEL, weight.shape[1]).transpose(1, 2)  # [panels, depth, PANEL]
     if form is Format.BFLOAT16:
         return panels.bfloat16().view(len(panels), -1, 2, LANES).transpose(2, 3)
@@ -58,14 +65,32 @@ def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> byt
     """The limit of its inputs, [columns / PANEL, depth / 2, PANEL, 2], the scales."""
     whole, scales = round_weight(weight)
     pairs = whole.to(torch.int8).view(-1, PANEL, weight.shape[1] // 2, 2).transpose(1, 2)
+    parts = (_limit(input_limit(whole)), pairs.contiguous(), scales)
+    return torch.cat([part.flatten().view(torch.uint8) for part in parts])
+
+
+def _pack_int4(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
+    """The limit of its inputs, then for each panel and group: words of eight k [4, PANEL], scales, least weights."""
+    groups = round_groups(weight)
+    shifts = torch.tensor([0, 16, 4, 20, 8, 24, 12, 28])  # of the k in a word; int64, for the last reach bit 31
+    words = (groups.whole.long().view(len(weight), -1, GROUP // 8, 8) << shifts).sum(3)  # [columns, groups, 4]
+    parts = [
+        part.view(-1, PANEL, *part.shape[1:]).permute(0, 2, 3, 1).contiguous().view(torch.uint8)  # [panels, groups, …]
+        for part in (words.to(torch.uint32).view(torch.int32), groups.scales, groups.leasts)
+    ]
+    packed = torch.cat([part.flatten(2) for part in parts], 2)
+    return torch.cat([_limit(LARGEST_INPUT).view(torch.uint8), packed.flatten()])
+
+
+def _limit(number: int) -> torch.Tensor:
     head = torch.zeros(LIMIT_BYTES // 4)
-    head[0] = input_limit(whole)
-    return torch.cat([part.flatten().view(torch.uint8) for part in (head, pairs.contiguous(), scales)])
+    head[0] = number
+    return head
 
 
 def rounded_bytes(rows: int, depth: int) -> int:
-    """Of rows as int16, and their scales."""
-    return rows * (2 * depth + 4)
+    """Of rows as int16 in the larger form, with the sum of each group, and their scales."""
+    return rows * (2 * depth + 4 * (depth // GROUP) + 4)
 
 
 class PanelLinear(torch.nn.Module):
@@ -96,7 +121,7 @@ class PanelLinear(torch.nn.Module):
         out = x.new_empty(*x.shape[:-1], panels.columns)
         rows = x.numel() // panels.depth
         words[0], words[3], words[4] = x.data_ptr(), out.data_ptr(), rows
-        if panels.form is Format.INT8:
+        if panels.form.rounds_rows:
             rounded = x.new_empty(rounded_bytes(rows, panels.depth), dtype=torch.uint8)
             words[8] = rounded.data_ptr()
         self._counts.fill(0)

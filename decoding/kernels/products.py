@@ -5,7 +5,8 @@ bfloat16. Threads take chunks of panels; within a chunk, blocks of rows that sta
 
 An int8 weight [N / 16, K / 2, 16, 2] is followed by the float32 scale of each column, and a float32 LIMIT_BYTES before
 it says how large the numbers it meets may be. Rows come rounded to int16, [T, K], followed by the scale of each
-(`rows.py`). Their product is an int32, then a float32 times both scales.
+(`rows.py`). Their product is an int32, then a float32 times both scales. An int4 weight [N / 16, K / 32, 320 bytes]
+has its limit before it, too, and its scales inside; each GROUP of a row's numbers is followed by their sum.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from numba import carray
 
 from decoding.kernels.compiled import inner, kernel, record
-from decoding.kernels.rows import round_row
+from decoding.kernels.rows import round_groups, round_row
 from decoding.kernels.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.tile import PANEL, Format, make_tile
 from decoding.kernels.vectors import LANES, load, load_one, load_whole, splat, store
@@ -83,23 +84,37 @@ def scale_up(out, ldc, row_scales, column_scales, rows, columns):
 
 
 @inner
+def scale_rows(out, ldc, row_scales, _column_scales, rows, columns):
+    for row in range(rows):
+        scale = splat(load_one(row_scales + 4 * row))
+        for at in range(row * ldc, row * ldc + 4 * columns, 4 * LANES):
+            store(out + at, load(out + at) * scale)
+
+
+@inner
 def leave(_out, _ldc, _row_scales, _column_scales, _rows, _columns):
     """float32 products are what they should be."""
 
 
-@inner
-def round_rows(x, weight, rounded, rows, depth, counts, give_way):
-    """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
-    limit = load_one(weight - LIMIT_BYTES)
-    first = take(counts, ROUNDED_AT_ONCE)
-    while first < rows:
-        end = min(rows, first + ROUNDED_AT_ONCE)
-        for row in range(first, end):
-            scale = rounded + 2 * rows * depth + 4 * row
-            round_row(x + 4 * row * depth, depth, limit, rounded + 2 * row * depth, scale)
-        finish(counts, end - first)
+def make_round_rows(form: Format) -> Any:
+    round_one = round_groups if form is Format.INT4 else round_row
+    row_bytes, step = form.row_bytes, form.depth
+
+    @inner
+    def round_rows(x, weight, rounded, rows, depth, counts, give_way):
+        """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
+        limit = load_one(weight - LIMIT_BYTES)
+        size = depth // step * row_bytes
         first = take(counts, ROUNDED_AT_ONCE)
-    wait(counts, rows, give_way)
+        while first < rows:
+            end = min(rows, first + ROUNDED_AT_ONCE)
+            for row in range(first, end):
+                round_one(x + 4 * row * depth, depth, limit, rounded + row * size, rounded + rows * size + 4 * row)
+            finish(counts, end - first)
+            first = take(counts, ROUNDED_AT_ONCE)
+        wait(counts, rows, give_way)
+
+    return round_rows
 
 
 products = {form: make_product(form) for form in Format}
@@ -109,7 +124,8 @@ def make_multiply(form: Format, also: Any = None) -> Any:
     """One thread's share of a linear; `also(out, ldc, rows, columns, column, target)` may work on what a chunk gave."""
     product = products[form]
     size, step = form.bytes, form.depth
-    settle = scale_up if form is Format.INT8 else leave
+    row_bytes = form.row_bytes
+    settle = {Format.INT8: scale_up, Format.INT4: scale_rows}.get(form, leave)
     continues = also is not None
     proceed = also or add_bias
 
@@ -119,7 +135,7 @@ def make_multiply(form: Format, also: Any = None) -> Any:
         turns = depth // step
         ldb = PANEL * size
         stride = turns * ldb
-        lda, ldc = 4 * turns, 4 * columns
+        lda, ldc = row_bytes * turns, 4 * columns
         row_scales, column_scales = x + rows * lda, weight + panels * stride
         chunk = 4 if rows == 1 or panels > 1024 else 2
         first = take(counts, chunk)
@@ -156,11 +172,12 @@ LINEAR = record(
     depth="count",
     columns="count",  # a multiple of PANEL
     counts="address",  # `sharing.py`, of two steps: zero before the call
-    rounded="address",  # room for x as int16 and its scales, where the weight is int8
+    rounded="address",  # room for x as int16 and its scales, where the weight is int8 or int4
     give_way="address",  # of sched_yield
 )
 
-_float32, _bfloat16, _int8 = (make_multiply(form) for form in Format)
+_float32, _bfloat16, _int8, _int4 = (make_multiply(form) for form in Format)
+_round_for_int8, _round_for_int4 = make_round_rows(Format.INT8), make_round_rows(Format.INT4)
 
 
 def _linear_float32(pointer):
@@ -175,12 +192,19 @@ def _linear_bfloat16(pointer):
 
 def _linear_int8(pointer):
     a = carray(pointer, 1)[0]
-    round_rows(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
+    _round_for_int8(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
     _int8(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
+
+
+def _linear_int4(pointer):
+    a = carray(pointer, 1)[0]
+    _round_for_int4(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
+    _int4(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 
 linears = {
     Format.FLOAT32: kernel(LINEAR)(_linear_float32),
     Format.BFLOAT16: kernel(LINEAR)(_linear_bfloat16),
     Format.INT8: kernel(LINEAR)(_linear_int8),
+    Format.INT4: kernel(LINEAR)(_linear_int4),
 }

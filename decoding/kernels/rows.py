@@ -7,6 +7,7 @@ import math
 from numba import float32
 
 from decoding.kernels.compiled import inner
+from decoding.kernels.rounding import GROUP
 from decoding.kernels.vectors import (
     LANES,
     exp,
@@ -15,6 +16,7 @@ from decoding.kernels.vectors import (
     largest,
     load,
     load_one,
+    nearest,
     splat,
     store,
     store_one,
@@ -74,13 +76,35 @@ def gate(out, ldc, rows, columns, column, activated):
 @inner
 def round_row(x, width, limit, out, scale):
     """x [width] = out * scale, to the nearest, out up to the limit. What is not finite makes the scale so."""
+    top, odd = _peak(x, width)
+    factor = splat(limit / top)
+    for at in range(0, 4 * width, 4 * LANES):
+        store_rounded(out + at // 2, load(x + at) * factor)
+    store_one(scale, top / limit + odd)
+
+
+@inner
+def round_groups(x, width, limit, out, scale):
+    """The same, with the sum of each GROUP behind it: exact, for it has fewer than 24 bits."""
+    top, odd = _peak(x, width)
+    factor = splat(limit / top)
+    for at in range(0, 4 * width, 4 * GROUP):
+        whole = splat(float32(0))
+        for part in range(0, 4 * GROUP, 4 * LANES):
+            v = nearest(load(x + at + part) * factor)
+            store_rounded(out + part // 2, v)
+            whole = whole + v
+        store_one(out + 2 * GROUP, total(whole))
+        out += 2 * GROUP + 4
+    store_one(scale, top / limit + odd)
+
+
+@inner
+def _peak(x, width):
+    """The largest magnitude in x [width], above zero; and 0, or NaN where there is what is not finite."""
     peak, odd = splat(float32(0)), splat(float32(0))
     for at in range(0, 4 * width, 4 * LANES):
         v = load(x + at)
         peak = larger(larger(v, splat(float32(0)) - v), peak)
         odd = fma(v, splat(float32(0)), odd)
-    top = max(float32(_TINY), largest(peak))
-    factor = splat(limit / top)
-    for at in range(0, 4 * width, 4 * LANES):
-        store_rounded(out + at // 2, load(x + at) * factor)
-    store_one(scale, top / limit + total(odd))
+    return max(float32(_TINY), largest(peak)), total(odd)

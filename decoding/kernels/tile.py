@@ -7,12 +7,16 @@ weights, that of column j in its low half and that of column j + LANES in its hi
 INT8 weights meet rows of int16 numbers, two k at a time, and c is int32: whole numbers add up exactly in any order.
 Sixteen bits for a row's numbers cost nothing more here, for the products of AVX2 are of such anyway (vpmaddwd; with
 VNNI, LLVM fuses the addition into it), and leave the rounding of eight-bit weights as the only one that matters.
+
+INT4 weights are whole numbers 0 … 15 in groups of GROUP k, each with a scale and a least weight in float16, those of
+GGML's Q4_1. A group's products add up exactly in int32; the groups follow each other in float32.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -20,6 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from decoding.kernels.rounding import GROUP
 from decoding.kernels.vectors import (
     F32,
     F32S,
@@ -47,29 +52,43 @@ class Format(Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
+    INT4 = "int4"
+
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether these weights meet rows of int16 numbers."""
+        return self in (Format.INT8, Format.INT4)
 
     @property
     def depth(self) -> int:
-        """How many k one turn of the loop takes. Their numbers of a row fill 32 bits in any form."""
-        return 2 if self is Format.INT8 else 1
+        """How many k one turn of the loop takes."""
+        return {Format.INT8: 2, Format.INT4: GROUP}.get(self, 1)
 
     @property
     def bytes(self) -> int:
         """Of one column's weights for one turn."""
-        return 4 if self is Format.FLOAT32 else 2
+        return {Format.FLOAT32: 4, Format.INT4: GROUP // 2 + 4}.get(self, 2)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one row's numbers for one turn; those of a group are followed by their sum in float32."""
+        return 2 * GROUP + 4 if self is Format.INT4 else 4
 
 
 def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False) -> Any:
     """tile(a, lda, b, ldb, stride, turns, c, ldc), addresses and strides in bytes, at least one turn.
 
     ldb leads from one turn to the next, stride from one panel to the next. c is written or, if it accumulates,
-    added to.
+    added to, which INT4 cannot.
     """
 
     @intrinsic
     def tile(_context: Any, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, turns: Any, c: Any, ldc: Any) -> Any:
         def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            _Tile(builder, rows, panels, form).build(args, accumulates=accumulates)
+            if form is Format.INT4:
+                _GroupTile(builder, rows, panels).build(args)
+            else:
+                _Tile(builder, rows, panels, form).build(args, accumulates=accumulates)
 
         return types.void(*[types.int64] * 8), build
 
@@ -77,10 +96,25 @@ def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class _Tile:
+class _Addresses:
+    builder: Any
+
+    def plus(self, address: Any, stride: Any, times: int, offset: int) -> Any:
+        far = self.builder.add(address, self.builder.mul(stride, _i64(times)))
+        return self.builder.add(far, _i64(offset))
+
+    def prefetch(self, address: Any) -> None:
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), i32, i32, i32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        hints = [ir.Constant(i32, hint) for hint in (0, 3, 1)]  # to read, keep near, data
+        self.builder.call(function, [pointer(self.builder, address), *hints])
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile(_Addresses):
     """Writes the loop over k. Every sum is a phi, so that all of them stay in registers."""
 
-    builder: Any
     rows: int
     panels: int
     form: Format
@@ -88,11 +122,11 @@ class _Tile:
     def build(self, args: Any, *, accumulates: bool) -> None:
         a, lda, b, ldb, stride, turns, c, ldc = args
         builder = self.builder
-        targets = [self._plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(2 * self.panels)]
+        targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(2 * self.panels)]
         kind, zero = (I32S, 0) if self.form is Format.INT8 else (F32S, 0.0)
         zero = ir.Constant(kind, [zero] * LANES)
         before = [floats_at(builder, target) if accumulates else zero for target in targets]
-        starts = [self._plus(a, lda, m, 0) for m in range(self.rows)]
+        starts = [self.plus(a, lda, m, 0) for m in range(self.rows)]
         entry, loop, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("end")
         builder.branch(loop)
         builder.position_at_end(loop)
@@ -123,34 +157,109 @@ class _Tile:
         return builder.load(builder.gep(pointer(builder, start), [k], source_etype=F32), typ=F32)
 
     def _columns(self, at: Any, stride: Any) -> list[Any]:
-        panels = [self._plus(at, stride, p, 0) for p in range(self.panels)]
+        panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
         if self.panels > 1:
             for panel in panels:
-                self._prefetch(self._plus(panel, _i64(AHEAD), 1, 0))
+                self.prefetch(self.plus(panel, _i64(AHEAD), 1, 0))
         return [vector for panel in panels for vector in self._panel(panel)]
-
-    def _prefetch(self, address: Any) -> None:
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), i32, i32, i32])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        hints = [ir.Constant(i32, hint) for hint in (0, 3, 1)]  # to read, keep near, data
-        self.builder.call(function, [pointer(self.builder, address), *hints])
 
     def _panel(self, address: Any) -> list[Any]:
         builder = self.builder
         if self.form is Format.INT8:
-            halves = [self._plus(address, _i64(2 * LANES), v, 0) for v in range(2)]
+            halves = [self.plus(address, _i64(2 * LANES), v, 0) for v in range(2)]
             return [builder.sext(builder.load(pointer(builder, half), align=1, typ=I8S), I16S) for half in halves]
         if self.form is Format.FLOAT32:
-            return [floats_at(builder, self._plus(address, _i64(4 * LANES), v, 0)) for v in range(2)]
+            return [floats_at(builder, self.plus(address, _i64(4 * LANES), v, 0)) for v in range(2)]
         words = builder.load(pointer(builder, address), align=4, typ=I32S)
         low = builder.shl(words, ir.Constant(I32S, [16] * LANES))
         high = builder.and_(words, ir.Constant(I32S, [0xFFFF0000] * LANES))
         return [builder.bitcast(half, F32S) for half in (low, high)]
 
-    def _plus(self, address: Any, stride: Any, times: int, offset: int) -> Any:
-        far = self.builder.add(address, self.builder.mul(stride, _i64(times)))
-        return self.builder.add(far, _i64(offset))
+
+@dataclass(frozen=True, slots=True)
+class _GroupTile(_Addresses):
+    """Writes the loop over groups.
+
+    A word of INT4 weights holds eight k of a column: of each pair of k, the first in its low half and the second in its
+    high one, so that a shift and a mask give what multiply_pairs takes.
+
+    A group's sums stay in registers; those over the groups are in c, which is near.
+    """
+
+    rows: int
+    panels: int
+
+    def build(self, args: Any) -> None:
+        a, lda, b, ldb, stride, turns, c, ldc = args
+        builder = self.builder
+        targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(2 * self.panels)]
+        for target in targets:
+            builder.store(ir.Constant(F32S, [0.0] * LANES), pointer(builder, target), align=4)
+        entry, loop, after = builder.block, builder.append_basic_block("group"), builder.append_basic_block("end")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        turn, row, at = (builder.phi(I64) for _ in range(3))
+        rows = [self.plus(row, lda, m, 0) for m in range(self.rows)]
+        panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
+        if self.panels > 1:
+            for panel in panels:
+                for line in range(0, Format.INT4.bytes * PANEL, 64):
+                    self.prefetch(builder.add(panel, _i64(AHEAD + line)))
+        self._settle(rows, panels, self._sums(rows, panels), targets)
+        following = [builder.add(turn, _i64(1)), builder.add(row, _i64(Format.INT4.row_bytes)), builder.add(at, ldb)]
+        for phi, first, again in zip([turn, row, at], [_i64(0), a, b], following, strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(again, loop)
+        builder.cbranch(builder.icmp_signed("<", following[0], turns), loop, after)
+        builder.position_at_end(after)
+
+    def _sums(self, rows: list[Any], panels: list[Any]) -> list[Any]:
+        """Of one group's products, int32: for each row, two vectors a panel."""
+        width = 2 * len(panels)
+        sums = [ir.Constant(I32S, [0] * LANES)] * (len(rows) * width)
+        for word in range(GROUP // 8):
+            for at, (panel, v) in enumerate(product(panels, range(2))):
+                words = self._words(panel, word, v)
+                for pair in range(4):
+                    column = self._pair(words, pair)
+                    for m, row in enumerate(rows):
+                        products = multiply_pairs(self.builder, self._splat(row, 4 * word + pair), column)
+                        sums[m * width + at] = self.builder.add(sums[m * width + at], products)
+        return sums
+
+    def _settle(self, rows: list[Any], panels: list[Any], sums: list[Any], targets: list[Any]) -> None:
+        """c += scale * sums + least weight * the row's sum."""
+        builder = self.builder
+        end = GROUP // 2 * PANEL
+        scales, leasts = (
+            [self._halves(panel, end + start + 2 * LANES * v) for panel in panels for v in range(2)]
+            for start in (0, 2 * PANEL)
+        )
+        of_rows = [self._number(row, GROUP // 2, F32) for row in rows]
+        parts = [(scale, least, of_row) for of_row in of_rows for scale, least in zip(scales, leasts, strict=True)]
+        for target, s, (scale, least, of_row) in zip(targets, sums, parts, strict=True):
+            whole = call_fma(builder, scale, builder.sitofp(s, F32S), floats_at(builder, target))
+            whole = call_fma(builder, least, splat_scalar(builder, of_row), whole)
+            builder.store(whole, pointer(builder, target), align=4)
+
+    def _words(self, panel: Any, word: int, v: int) -> Any:
+        address = self.builder.add(panel, _i64(4 * (PANEL * word + LANES * v)))
+        return self.builder.load(pointer(self.builder, address), align=4, typ=I32S)
+
+    def _pair(self, words: Any, pair: int) -> Any:
+        shifted = self.builder.lshr(words, ir.Constant(I32S, [4 * pair] * LANES))
+        return self.builder.bitcast(self.builder.and_(shifted, ir.Constant(I32S, [0x000F000F] * LANES)), I16S)
+
+    def _splat(self, row: Any, index: int) -> Any:
+        return self.builder.bitcast(splat_scalar(self.builder, self._number(row, index, F32)), I16S)
+
+    def _number(self, row: Any, index: int, kind: Any) -> Any:
+        return self.builder.load(pointer(self.builder, self.builder.add(row, _i64(4 * index))), align=4, typ=kind)
+
+    def _halves(self, panel: Any, offset: int) -> Any:
+        halves = ir.VectorType(ir.HalfType(), LANES)
+        address = pointer(self.builder, self.builder.add(panel, _i64(offset)))
+        return self.builder.fpext(self.builder.load(address, align=2, typ=halves), F32S)
 
 
 def _i64(number: int) -> Any:

@@ -54,6 +54,11 @@ def call_fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), (a, b, c))
 
 
+def _call_rint(builder: Any, vector: Any) -> Any:
+    kind = ir.FunctionType(F32S, [F32S])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32"), (vector,))
+
+
 def multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
     """a[2i] * b[2i] + a[2i + 1] * b[2i + 1] as int32, for int16 a and b [2 * LANES], not all of them -2^15."""
     if _IS_X86 and binding.get_host_cpu_features().get("avx2"):
@@ -133,13 +138,21 @@ def splat(_context: Any, scalar: Any) -> Any:
 
 
 @intrinsic
+def nearest(_context: Any, vector: Any) -> Any:
+    """The nearest whole numbers, ties to even, still as float32."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return _call_rint(builder, args[0])
+
+    return VECTOR(VECTOR), build
+
+
+@intrinsic
 def store_rounded(_context: Any, address: Any, vector: Any) -> Any:
     """The nearest whole numbers (ties to even) as int16; every lane must be one of those, or its result is anything."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(F32S, [F32S])
-        rint = cgutils.get_or_insert_function(builder.module, kind, f"llvm.rint.v{LANES}f32")
-        whole = builder.fptosi(builder.call(rint, args[1:]), I32S)
+        whole = builder.fptosi(_call_rint(builder, args[1]), I32S)
         narrow = builder.trunc(whole, ir.VectorType(ir.IntType(16), LANES))
         builder.store(narrow, pointer(builder, args[0]), align=2)
 

@@ -14,31 +14,40 @@ from decoding import kernels
 from decoding.fused import FusedLayer
 from decoding.model import load, wrap
 from decoding.perplexity import perplexity
-from decoding.quantize import QuantizeUnsupported, round_linears
+from decoding.quantize import Quantize, QuantizeUnsupported, round_linears
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.test_fused import FUSED, layers
 from tests.decoding.test_model import hidden_states, prompts
 from tests.decoding.tiny import tiny
 
+WHOLE_GROUPS = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3", "gpt2", "gemma2", "olmo2"])
-def test_chunks_do_not_change_a_bit_and_the_rounded_float_model_agrees(name: str) -> None:
-    model = wrap(tiny(name), quantize="int8")
+
+@pytest.mark.parametrize(
+    ("name", "quantize", "sizes"),
+    [(name, "int8", {}) for name in ("llama", "qwen3", "phi3", "gpt2", "gemma2", "olmo2")]
+    + [("llama", "int4", WHOLE_GROUPS), ("phi3", "int4", WHOLE_GROUPS), ("gpt2", "int4", {})],
+)
+def test_chunks_do_not_change_a_bit_and_the_rounded_float_model_agrees(
+    name: str, quantize: Quantize, sizes: dict[str, int]
+) -> None:
+    model = wrap(tiny(name, **sizes), quantize=quantize)
     assert isinstance(layers(model)[0], FusedLayer) == (name in FUSED)
     (tokens,) = prompts(60)
     whole = hidden_states(model, tokens, 60)
     for chunk in (1, 7, 16):
         assert torch.equal(hidden_states(model, tokens, chunk), whole), chunk
-    rounded = tiny(name)
-    round_linears(rounded)
+    rounded = tiny(name, **sizes)
+    round_linears(rounded, quantize)
     expected = hidden_states(wrap(rounded), tokens, 60)
-    unrounded = hidden_states(wrap(tiny(name)), tokens, 60)
+    unrounded = hidden_states(wrap(tiny(name, **sizes)), tokens, 60)
     assert (whole - expected).norm() < 2e-3 * expected.norm()
     assert (expected - unrounded).norm() > 5e-3 * expected.norm(), "nothing was rounded"
 
 
-def test_logits_are_bitwise_the_same_in_any_company() -> None:
-    model = wrap(tiny("llama"), quantize="int8")
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_logits_are_bitwise_the_same_in_any_company(quantize: Quantize) -> None:
+    model = wrap(tiny("llama"), quantize=quantize)
     (tokens,) = prompts(90)
     whole = model.head(hidden_states(model, tokens, 90))
     for company in (2, 5, 17, 70):
@@ -53,9 +62,17 @@ def test_logits_are_bitwise_the_same_in_any_company() -> None:
 def test_a_head_that_shares_the_embeddings_weight_is_rounded_alone() -> None:
     causal_lm = tiny("llama", tie_word_embeddings=True)
     embedding = causal_lm.get_input_embeddings().weight.clone()
-    round_linears(causal_lm)
+    round_linears(causal_lm, "int8")
     assert torch.equal(causal_lm.get_input_embeddings().weight, embedding)
     assert not torch.equal(causal_lm.get_output_embeddings().weight, embedding)
+
+
+def test_the_head_of_a_model_in_four_bits_has_eight() -> None:
+    four, eight = tiny("llama"), tiny("llama")
+    round_linears(four, "int4")
+    round_linears(eight, "int8")
+    assert torch.equal(four.lm_head.weight, eight.lm_head.weight)
+    assert not torch.equal(four.model.layers[0].mlp.up_proj.weight, eight.model.layers[0].mlp.up_proj.weight)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])

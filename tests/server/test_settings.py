@@ -61,7 +61,7 @@ def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) ->
     [
         (["--quantize", "int8", "--device", "cuda"], "quantize = int8 is for the CPU"),
         (["--quantize", "int8", "--dtype", "bfloat16"], "quantize = int8 is for the CPU, in float32"),
-        (["--quantize", "int4"], r"quantize \(flag\)"),
+        (["--quantize", "int5"], r"quantize \(flag\)"),
         (["--kv-memory", "nan"], "kv_memory"),
         (["--stall-seconds", "50"], "stall_kill_seconds"),
     ],

@@ -1,0 +1,96 @@
+"""Products of int8 and int4 weights: right, bitwise the same in any company; only the rounding of weights is lost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from decoding.kernels.panels import PanelLinear
+from decoding.kernels.rounding import GROUP, round_groups, round_weight
+from decoding.kernels.team import Team
+from decoding.kernels.tile import Format
+
+FORMS = (Format.INT8, Format.INT4)
+of_each_form = pytest.mark.parametrize("form", FORMS)
+
+
+def rounded(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, depth]
+    if form is Format.INT4:
+        padded = torch.nn.functional.pad(weight, (0, -weight.shape[1] % GROUP))
+        return round_groups(padded).weight()[:, : weight.shape[1]]
+    numbers, scales = round_weight(weight)
+    return numbers * scales
+
+
+@of_each_form
+@pytest.mark.parametrize(("columns", "depth"), [(96, 64), (33, 43), (17, 1), (576, 1536)])
+def test_a_product_is_that_of_the_rounded_weight_and_a_row_is_the_same_in_any_company(
+    columns: int, depth: int, form: Format
+) -> None:
+    weight, bias = torch.randn(columns, depth), torch.randn(columns)
+    linear = PanelLinear(weight, bias, Team(1), form)
+    x = torch.randn(130, depth) * torch.logspace(-3, 3, 130)[:, None]
+    whole = linear(x)
+    expected = x.double() @ rounded(weight, form).double().T
+    assert ((whole - bias - expected).norm(dim=1) < 1e-3 * expected.norm(dim=1) + 1e-6).all()
+    for rows in (1, 2, 3, 4, 5, 6, 7, 13, 48, 49, 97):
+        assert torch.equal(linear(x[:rows]), whole[:rows]), rows
+        assert torch.equal(linear(x[130 - rows :]), whole[130 - rows :]), rows
+
+
+@of_each_form
+@pytest.mark.parametrize("rows", [1, 5, 70])
+def test_the_number_of_threads_changes_no_bit(rows: int, form: Format) -> None:
+    weight, x = torch.randn(320, 96), torch.randn(rows, 96)
+    alone = PanelLinear(weight, None, Team(1), form)(x)
+    for threads in (2, 5):
+        linear = PanelLinear(weight, None, Team(threads), form)
+        assert all(torch.equal(linear(x), alone) for _ in range(20))
+
+
+@of_each_form
+def test_the_largest_sums_there_can_be_do_not_overflow(form: Format) -> None:
+    depth = 4096
+    linear = PanelLinear(torch.full((16, depth), -3.0), None, Team(1), form)
+    x = torch.stack([torch.full((depth,), 7.0), torch.full((depth,), -7.0)])
+    torch.testing.assert_close(linear(x), torch.tensor([[-21.0], [21.0]]).expand(2, 16) * depth)
+
+
+def test_a_rounded_weight_is_rounded_to_itself() -> None:
+    numbers, scales = round_weight(torch.randn(50, 70))
+    assert numbers.abs().amax(1).eq(127).all()
+    assert torch.equal(round_weight(numbers * scales)[0], numbers)
+
+
+def test_rounded_groups_are_rounded_to_themselves() -> None:
+    weight = torch.randn(50, 96) * torch.logspace(-3, 1, 50)[:, None]
+    weight[7], weight[8, :GROUP] = 0, 2.5
+    groups = round_groups(weight)
+    again = round_groups(groups.weight())
+    assert torch.equal(again.whole, groups.whole)
+    assert torch.equal(again.weight(), groups.weight())
+    spread = weight.view(50, -1, GROUP).amax(2) - weight.view(50, -1, GROUP).amin(2)
+    error = (groups.weight() - weight).view(50, -1, GROUP).abs().amax(2)
+    assert (error <= spread / 30 + weight.abs().amax() * 2**-11).all()
+    assert groups.whole[9:].amax(2).eq(15).all()
+
+
+@of_each_form
+def test_rows_and_columns_of_zeros_give_zeros(form: Format) -> None:
+    weight = torch.randn(16, 32)
+    weight[3] = 0
+    out = PanelLinear(weight, None, Team(1), form)(torch.stack([torch.zeros(32), torch.ones(32)]))
+    assert not out[0].any()
+    assert out[1].count_nonzero() == 15
+
+
+@of_each_form
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_stays_visible(odd: float, form: Format) -> None:
+    x = torch.ones(2, 16)
+    x[1, 3] = odd
+    out = PanelLinear(torch.ones(16, 16), None, Team(1), form)(x)
+    assert out[0].isfinite().all()
+    assert not out[1].isfinite().any()
