@@ -58,7 +58,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "perplexity",
         "seq2seq/ tools isolation",
         "engine",
-        "assembly loading",
+        "assembly loading fault",
         "worker",
     ),
     "loadtest": (
