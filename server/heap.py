@@ -18,6 +18,6 @@ def trim() -> None:
 @functools.cache
 def _malloc_trim() -> Callable[[int], object]:
     try:
-        return ctypes.CDLL(None).malloc_trim  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).malloc_trim
     except (OSError, TypeError, AttributeError):  # musl, macOS, Windows
         return lambda _: None
