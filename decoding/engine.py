@@ -121,7 +121,6 @@ class Engine:
         self._clock = clock
         self._live: dict[int, LiveRequest] = {}
         self._outputs: dict[int, Output] = {}
-        self._num_arrived = 0
         self._num_rows = 0
         self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
         self._encoding = Isolation(self._encode, self.scheduler.give_way, self._fail)
@@ -436,7 +435,6 @@ class Engine:
         return self._outputs.setdefault(live.id, Output(live.id))
 
     def _new_live(self, request_id: int, request: Request) -> LiveRequest:
-        self._num_arrived += 1
         salt = (request.cache_salt if self._shares_prefixes else f"{request_id}/{request.cache_salt}").encode()
         if request.source_ids:  # what rows cache depends on it
             salt += b"/" + hashlib.blake2b(np.array(request.source_ids, dtype=np.int64).tobytes()).digest()
@@ -446,7 +444,7 @@ class Engine:
             strategy=NotBegun(),
             pipeline=NEUTRAL,
             salt=salt,
-            arrival=self._num_arrived,
+            arrival=self.scheduler.next_arrival(),
             submitted_at=self._clock(),
         )
 

@@ -2,7 +2,8 @@
 
 Torch-free, so both sides import it. A frame is a 4-byte little-endian length and a msgpack body; the tag names the
 type. Server -> worker: Start once, then Submit, Cancel, Shutdown. Worker -> server: Progress while loading, Loaded
-once, then one Tick per engine tick (and one at least every second, as a heartbeat), Crashed as a last word.
+once, then one Tick per engine tick (and one at least every second, as a heartbeat), Fault where an exception ended a
+request, Crashed as a last word.
 """
 
 from __future__ import annotations
@@ -221,14 +222,22 @@ class Tick(msgspec.Struct, frozen=True, tag=True):
 
 
 class Crashed(msgspec.Struct, frozen=True, tag=True):
-    """The worker's last word: it exits with this. `during`: load | tick. The traceback goes to its stderr."""
+    """The worker's last word: it exits with this. `during`: load | tick. trace: for a log of debugging only."""
 
     during: str
     message: str
+    trace: tuple[str, ...] = ()
+
+
+class Fault(msgspec.Struct, frozen=True, tag=True):
+    """An exception that ended one request and no other. trace: as in Crashed."""
+
+    message: str
+    trace: tuple[str, ...] = ()
 
 
 ToWorker = Start | Submit | Cancel | Shutdown
-FromWorker = Progress | Loaded | Tick | Crashed
+FromWorker = Progress | Loaded | Tick | Crashed | Fault
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -196,7 +196,7 @@ def fuse_layers(
             blocks[index] = FusedLayer(stack, index)
             if hasattr(layer, "attention_type"):
                 blocks[index].attention_type = layer.attention_type
-        progress("packing weights", (index + 1) / len(blocks))
+        progress("packing layers", (index + 1) / len(blocks))
     attention.allocate(0)
     return all(isinstance(layer, FusedLayer) for layer in blocks)
 

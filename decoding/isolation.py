@@ -87,5 +87,5 @@ def failure_of(error: Exception) -> Failure:
     return Failure("internal", "the request failed", error)
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error)

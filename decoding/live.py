@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from decoding.encoder_memory import EncoderMemory
@@ -46,7 +47,8 @@ class Work:
 class LiveRequest:
     """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds.
 
-    memories: what each model's encoder makes of the request's source.
+    memories: what each model's encoder makes of the request's source. lost_pages: of each model, what preemption took
+    and it needs again to go on. yielded_pages: what it held when it last gave way for its size.
     """
 
     id: int
@@ -66,6 +68,8 @@ class LiveRequest:
     num_computed: int = 0
     num_encoded: int = 0
     num_preemptions: int = 0
+    lost_pages: Counter[str] = field(default_factory=Counter)
+    yielded_pages: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
 
@@ -78,6 +82,10 @@ class LiveRequest:
     def owners(self) -> list[Row | EncoderMemory]:
         """Whatever of it has pages."""
         return [*self.rows.values(), *self.memories.values()]
+
+    def num_pages(self, model: str) -> int:
+        """Pages of the model's cache that it holds; those that its rows share count once."""
+        return len({page for owner in self.owners if owner.model == model for page in owner.table.pages})
 
     @property
     def unfilled(self) -> list[EncoderMemory]:

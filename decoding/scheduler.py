@@ -1,10 +1,11 @@
 """Which rows run in the next tick. Owns the waiting and the running requests; knows pages and rows, not what they mean.
 
 Admission is by rows and pages, in order. Running rows get their pages oldest request first; when a model has none left,
-the youngest request that holds some loses all of its pages and waits again, to be re-fed later. The oldest request
-therefore always goes on; should it outgrow a whole cache by itself it is `starved`, and the engine ends it. So nothing
-can block for ever. Where a model has an encoder, a request's memory takes pages like a row, and its rows run from the
-tick after the one that fills it.
+the youngest request that holds some loses all of its pages and waits again, to be re-fed later. Before the youngest,
+one goes that holds far more than its share of the pages: it waits behind all who are there, and does so again only once
+it has doubled. So nobody is made to wait for his size more than a few times, and else the oldest always goes on; should
+it outgrow a whole cache by itself it is `starved`, and the engine ends it. So nothing can block for ever. Where a model
+has an encoder, a request's memory takes pages like a row, and its rows run from the tick after the one that fills it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from decoding.packing import Span
 
 SHORT_FEED = 32
 """Feeds of up to this many tokens (decode steps, verification windows) run in every tick, ahead of longer ones."""
+
+LARGE = 1.5
+"""Times an equal share of a cache's pages: who holds more gives way before others must."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,13 @@ class Scheduler:
         self.running: list[LiveRequest] = []
         self.starved: list[LiveRequest] = []
         self.counters = Counters()
+        self._num_arrived = 0
         self._is_short = False  # of memory, until a running request ends
+
+    def next_arrival(self) -> int:
+        """A place behind everybody of the same priority."""
+        self._num_arrived += 1
+        return self._num_arrived
 
     def enqueue(self, live: LiveRequest) -> None:
         bisect.insort(self.waiting, live, key=lambda w: w.order)
@@ -115,12 +125,23 @@ class Scheduler:
         if self._is_short:
             return False
         needed = Counter(row.model for r in self.running for row in r.rows.values())
-        for memory in (m for r in (*self.running, live) for m in r.unfilled):
+        for memory in (m for r in self.running for m in r.unfilled):
+            needed[memory.model] += self._caches[memory.model].pages_for(memory.length)
+        needed += self._pages_to_begin(live)
+        return all(needed[name] <= cache.num_available for name, cache in self._caches.items())
+
+    def _pages_to_begin(self, live: LiveRequest) -> Counter[str]:
+        """For its next feeds; after a preemption what it held before, for rows that have parted share only a prompt."""
+        needed: Counter[str] = Counter()
+        for memory in live.unfilled:
             needed[memory.model] += self._caches[memory.model].pages_for(memory.length)
         for at, work in enumerate(live.works):
-            cache = self._caches[work.row.model]
-            needed[work.row.model] += 1 if at else cache.pages_for(work.row.num_pending)
-        return all(needed[name] <= cache.num_available for name, cache in self._caches.items())
+            model = work.row.model
+            needed[model] += 1 if at else self._caches[model].pages_for(work.row.num_pending)
+        num_rows = Counter(row.model for row in live.rows.values())
+        for model, lost in live.lost_pages.items():
+            needed[model] = max(needed[model], lost + num_rows[model] - 1)
+        return needed
 
     def _ready_works(self, live: LiveRequest) -> list[Work]:
         """Works that may run now. Rows that start from nothing go one after the other, so that each can adopt the pages
@@ -174,7 +195,7 @@ class Scheduler:
         cache = self._caches[model]
         while cache.pages_to_grow(table, count) > cache.num_available:
             owners = [r for r in self.running if r is live or _has_pages(r, model)]
-            victim = owners[-1]
+            victim = self._victim(owners, model)
             if len(owners) == 1:
                 self.starved.append(victim)
             self._preempt(victim)
@@ -182,6 +203,18 @@ class Scheduler:
             if victim is live:
                 return False
         return True
+
+    def _victim(self, owners: list[LiveRequest], model: str) -> LiveRequest:
+        """Of the least urgent: the youngest, unless one is large, which then counts as the youngest of all."""
+        most = LARGE * self._caches[model].num_usable / len(owners)
+        last = owners[-1]
+        for live in reversed(owners):
+            if live.request.priority == last.request.priority:
+                held = live.num_pages(model)
+                if held > max(most, 2 * live.yielded_pages):
+                    live.yielded_pages, live.arrival = held, self.next_arrival()
+                    return live
+        return last
 
     def _adopt(self, live: LiveRequest, work: Work) -> None:
         """Take what the prefix index has of an empty row."""
@@ -195,6 +228,9 @@ class Scheduler:
             self.counters.prefix_hits += adopted
 
     def _preempt(self, live: LiveRequest) -> None:
+        is_refed = all(work.row.num_pending <= SHORT_FEED for work in live.works)
+        for model in self._caches:
+            live.lost_pages[model] = max(live.num_pages(model), 0 if is_refed else live.lost_pages[model])
         self.running.remove(live)
         live.is_running = False
         self._release(live)

@@ -14,18 +14,20 @@ import socket
 import struct
 import sys
 import time
-import traceback
 from collections import Counter
 
 import torch
 
 from decoding.assembly import AnyModel, build_engine
 from decoding.engine import Engine
+from decoding.fault import kind_and_place, load_cause, trace_of
 from decoding.frames import (
     Cancel,
     Chunk,
     Crashed,
+    Fault,
     Finished,
+    Loaded,
     Progress,
     PromptScores,
     Shutdown,
@@ -95,8 +97,8 @@ class Worker:
             request = request_of(frame)
             if request.highest_token_id >= self._vocab_size:
                 raise ValueError("a token id beyond the vocabulary")
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            self._report(error)
             self._send((refused(frame.request_id),), 0.0)
             return
         self._engine.add(frame.request_id, request, build)
@@ -107,8 +109,11 @@ class Worker:
         outputs = self._engine.tick()
         for output in outputs:
             if output.failure is not None and output.failure.cause is not None:
-                traceback.print_exception(output.failure.cause)
+                self._report(output.failure.cause)
         self._send(tuple(_output_frame(o) for o in outputs), time.monotonic() - started)
+
+    def _report(self, error: BaseException) -> None:
+        self._link.send(Fault(kind_and_place(error), trace_of(error)))
 
     def _send(self, outputs: tuple[OutputFrame, ...], seconds: float) -> None:
         self._link.send(Tick(outputs, self._stats(seconds)))
@@ -200,29 +205,36 @@ def _load(start: Start, directory: str, link: Link, prefix: str) -> AnyModel:
 
 
 def _serve(link: Link) -> None:
-    start = link.receive_one()
-    if not isinstance(start, Start):
-        raise TypeError("the first frame must be Start")
-    if start.threads:
-        torch.set_num_threads(start.threads)
+    """Raises ParentGone or an OSError of the socket's once there is nobody to serve; exits with 1 after a crash."""
     during = "load"
     try:
-        model = _load(start, start.model, link, "")
-        draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
-        if all(each.is_compiled for each in (model, draft) if each is not None):
-            # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
-            torch.set_num_threads(1)
-        engine, loaded = build_engine(start, model, draft)
-        gc.collect()
-        gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
+        start = link.receive_one()
+        if not isinstance(start, Start):
+            raise TypeError("the first frame must be Start")
+        worker, loaded = _build(start, link)
         link.send(loaded)
         during = "tick"
-        Worker(link, engine, loaded.vocab_size).run()
+        worker.run()
     except (ParentGone, BrokenPipeError, ConnectionResetError):
-        raise ParentGone from None
-    except Exception as error:
-        link.send(Crashed(during, f"{type(error).__name__}: {error}"))
         raise
+    except Exception as error:
+        message = load_cause(error) if during == "load" else kind_and_place(error)
+        link.send(Crashed(during, message, trace_of(error)))
+        sys.exit(1)
+
+
+def _build(start: Start, link: Link) -> tuple[Worker, Loaded]:
+    if start.threads:
+        torch.set_num_threads(start.threads)
+    model = _load(start, start.model, link, "")
+    draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
+    if all(each.is_compiled for each in (model, draft) if each is not None):
+        # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
+        torch.set_num_threads(1)
+    engine, loaded = build_engine(start, model, draft)
+    gc.collect()
+    gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
+    return Worker(link, engine, loaded.vocab_size), loaded
 
 
 def main() -> None:
@@ -234,7 +246,7 @@ def main() -> None:
     try:
         with torch.inference_mode():
             _serve(link)
-    except ParentGone:
+    except (ParentGone, BrokenPipeError, ConnectionResetError):
         return
 
 

@@ -8,7 +8,18 @@ from functools import cache
 from typing import Any
 
 from decoding.params import Assisted, Dola
-from server.combinations import ENCODER_EXCLUSIONS, EXCLUSIONS, FILTERS, METHODS, NEEDS, STEPS, Exclusion, Method, Step
+from server.combinations import (
+    ENCODER_EXCLUSIONS,
+    ENCODER_FIELDS,
+    EXCLUSIONS,
+    FILTERS,
+    METHODS,
+    NEEDS,
+    STEPS,
+    Exclusion,
+    Method,
+    Step,
+)
 from server.limits import Limits
 from server.openapi import inlined
 from server.protocol import ChatRequest, CompletionRequest
@@ -24,20 +35,27 @@ def available(served: Served) -> list[Method]:
         *([Assisted] if not served.has_draft else []),
         *([Dola] if served.num_layers == 0 else []),
     ]
-    exclusions = ENCODER_EXCLUSIONS if served.encoder is not None else ()
-    excluded = {key for exclusion in exclusions for key in exclusion.keys}
-    return [method for method in METHODS if method.params not in missing and not excluded.intersection(method.when)]
+    refused = refused_fields(served)
+    return [method for method in METHODS if method.params not in missing and refused.isdisjoint(method.when)]
+
+
+def refused_fields(served: Served) -> frozenset[str]:
+    """Those that have no meaning with the loaded model, whatever comes with them."""
+    if served.encoder is None:
+        return frozenset(ENCODER_FIELDS)
+    return frozenset(key for exclusion in ENCODER_EXCLUSIONS if not exclusion.others for key in exclusion.keys)
 
 
 def catalogue(served: Served, limits: Limits) -> StrategyList:
-    can_run = available(served)
+    can_run, refused = available(served), refused_fields(served)
     special = {name for method in METHODS for name in method.own_fields} | {key for s in STEPS for key in s.keys}
+    together = [each for each in ENCODER_EXCLUSIONS if each.others] if served.encoder is not None else []
     return StrategyList(
-        data=[_strategy(method, is_available=method in can_run) for method in METHODS],
-        steps=[_step(step) for step in STEPS],
-        common=_schema(name for name in properties() if name not in special),
+        data=[_strategy(method, refused, is_available=method in can_run) for method in METHODS],
+        steps=[_step(step, is_available=refused.isdisjoint(step.keys)) for step in STEPS],
+        common=_schema(name for name in properties() if name not in special | refused),
         needs=[Needed(need.key, need.needs) for need in NEEDS],
-        exclusions=[_exclusive(each, each.others) for each in EXCLUSIONS],
+        exclusions=[_exclusive(each, each.others) for each in (*EXCLUSIONS, *together)],
         bounds={name: value for name, value in asdict(limits).items() if name.startswith("max_")},
     )
 
@@ -63,15 +81,15 @@ def parameters(method: Method) -> Schema:
     return schema | {"required": [*method.requires]}
 
 
-def combines(method: Method) -> list[str]:
-    """The steps that act in a strategy."""
-    shut = {key for exclusion in method.excludes for key in exclusion.keys} | set(method.own_fields)
+def combines(method: Method, refused: frozenset[str] = frozenset()) -> list[str]:
+    """The steps that act in a strategy, but for those of refused fields."""
+    shut = {key for exclusion in method.excludes for key in exclusion.keys} | set(method.own_fields) | refused
     if not method.draws:
         shut |= {"temperature", *FILTERS, "edt", "adapt"}
     return [step.name for step in STEPS if step.keys[0] not in shut]
 
 
-def _strategy(method: Method, *, is_available: bool) -> StrategyEntry:
+def _strategy(method: Method, refused: frozenset[str], *, is_available: bool) -> StrategyEntry:
     return StrategyEntry(
         id=method.name,
         purpose=method.purpose,
@@ -79,13 +97,13 @@ def _strategy(method: Method, *, is_available: bool) -> StrategyEntry:
         available=is_available,
         when=method.when,
         parameters=parameters(method),
-        combines_with=combines(method),
+        combines_with=combines(method, refused),
         excludes=[_exclusive(each, method.when[:1]) for each in method.excludes],
     )
 
 
-def _step(step: Step) -> StepEntry:
-    return StepEntry(step.name, step.purpose, step.paper or None, _schema(step.keys))
+def _step(step: Step, *, is_available: bool) -> StepEntry:
+    return StepEntry(step.name, step.purpose, step.paper or None, is_available, _schema(step.keys))
 
 
 def _exclusive(exclusion: Exclusion, others: tuple[str, ...]) -> Exclusive:

@@ -16,16 +16,12 @@ from server.wire import same
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "verbosity"})
 
 # field -> the values that ask for nothing; null always does
-LATER: Mapping[str, tuple[Any, ...]] = {}
-
 LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
 }
 
-
 LATER_IN_EMBEDDINGS: Mapping[str, tuple[Any, ...]] = {"dimensions": ()}
-
 
 LATER_IN_RESPONSES: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],),

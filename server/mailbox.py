@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 import structlog
 
-from decoding.frames import Cancel, Crashed, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from decoding.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
 from server.worker_process import WorkerProcess
 
 WORKER_COMMAND = (sys.executable, "-m", "decoding.worker")
@@ -173,6 +173,8 @@ class Mailbox:
         """Counts the loss. Raises WorkerGaveUp if there is to be no other try."""
         self._losses += 1
         self._log.error("worker lost", reason=reason, losses=self._losses)
+        if self._crash is not None:
+            self._log.debug("traceback", lines=self._crash.trace)
         if self._crash is not None and not self._was_ever_loaded:
             raise WorkerGaveUp(f"the model could not be loaded: {self._crash.message}")
         restarts = self._patience.worker_restarts
@@ -196,6 +198,9 @@ class Mailbox:
             case Loaded():
                 self._loaded_at, self._was_ever_loaded = self._last_progress, True
                 self._listener.worker_loaded(frame)
+            case Fault():
+                self._log.error("a request failed in the worker", exception=frame.message)
+                self._log.debug("traceback", lines=frame.trace)
             case Crashed():
                 self._crash = frame
 

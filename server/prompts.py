@@ -46,7 +46,7 @@ async def _prompts(prompt: PromptField, field: str, echo: bool, served: Served) 
 async def _encoded(texts: Sequence[str], field: str, echo: bool, served: Served) -> tuple[Prompt, ...]:
     if served.tokenizer.fewest_tokens(max(texts, key=len)) > served.max_prompt_len:
         raise too_long(served.max_prompt_len, f"the {field} alone is longer", field)
-    encoded = await served.tokenizer.encode_all(texts)
+    encoded = await served.tokenizer.encode_all(texts, with_starts=echo)
     return tuple(
         Prompt(each.ids, text, each.starts) if echo else Prompt(each.ids)
         for each, text in zip(encoded, texts, strict=True)

@@ -285,6 +285,7 @@ class StepEntry(Wire, frozen=True):
     id: str
     purpose: str
     paper: str | None
+    available: bool
     parameters: dict[str, Any]
     object: str = "step"
 

@@ -1,6 +1,6 @@
 """Text <-> token ids for the served model, from the files `tokenizers` reads. It knows no model weights and no HTTP.
 
-Encoding runs in a thread once it is long enough to hold up the event loop.
+Encoding runs in a thread once it is long enough to hold up the event loop, and leaves no memory behind.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import tokenizers
 
+from server import heap
 from server.chat_template import ChatTemplate, Conversation, special_tokens
 from server.detokenizer import Detokenizer
 from server.errors import ApiError
 from server.vocabulary import Vocabulary
 
 INLINE_CHARS = 4096  # about a millisecond of encoding
+TRIM_CHARS = 1 << 16  # encoding takes about 200 bytes for each character, for a while
 
 
 def with_whole_offsets(data: bytes) -> bytes:
@@ -39,10 +41,10 @@ def with_whole_offsets(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A text's token ids, and for each the character it begins at (0 for a special token put in front)."""
+    """A text's token ids, and for each, if asked for, the character it begins at (0 for a special token in front)."""
 
     ids: tuple[int, ...]
-    starts: tuple[int, ...]
+    starts: tuple[int, ...] = ()
 
 
 class Tokenizer:
@@ -98,10 +100,12 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return self._encode([text], add_special_tokens)[0].ids
 
-    async def encode_all(self, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Encoded]:
+    async def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, with_starts: bool = False
+    ) -> list[Encoded]:
         if sum(map(len, texts)) <= INLINE_CHARS:
-            return self._encode(texts, add_special_tokens)
-        return await asyncio.to_thread(self._encode, texts, add_special_tokens)
+            return self._encode(texts, add_special_tokens, with_starts)
+        return await asyncio.to_thread(self._encode_long, texts, add_special_tokens, with_starts)
 
     def chat_text(self, conversation: Conversation) -> str:
         """The prompt the chat template makes of the messages, special tokens and all. Raises ApiError 400."""
@@ -138,6 +142,16 @@ class Tokenizer:
         """No encoding of the text is shorter: refuses what can never fit before the work is done."""
         return len(text) // self._longest_token
 
-    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoded]:
+    def _encode_long(self, texts: Sequence[str], add_special_tokens: bool, with_starts: bool) -> list[Encoded]:
+        encoded = self._encode(texts, add_special_tokens, with_starts)
+        if sum(map(len, texts)) > TRIM_CHARS:
+            heap.trim()
+        return encoded
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool, with_starts: bool = False) -> list[Encoded]:
+        """Half the work and memory without `with_starts`."""
+        if not with_starts:
+            fast = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [Encoded(tuple(encoding.ids)) for encoding in fast]
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
         return [Encoded(tuple(encoding.ids), tuple(start for start, _ in encoding.offsets)) for encoding in encodings]

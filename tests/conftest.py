@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,22 @@ if not torch.cuda.is_available():
 
 from decoding.embedded import ensure_directory
 from tests.running_server import RunningServer, running_server
+
+
+@pytest.fixture(autouse=True)
+def handlers_stay() -> Iterator[None]:
+    """No test leaves a signal handler in this process: SIGTERM must go on ending it as the next test found it."""
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """For a test that runs in this process what takes SIGTERM: afterwards it is as before."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="session")

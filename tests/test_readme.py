@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from server.fields import IGNORED
 from tests.running_server import RunningServer, clean_environment
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +92,11 @@ def test_both_metric_families_are_scraped(smol_server: RunningServer) -> None:
     scraped = _run(CURLS[3], smol_server)
     assert "polydecode_generated_tokens_total" in scraped
     assert "vllm:num_requests_running" in scraped
+
+
+def test_every_field_without_effect_is_named_beside_the_header_that_lists_it() -> None:
+    (paragraph,) = (part for part in README.split("\n\n") if "`X-Ignored-Params`" in part)
+    assert [name for name in sorted(IGNORED) if f"`{name}`" not in paragraph] == []
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:configs|tests|\.ci)/[\w./-]*)`", README))))

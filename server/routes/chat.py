@@ -10,7 +10,7 @@ from server.body import parse, read_object
 from server.bounds import check_limits, num_rows
 from server.chat_format import ChatFormat
 from server.examples import CHAT
-from server.fields import LATER, LATER_IN_CHAT, sort_fields
+from server.fields import LATER_IN_CHAT, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.protocol import ChatRequest
@@ -35,7 +35,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_chat_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, {**LATER, **LATER_IN_CHAT})
+        fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, LATER_IN_CHAT)
         wire = parse(ChatRequest, fields.known)
         check_limits(wire, limits)
         with batcher.reserve("chat", num_rows(wire)) as reservation:

@@ -10,7 +10,7 @@ from server.body import parse, read_object
 from server.bounds import check_limits, num_rows
 from server.completion_format import CompletionFormat
 from server.examples import COMPLETIONS
-from server.fields import LATER, sort_fields
+from server.fields import sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.protocol import CompletionRequest
@@ -35,7 +35,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, LATER)
+        fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, {})
         wire = parse(CompletionRequest, fields.known)
         check_limits(wire, limits)
         with batcher.reserve("completions", num_rows(wire)) as reservation:

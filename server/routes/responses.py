@@ -9,7 +9,7 @@ from server.answer import Answer
 from server.body import parse, read_object
 from server.bounds import check_limits, num_rows
 from server.examples import RESPONSES
-from server.fields import LATER, LATER_IN_RESPONSES, sort_fields
+from server.fields import LATER_IN_RESPONSES, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.presence import while_present
@@ -45,7 +45,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     async def create_response(request: Request) -> Response:
         body = await read_object(request, limits)
         refuse_stored(body)
-        fields = sort_fields(body, WIRE_FIELDS, {**LATER, **LATER_IN_RESPONSES})
+        fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
         wire = parse(ResponseRequest, fields.known)
         chat = chat_request(wire)
         check_limits(chat, limits)

@@ -16,7 +16,7 @@ from tests.running_server import RunningServer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "smollm2_greedy.json").read_text(encoding="utf-8"))
 NUM_STREAMS = 16
-PARALLEL = 4
+PARALLEL = 10  # in two waves: some join and leave while others are amid their answers
 
 
 @asynccontextmanager

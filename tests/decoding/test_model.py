@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from decoding import kernels
 from decoding.attention.interface import AttentionBackend
 from decoding.attention.reference import ReferenceAttention
 from decoding.model import Model, UnsupportedModel, load, resolve_dtype, wrap
@@ -151,13 +153,22 @@ def test_info_tells_what_the_checkpoint_says(tmp_path: Path) -> None:
     made = tiny("llama", eos_token_id=[2, 5])
     made.generation_config = GenerationConfig(eos_token_id=[7, 2])
     made.save_pretrained(tmp_path)
-    phases: list[str] = []
-    model = load(str(tmp_path), device="cpu", dtype="float32", progress=lambda phase, _: phases.append(phase))
+    model = load(str(tmp_path), device="cpu", dtype="float32", progress=lambda *_: None)
     assert model.info.eos_token_ids == (2, 5, 7)
     assert (model.info.vocab_size, model.info.max_model_len) == (VOCAB, 256)
     assert (model.info.hidden_size, model.info.num_layers) == (48, 3)
     assert model.info.architecture == "LlamaForCausalLM"
-    assert list(dict.fromkeys(phases)) == ["reading configuration", "loading weights", "packing weights"]
+
+
+def test_each_step_of_a_load_is_told_once(tmp_path: Path) -> None:
+    """Whoever shows a line for each step's beginning and end would otherwise show the packing of weights twice."""
+    tiny("llama").save_pretrained(tmp_path)
+    told: list[tuple[str, float]] = []
+    load(str(tmp_path), device="cpu", dtype="float32", progress=lambda phase, fraction: told.append((phase, fraction)))
+    phases = [phase for phase, _ in itertools.groupby(told, key=lambda each: each[0])]
+    compiled = ["packing layers"] if kernels.available() else []
+    assert phases == ["reading configuration", "loading weights", *compiled, "packing weights"]
+    assert [fraction for _, fraction in told if fraction == 1] == [1] * (len(phases) - 1)
 
 
 def test_a_loaded_model_gives_the_tokens_of_the_one_saved(tmp_path: Path) -> None:

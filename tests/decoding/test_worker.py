@@ -22,6 +22,7 @@ from decoding.frames import (
     Cancel,
     Chunk,
     Crashed,
+    Fault,
     FrameSplitter,
     FromWorker,
     Loaded,
@@ -44,7 +45,7 @@ REQUEST = Request(
     (5, 6, 7, 8), Sampling(2), LogitsParams(0.9), StoppingParams(12, ignore_eos=True), LogprobsParams(2, 1), seed=4
 )
 SECONDS = 60.0
-F = TypeVar("F", Tick, Loaded)
+F = TypeVar("F", Tick, Loaded, Fault)
 
 
 class Peer:
@@ -184,6 +185,7 @@ def test_a_request_that_can_never_fit_is_refused_by_code(loaded: Peer) -> None:
 )
 def test_an_id_beyond_the_vocabulary_fails_its_request_and_nothing_else(loaded: Peer, request_: Request) -> None:
     loaded.send(submit_frame(35, request_))
+    assert loaded.until(Fault).message.startswith("ValueError at decoding/worker.py:")
     (output,) = loaded.outputs_of(35)
     assert output.finished is not None
     assert output.finished.error_code == "internal"
@@ -219,6 +221,9 @@ def test_a_model_that_cannot_be_loaded_is_its_last_word(tmp_path: Path) -> None:
             frame = peer.receive()
         assert isinstance(frame, Crashed)
         assert frame.during == "load"
+        assert frame.message
+        assert str(tmp_path) not in frame.message
+        assert frame.trace[0].startswith("Traceback")
         assert peer.process.wait(SECONDS) == 1
 
 

@@ -21,6 +21,7 @@ from decoding.frames import (
     Cancel,
     Chunk,
     Crashed,
+    Fault,
     Finished,
     FrameSplitter,
     Loaded,
@@ -45,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     load_seconds: float = 0.0
     crash_message: str = ""
+    fault_message: str = ""
     lives: str = ""
     doomed_lives: int = 0
     stop_reading: bool = False
@@ -85,8 +87,10 @@ class FakeWorker:
         path = Path(start.model) / "plan.json"
         plan = msgspec.json.decode(path.read_bytes() if path.exists() else start.model.encode(), type=Plan)
         self._send(Progress("loading weights", 0.5))
+        if plan.fault_message:
+            self._send(Fault(plan.fault_message, ("Traceback", "its lines")))
         if plan.crash_message:
-            self._send(Crashed("load", plan.crash_message))
+            self._send(Crashed("load", plan.crash_message, ("Traceback", "its lines")))
             sys.exit(1)
         if plan.lives and _count_life(Path(plan.lives)) <= plan.doomed_lives:
             os._exit(7)
@@ -107,7 +111,7 @@ class FakeWorker:
             sys.exit(0)
         return data
 
-    def _send(self, frame: Progress | Loaded | Tick | Crashed) -> None:
+    def _send(self, frame: Progress | Loaded | Tick | Crashed | Fault) -> None:
         try:
             self._link.sendall(encode(frame))
         except OSError:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+import structlog
 
 from server.errors import ApiError
 from server.mailbox import Patience, WorkerGaveUp
@@ -91,6 +92,20 @@ async def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason_and_no
         with pytest.raises(WorkerGaveUp, match="could not be loaded: unknown architecture"):
             await w.supervision
         assert w.count("worker_restarts_total") == 1
+
+
+async def test_tracebacks_are_logged_for_debugging_only() -> None:
+    plan = '{"crash_message": "unknown architecture", "fault_message": "ValueError at x.py:1"}'
+    with structlog.testing.capture_logs() as entries:
+        async with world(plan, is_awaited=False) as w:
+            with pytest.raises(WorkerGaveUp):
+                await w.supervision
+    debug = [entry for entry in entries if entry["log_level"] == "debug"]
+    shown = [entry for entry in entries if entry["log_level"] != "debug"]
+    assert [entry["lines"] for entry in debug] == [("Traceback", "its lines")] * 2
+    assert "Traceback" not in str(shown)
+    assert shown[0]["exception"] == "ValueError at x.py:1"
+    assert "unknown architecture" in shown[1]["reason"]
 
 
 async def test_a_worker_that_dies_while_loading_is_tried_again(tmp_path: Path) -> None:

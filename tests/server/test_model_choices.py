@@ -103,6 +103,7 @@ async def test_a_template_from_a_file_replaces_the_model_s(tmp_path: Path) -> No
     assert other.has_reasoning
 
 
+@pytest.mark.usefixtures("own_handlers")
 @pytest.mark.parametrize("source", [None, b"{% if %}", b"\xff"])
 def test_a_bad_template_file_fails_at_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: bytes | None

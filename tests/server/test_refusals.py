@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from server.errors import ApiError
-from server.fields import LATER, LATER_IN_CHAT
+from server.fields import LATER_IN_CHAT
 from server.limits import Limits
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, saying
@@ -117,15 +117,6 @@ async def test_no_error_shows_the_input(client: httpx.AsyncClient) -> None:
     response = await client.post(URL, json={"prompt": "a", "model": secret})
     assert response.status_code == 404
     assert secret not in response.text
-
-
-@pytest.mark.parametrize("field", sorted(LATER))
-async def test_a_field_that_comes_later_is_refused_by_name(client: httpx.AsyncClient, field: str) -> None:
-    error = await refused(client, {field: "something"})
-    assert error["param"] == field
-    assert error["message"] == f"{field} is not supported yet"
-    for neutral in (None, *LATER[field]):
-        assert (await client.post(URL, json={"prompt": "a", field: neutral})).status_code == 200
 
 
 @pytest.mark.parametrize("field", sorted(LATER_IN_CHAT))

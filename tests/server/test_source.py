@@ -10,6 +10,7 @@ import pytest
 
 from decoding.frames import EncoderInfo
 from server.served import Served
+from tests.server.asking import ASKING, BEARING, Fields
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 
 START, FORCED, EOS = 3, 5, 7
@@ -63,3 +64,32 @@ async def test_a_model_without_encoder_refuses_what_only_one_with_it_reads(
     answer = await post(FakeBatcher(served, saying(served, "Hello")), **body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == next(iter(body))
+
+
+async def listing(batcher: FakeBatcher) -> dict[str, Any]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(batcher)), base_url="http://test") as client:
+        listed: dict[str, Any] = (await client.get("/v1/strategies")).json()
+    return listed
+
+
+@pytest.mark.parametrize("has_encoder", [False, True])
+async def test_what_is_listed_as_available_is_what_is_taken(served: Served, has_encoder: bool) -> None:
+    drafting = dataclasses.replace(served, has_draft=True)
+    batcher = encoding(drafting) if has_encoder else FakeBatcher(drafting, saying(drafting, "Hello"))
+    listed = await listing(batcher)
+    asked: dict[str, Fields] = {"prompt_logprobs": {"prompt_logprobs": 1}, "decoder_prompt": {"decoder_prompt": "x"}}
+    asked |= {"forced_bos_token_id": {"forced_bos_token_id": 4}}
+    said = {name: name in listed["common"]["properties"] for name in asked}
+    said |= {entry["id"]: entry["available"] for entry in (*listed["data"], *listed["steps"])}
+    asked |= ASKING | {step["id"]: BEARING[step["id"]] for step in listed["steps"]}
+    taken = {name: (await post(batcher, **asked[name])).status_code == 200 for name in said}
+    assert said == taken
+    assert [name for name, is_available in said.items() if not is_available]
+    unavailable = {step["id"] for step in listed["steps"] if not step["available"]}
+    assert all(unavailable.isdisjoint(each["combines_with"]) for each in listed["data"])
+
+
+async def test_what_only_an_encoder_excludes_together_is_listed_there(served: Served) -> None:
+    echo = {"keys": ["echo"], "others": ["logprobs"], "reason": "an encoder gives its source no log-probs"}
+    assert echo in (await listing(encoding(served)))["exclusions"]
+    assert echo not in (await listing(FakeBatcher(served, saying(served, "Hello"))))["exclusions"]

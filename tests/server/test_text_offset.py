@@ -72,7 +72,7 @@ def test_a_post_processor_that_trims_spaces_does_not_move_offsets(tmp_path: Path
     trimmed = Library.from_file(str(tmp_path / "tokenizer.json")).encode("the dog")
     assert any(start and trimmed.offsets[i - 1][1] < start for i, (start, _) in enumerate(trimmed.offsets))
     tokenizer = Tokenizer.from_directory(tmp_path)
-    (encoded,) = tokenizer._encode(["the dog"], True)
+    (encoded,) = tokenizer._encode(["the dog"], True, with_starts=True)
     assert encoded.ids == tuple(trimmed.ids)
     names = [tokenizer.vocabulary.name(i) for i in encoded.ids]
     assert_offsets(names, list(encoded.starts), "the dog")

@@ -28,6 +28,7 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.rows import EMBED_ID
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.branching import assert_same_in_a_crowd, changed, sampling_requests
 from tests.goldens.tiny import TinySpec, build, weights_sha256
@@ -111,18 +112,21 @@ def test_the_prompts_scores_are_those_without_thoughts(strategy: StrategyParams)
     assert with_thoughts == run(engine(1), [changed(asked, latent=None)])[0].prompt
 
 
-def test_penalties_see_neither_thoughts_nor_the_tokens_around_them() -> None:
-    """The likeliest first token stands at both ends of the thoughts: no penalty on what is repeated may reach it."""
+@pytest.mark.parametrize("place", ["thoughts", "start", "end", "pause"])
+def test_no_penalty_sees_the_thoughts_or_the_tokens_around_them(place: str) -> None:
+    """A request that may say one token only, and nothing twice: it says the token unless it has been counted before."""
     case = RECORDED["models"][1]["runs"][0]
-    first = case["token_ids"][0]
-    around = changed(request(case), latent=LatentThoughts(2, first, first), stopping=StoppingParams(1))
-    (plain,) = run(engine(1), [changed(around, logprobs=LogprobsParams(96))])
-    (said,) = run(
-        engine(1), [changed(around, logits=LogitsParams(0, repetition_penalty=50.0), logprobs=LogprobsParams(96))]
-    )
-    unseen = [token for token, _ in plain.choices[0].top[0] if token not in case["prompt_token_ids"]]
-    assert first in unseen
-    assert said.tokens()[0] == unseen[0]
+    token = EMBED_ID if place == "thoughts" else 7
+    assert token not in (START, END, *case["prompt_token_ids"])
+    ends = (token if place == "start" else START, token if place == "end" else END)
+    once = LogitsParams(0, no_repeat_ngram_size=1, allowed_token_ids=(token,))
+    asked = changed(request(case), latent=LatentThoughts(2, *ends), logits=once, stopping=StoppingParams(1))
+    paused = changed(asked, pause_ids=(token,) if place == "pause" else ())
+    counted = changed(asked, prompt_ids=(*asked.prompt_ids, token))
+    answer, refused = run(engine(1), [paused, counted])
+    assert answer.failure is None
+    assert answer.tokens() == [token]
+    assert refused.failure is not None
 
 
 def test_cached_prompts_end_before_the_thoughts() -> None:
