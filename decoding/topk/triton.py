@@ -9,8 +9,10 @@ from decoding.topk.plain import top_by_key
 
 SEGMENT = 4096
 """Columns that a program has in registers; the borders are multiples of it, whatever the batch."""
-CANDIDATES = (32, 128)
-"""Few sizes, for each is compiled at its first use. What needs more is ranked by torch."""
+MOST = 128
+"""Each of the best is a step of a loop: more of them are ranked by torch."""
+LANES = 1024
+"""Candidates of a row that are looked at together, at least: few sizes, for each is compiled at its first use."""
 
 
 def triton_topk(
@@ -19,17 +21,23 @@ def triton_topk(
     """As `plain_topk`."""
     rows, vocab = z.shape
     z = z.contiguous()
-    kept = next((size for size in CANDIDATES if k < size), 0) if k else 0
+    kept = k + 1 if 0 < k <= MOST else 0
     segments = -(-vocab // segment)
     peaks, totals, normalisers = (z.new_empty(rows, width) for width in (segments, segments, 2))
-    candidates = torch.empty(rows, segments, kept, dtype=torch.int64, device=z.device)
-    best, ids = z.new_empty(rows, k), torch.empty(rows, k, dtype=torch.int64, device=z.device)
-    kernels.scan[(rows, segments)](z, peaks, totals, candidates, vocab, segment, kept)
+    candidates, keys = (
+        torch.empty(rows, width, dtype=torch.int64, device=z.device) for width in (segments * kept, max(kept - 1, 0))
+    )
+    kernels.scan[(rows, segments)](z, peaks, totals, candidates, vocab, kept, segment)
     kernels.settle[(rows,)](
-        z, peaks, totals, candidates, normalisers, best, ids, vocab, segments, k, int(normalises),
-        segment, 1 << (segments - 1).bit_length(), kept,
+        z, peaks, totals, candidates, normalisers, keys, vocab, segments, kept, int(normalises),
+        segment, _power_of_two(segments), _power_of_two(max(LANES, segments * kept)),
     )  # fmt: skip
     peak, log_total = normalisers.unbind(1)
-    if k and not kept:
-        best, ids = top_by_key(z - peak.unsqueeze(1) - log_total.unsqueeze(1), k)
-    return peak, log_total, best, ids
+    if k > MOST:
+        return peak, log_total, *top_by_key(z - peak.unsqueeze(1) - log_total.unsqueeze(1), k)
+    ids = vocab - 1 - (keys & 0xFFFFFFFF)
+    return peak, log_total, z.gather(1, ids) - peak.unsqueeze(1) - log_total.unsqueeze(1), ids
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

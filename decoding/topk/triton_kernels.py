@@ -2,8 +2,8 @@
 
 Softmax sums merge as in the online softmax (arXiv 1805.02867), a row's segments always the same ones and in one fixed
 tree. Candidates are keys: a larger one is a better score, then a lower id. Segments rank z, where the row's sum is not
-known yet; several z may round to one score, so a segment may hide an equal of the k-th best. Only such a row is read
-again.
+known yet; several z may round to one score, so a segment may hide an equal of the k-th best. Such a row, a rare one, is
+read again.
 """
 
 import triton
@@ -31,9 +31,14 @@ def _ids(keys, vocab):
 
 
 @triton.jit
-def _rank(z, peak, log_total, ids, is_there, vocab):
-    """Keys of final scores."""
-    return _keys(z - peak - log_total, ids, is_there, vocab)
+def _take(keys, places, count):
+    """Store the `count` best keys at `places`, best first; returns the last of them."""
+    best = tl.max(keys, 0)
+    for at in range(count):
+        best = tl.max(keys, 0)
+        tl.store(places + at, best)
+        keys = tl.where(keys == best, _LOWEST, keys)
+    return best
 
 
 @triton.jit
@@ -41,12 +46,12 @@ def scan(
     z,  # float32 [rows, vocab]
     peaks,  # [rows, segments]
     totals,  # [rows, segments]
-    candidates,  # int64 [rows, segments, K]
+    candidates,  # int64 [rows, segments, kept]
     vocab,
+    kept,  # 0: only the sums
     SEGMENT: tl.constexpr,
-    K: tl.constexpr,  # 0: only the sums
 ):
-    """Of one segment of one row: m, sum e^(z - m), and its K best. Grid (rows, segments)."""
+    """Of one segment of one row: m, sum e^(z - m), and its best. Grid (rows, segments)."""
     row, segment = tl.program_id(0).to(tl.int64), tl.program_id(1)
     ids = segment * SEGMENT + tl.arange(0, SEGMENT)
     x = tl.load(z + row * vocab + ids, mask=ids < vocab, other=float("-inf"))
@@ -55,29 +60,27 @@ def scan(
     part = row * tl.num_programs(1) + segment
     tl.store(peaks + part, peak)
     tl.store(totals + part, tl.sum(tl.exp(x - base), 0))
-    if K > 0:
-        best = tl.topk(_keys(x, ids, ids < vocab, vocab), K)
-        tl.store(candidates + part * K + tl.arange(0, K), best)
+    if kept > 0:
+        _take(_keys(x, ids, ids < vocab, vocab), candidates + part * kept, kept)
 
 
-@triton.jit(do_not_specialize=["k", "normalises"])
+@triton.jit
 def settle(
     z,  # float32 [rows, vocab]
     peaks,  # [rows, segments]
     totals,  # [rows, segments]
-    candidates,  # int64 [rows, segments, K]
+    candidates,  # int64 [rows, segments, kept]
     normalisers,  # m and ln d: [rows, 2]
-    best_scores,  # [rows, k]
-    best_ids,  # int64 [rows, k]
+    best,  # int64 [rows, kept - 1]: keys
     vocab,
     segments,
-    k,
+    kept,  # one more than are asked for, or 0
     normalises,
     SEGMENT: tl.constexpr,
     SEGMENTS: tl.constexpr,  # a power of two, segments or more
-    K: tl.constexpr,  # more than k
+    LANES: tl.constexpr,  # a power of two, segments * kept or more
 ):
-    """A row's sum and its k best. Grid (rows)."""
+    """A row's sum and its best. Grid (rows)."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, SEGMENTS)
     own = tl.load(peaks + row * segments + at, mask=at < segments, other=float("-inf"))
@@ -89,23 +92,29 @@ def settle(
     log_total = tl.where(normalises != 0, log_total, 0.0)
     tl.store(normalisers + 2 * row, peak)
     tl.store(normalisers + 2 * row + 1, log_total)
-    if K > 0:
-        lanes = tl.arange(0, SEGMENTS * K)
-        keys = tl.load(candidates + row * segments * K + lanes, mask=lanes < segments * K, other=_LOWEST)
+    if kept > 0:
+        lanes = tl.arange(0, LANES)
+        keys = tl.load(candidates + row * segments * kept + lanes, mask=lanes < segments * kept, other=_LOWEST)
         is_there = keys != _LOWEST
-        keys = _rank(_scores(keys), peak, log_total, _ids(keys, vocab), is_there, vocab)
-        best = tl.topk(keys, K)
-        places = tl.arange(0, K)
-        # Each segment's last candidate: the worst that it shows.
-        shown = tl.load(candidates + (row * segments + at) * K + K - 1, mask=at < segments, other=_LOWEST)
-        worst = tl.max(tl.where(places == k - 1, best, _LOWEST), 0) >> 32
-        shown_rank = _rank(_scores(shown), peak, log_total, _ids(shown, vocab), shown != _LOWEST, vocab)
-        if tl.max(((shown != _LOWEST) & (shown_rank >> 32 == worst)).to(tl.int32), 0) > 0:
-            best = tl.full([K], _LOWEST, tl.int64)
-            for start in range(0, vocab, SEGMENT):
-                ids = start + tl.arange(0, SEGMENT)
-                x = tl.load(z + row * vocab + ids, mask=ids < vocab, other=float("-inf"))
-                more = tl.topk(_rank(x, peak, log_total, ids, ids < vocab, vocab), K)
-                best = tl.topk(tl.reshape(tl.join(best, more), [2 * K]), K)
-        tl.store(best_scores + row * k + places, _scores(best), mask=places < k)
-        tl.store(best_ids + row * k + places, _ids(best, vocab), mask=places < k)
+        ranks = _keys(_scores(keys) - peak - log_total, _ids(keys, vocab), is_there, vocab)
+        places = best + row * (kept - 1)
+        last = _take(ranks, places, kept - 1)
+        # A segment whose worst candidate is an equal of the last may have more of them, behind it or before by id.
+        hides = is_there & (lanes % kept == kept - 1) & (ranks >> 32 == last >> 32)
+        if tl.max(hides.to(tl.int32), 0) > 0:
+            _read_again(z + row * vocab, places, kept - 1, peak, log_total, vocab, SEGMENT)
+
+
+@triton.jit
+def _read_again(z, places, count, peak, log_total, vocab, SEGMENT: tl.constexpr):
+    """The best keys of a whole row, one reading for each."""
+    before = tl.full([], 2**63 - 1, tl.int64)
+    for at in range(count):
+        best = tl.full([], -(2**63), tl.int64)
+        for start in range(0, vocab, SEGMENT):
+            ids = start + tl.arange(0, SEGMENT)
+            x = tl.load(z + ids, mask=ids < vocab, other=float("-inf"))
+            keys = _keys(x - peak - log_total, ids, ids < vocab, vocab)
+            best = tl.maximum(best, tl.max(tl.where(keys < before, keys, _LOWEST), 0))
+        tl.store(places + at, best)
+        before = best
