@@ -57,7 +57,9 @@ def is_ranked(found: RowScores, k: int) -> bool:
     return torch.equal(found.best, best) and torch.equal(found.ids, ids)
 
 
-@pytest.mark.parametrize(("name", "vocab"), [*((n, v) for n in FORMS[:2] for v in (8, 37, 1024, 3079)), ("triton", 300)])
+@pytest.mark.parametrize(
+    ("name", "vocab"), [*((n, v) for n in FORMS[:2] for v in (8, 37, 1024, 3079)), ("triton", 300)]
+)
 def test_it_is_log_softmax_and_topk(name: str, vocab: int) -> None:
     form, z = form_named(name), random(3, vocab)
     logp = z.log_softmax(dim=-1)
