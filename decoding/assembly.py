@@ -13,7 +13,7 @@ from decoding.engine import Engine
 from decoding.frames import EncoderInfo, Loaded, Start
 from decoding.memory import available_memory
 from decoding.model import Model
-from decoding.params import DRAFT, MAIN, LogitsParams, Request, StoppingParams
+from decoding.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.seq2seq.model import Seq2SeqModel
 from decoding.strategies import build
 
@@ -155,10 +155,17 @@ def _default_kv_memory(device: torch.device) -> int:
 
 
 def _decode_canary(engine: Engine, *, has_encoder: bool) -> None:
-    """One greedy token end to end: proves that the model runs before the server says it is ready."""
+    """One greedy token end to end: proves that the model runs before the server says it is ready.
+
+    With log-probs, so that no later request waits for what computes them to be compiled.
+    """
     source = (0, 1, 2) if has_encoder else ()
     request = Request(
-        (0, 1, 2), logits=LogitsParams(temperature=0), stopping=StoppingParams(max_tokens=2), source_ids=source
+        (0, 1, 2),
+        logits=LogitsParams(temperature=0),
+        stopping=StoppingParams(max_tokens=2),
+        logprobs=LogprobsParams(output=1),
+        source_ids=source,
     )
     engine.add(0, request, build)
     while engine.has_work:

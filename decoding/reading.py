@@ -22,6 +22,7 @@ from decoding.logits.pipeline import Pipeline, process, warp
 from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
+from decoding.topk.scores import RowScores, log_softmax_topk, topk
 from decoding.transfer import indices, to_device
 
 SLICE_ROWS = 128
@@ -171,8 +172,8 @@ class ReadSlice:
         at = [k for k, i in enumerate(headed) if self._reads[i].want.raw_top]
         if at:
             width = max(self._reads[headed[k]].want.raw_top for k in at)
-            best = top(_rows(logits, at).log_softmax(dim=-1), width)
-            self._add("raw_top", [headed[k] for k in at], torch.stack(best, dim=1))
+            best = log_softmax_topk(_rows(logits, at), width)
+            self._add("raw_top", [headed[k] for k in at], _stacked(best))
 
     def _contrasted(
         self, model: Head, hidden: HiddenStates, logits: torch.Tensor, headed: Sequence[int]
@@ -212,7 +213,7 @@ class ReadSlice:
         if not at:
             return None
         reads = [self._reads[headed[k]] for k in at]
-        scores = self._processed(_rows(logits, at) if quiet else logits, reads)
+        scores = self._processed(_rows(logits, at), reads)
         self._add("peak", [headed[k] for k in at], scores.amax(dim=-1))
         drawn = _draw_all(scores, reads)
         self._add("tokens", [headed[k] for k in at], drawn)
@@ -235,64 +236,57 @@ class ReadSlice:
             return
         rows = [headed[k] for k in at]
         reads = [self._reads[i] for i in rows]
-        source = logits if kind is Scores.RAW else contrasted
-        everywhere = len(at) == len(headed)
-        scores = self._scores(kind, source if everywhere else _rows(source, at), reads)
-        raw = self._raw(kind, scores, logits if everywhere else _rows(logits, at), reads)
+        own = _rows(logits, at)
+        source = own if kind is Scores.RAW or contrasted is logits else _rows(contrasted, at)
+        scores = self._scores(kind, source, reads)
+        raw = self._raw(kind, scores, own, reads)
         if ids is not None:
-            self._add("drawn", rows, scores.gather(1, _rows(ids, at)))
+            self._add("drawn", rows, scores.gather(_rows(ids, at)))
             if raw is not None:
-                self._add("raw", rows, raw.gather(1, _rows(ids, at)))
-        self._keep(rows, scores, raw)
-        width = max(r.want.top_k for r in reads)
-        if width:
-            best = top(scores, width)
-            self._add("top", rows, torch.stack(best, dim=1))
+                self._add("raw", rows, raw.gather(_rows(ids, at)))
+        if scores.ids.shape[1]:
+            self._add("top", rows, _stacked(scores))
             if raw is not None:
-                self._add("top_raw", rows, raw.gather(1, best[1].long()))
+                self._add("top_raw", rows, raw.gather(scores.ids))
         for k, (row, read) in enumerate(zip(rows, reads, strict=True)):
+            own_raw = raw if read.want.logprobs else None
             if read.want.gather:
-                self._add("gathered", [row], _columns(scores[k : k + 1], read.want.gather))
-                if raw is not None:
-                    self._add("gathered_raw", [row], _columns(raw[k : k + 1], read.want.gather))
+                gathered = indices(read.want.gather, logits.device)
+                self._add("gathered", [row], scores.at(k, gathered).unsqueeze(0))
+                if own_raw is not None:
+                    self._add("gathered_raw", [row], own_raw.at(k, gathered).unsqueeze(0))
             if read.want.full:
-                self._add("full", [row], scores[k : k + 1])
-                if raw is not None and read.want.logprobs:
-                    self._add("full_raw", [row], raw[k : k + 1])
+                self._add("full", [row], scores.row(k).unsqueeze(0))
+                if own_raw is not None:
+                    self._add("full_raw", [row], own_raw.row(k).unsqueeze(0))
+            if read.want.keep:
+                self._kept[row] = scores.row(k), None if own_raw is None else own_raw.row(k)
         following = [k for k, r in enumerate(reads) if r.want.gather_next and r.next_id is not None]
         if following:
-            next_ids = indices([next_id for k in following if (next_id := reads[k].next_id) is not None], scores.device)
-            own = indices(following, scores.device)
-            self._add("next", [rows[k] for k in following], scores[own, next_ids])
+            next_ids = [next_id for k in following if (next_id := reads[k].next_id) is not None]
+            found = scores.at(indices(following, logits.device), indices(next_ids, logits.device))
+            self._add("next", [rows[k] for k in following], found)
 
-    def _keep(self, rows: Sequence[int], scores: torch.Tensor, raw: torch.Tensor | None) -> None:
-        """Copies of what is to stay on the device: a view would keep the scores of every row alive."""
-        at = [k for k, row in enumerate(rows) if self._reads[row].want.keep]
-        if at:
-            kept, kept_raw = _rows(scores, at), None if raw is None else _rows(raw, at)
-            for i, k in enumerate(at):
-                own = kept_raw[i] if kept_raw is not None and self._reads[rows[k]].want.logprobs else None
-                self._kept[rows[k]] = kept[i], own
-
-    def _raw(
-        self, kind: Scores, scores: torch.Tensor, logits: torch.Tensor, reads: Sequence[Read]
-    ) -> torch.Tensor | None:
-        """The raw log-probs of these reads [n, vocab]; None where nobody asks."""
+    def _raw(self, kind: Scores, scores: RowScores, logits: torch.Tensor, reads: Sequence[Read]) -> RowScores | None:
+        """The raw log-probs of these reads, logits [n, vocab]; None where nobody asks."""
         if not any(r.want.logprobs for r in reads):
             return None
-        return scores if kind is Scores.RAW else logits.log_softmax(dim=-1)
+        return scores if scores.z is logits and kind is not Scores.LOGITS else log_softmax_topk(logits)
 
-    def _scores(self, kind: Scores, logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
-        """logits [n, vocab] of these reads -> their scores [n, vocab]; logits are left alone."""
+    def _scores(self, kind: Scores, logits: torch.Tensor, reads: Sequence[Read]) -> RowScores:
+        """logits [n, vocab] of these reads -> their scores and the best of them; logits are left alone."""
+        width = max(r.want.top_k for r in reads)
         if kind is Scores.LOGITS:
-            return logits
-        if kind is Scores.RAW:
-            return logits.log_softmax(dim=-1)
+            return topk(logits, width)
         if kind is Scores.PROCESSED:
-            return self._processed(logits, reads).log_softmax(dim=-1)
-        pipelines, context = [r.pipeline for r in reads], Context([r.history for r in reads], logits)
-        scores = process(logits.log_softmax(dim=-1), pipelines, context)
-        return warp(scores, pipelines, context) if kind is Scores.WARPED else scores
+            return log_softmax_topk(self._processed(logits, reads), width)
+        pipelines = [r.pipeline for r in reads]
+        has_steps = any(p.processors or (kind is Scores.WARPED and p.warpers) for p in pipelines)
+        if kind is Scores.RAW or not has_steps:
+            return log_softmax_topk(logits, width)
+        context = Context([r.history for r in reads], logits)
+        scores = process(log_softmax_topk(logits).whole(), pipelines, context)
+        return topk(warp(scores, pipelines, context) if kind is Scores.WARPED else scores, width)
 
     def _reading(self, i: int) -> Reading | Unreadable:
         read, get = self._reads[i], self._get
@@ -347,41 +341,14 @@ def _excluded_by_grammar(logits: torch.Tensor, reads: Sequence[Read]) -> torch.T
     return excluded
 
 
-def top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k best scores and their ids as float64, the lower id first among equals: [rows, vocab] -> two [rows, k].
-
-    torch.topk promises nothing about ties, so a row with equals among its best is sorted stably. To find such rows the
-    host would have to wait for a GPU, so there every score gets a key of its own.
-    """
-    if scores.device.type == "cuda":
-        return top_by_key(scores, k)
-    width = min(k + 1, scores.shape[-1])
-    values, ids = scores.topk(width, dim=-1)
-    tied = (values[:, 1:] == values[:, :-1]).any(dim=-1).nonzero().flatten().tolist()
-    if tied:
-        order = scores[tied].sort(dim=-1, descending=True, stable=True)
-        values[tied], ids[tied] = order.values[:, :width], order.indices[:, :width]
-    return values[:, :k].double(), ids[:, :k].double()
-
-
-def top_by_key(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `top` gives, and nothing that the host has to look at in between: the order is of (score, -id) as int64."""
-    vocab = scores.shape[-1]
-    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0: a negative zero is a zero
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # floats in the order of integers
-    keys = (ordered << 32) + (vocab - 1 - torch.arange(vocab, device=scores.device))
-    ids = keys.topk(min(k, vocab), dim=-1).indices
-    return scores.gather(1, ids).double(), ids.double()
-
-
 def _rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Some rows of [n, ...]."""
-    return tensor[indices(rows, tensor.device)]
+    """Some rows of [n, ...]; all of them are the tensor itself."""
+    return tensor if list(rows) == list(range(len(tensor))) else tensor[indices(rows, tensor.device)]
 
 
-def _columns(tensor: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-    """Some columns of [n, vocab]."""
-    return tensor[:, indices(ids, tensor.device)]
+def _stacked(scores: RowScores) -> torch.Tensor:
+    """The best scores and their ids, as float64 [n, 2, k]."""
+    return torch.stack((scores.best.double(), scores.ids.double()), dim=1)
 
 
 def _to_host(flat: torch.Tensor) -> torch.Tensor:
@@ -401,8 +368,7 @@ def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
     ids = torch.zeros((len(reads), max(len(r.want.draws) for r in reads)), dtype=torch.int64, device=scores.device)
     fixed = [k for k, r in enumerate(reads) if r.pipeline.is_greedy]
     if fixed:
-        best = greedy(scores if len(fixed) == len(reads) else _rows(scores, fixed))
-        ids[indices(fixed, scores.device)] = best.unsqueeze(1)
+        ids[indices(fixed, scores.device)] = greedy(_rows(scores, fixed)).unsqueeze(1)
     keys = [(k, j, d) for k, r in enumerate(reads) if not r.pipeline.is_greedy for j, d in enumerate(r.want.draws)]
     if keys:
         rows = [k for k, _, _ in keys]
@@ -412,9 +378,8 @@ def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
             [reads[k].position for k in rows],
             [d.purpose for _, _, d in keys],
         )
-        picked = scores if rows == list(range(len(reads))) else _rows(scores, rows)
         lanes = indices([j for _, j, _ in keys], scores.device)
-        ids[indices(rows, scores.device), lanes] = draw(picked, to_device(numbers, scores.device))
+        ids[indices(rows, scores.device), lanes] = draw(_rows(scores, rows), to_device(numbers, scores.device))
     return ids
 
 

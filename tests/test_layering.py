@@ -51,7 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
         "quantize",
-        "encoder_memory strategies/ attention/ linear elementwise rows gguf_model",
+        "encoder_memory strategies/ attention/ topk/ linear elementwise rows gguf_model",
         "layer_weights plug rewrite support packing live reading embedded graphs",
         "fused",
         "model scheduler",
@@ -71,7 +71,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "session soak_report soak_plot",
         "__main__",
         "gpu_shapes",
-        "gpu_box gpu_engine",
+        "gpu_box gpu_engine topk_bench",
         "gpu_peers",
         "gpu_bench",
     ),
@@ -104,6 +104,7 @@ FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
 ENGINE_BENCHMARKS = (
     "loadtest.gpu_bench",
     "loadtest.gpu_engine",
+    "loadtest.topk_bench",
 )  # drive the engine in their own process: a GPU box may have no server
 # All that server/ may know of decoding/
 SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers", "decoding.grammars")

@@ -39,7 +39,7 @@ def triton_attention(
     shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, *, is_uniform: bool = False
 ) -> AttentionBackend | None:
     """None where triton is not installed or, for want of a C compiler, cannot launch anything."""
-    if importlib.util.find_spec("triton") is None or not _has_compiler():
+    if not has_triton():
         warnings.warn("attention is slow: it takes the package triton and a C compiler", stacklevel=2)
         return None
     from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - needs triton
@@ -56,6 +56,7 @@ def compiled_attention(shapes: Sequence[LayerShape]) -> AttentionBackend | None:
     return KernelAttention(shapes)
 
 
-def _has_compiler() -> bool:
-    """Where triton looks for one."""
-    return "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang"))
+def has_triton() -> bool:
+    """It is installed and finds a C compiler where it looks for one, without which it cannot launch anything."""
+    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang"))
+    return has_compiler and importlib.util.find_spec("triton") is not None

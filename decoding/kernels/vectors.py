@@ -180,6 +180,17 @@ def larger(_context: Any, a: Any, b: Any) -> Any:
 
 
 @intrinsic
+def any_above(_context: Any, vector: Any, other: Any) -> Any:
+    """Whether any lane is larger than the same lane of `other`; NaN is neither."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        bits = builder.bitcast(builder.fcmp_ordered(">", *args), ir.IntType(LANES))
+        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(LANES), 0))
+
+    return types.boolean(VECTOR, VECTOR), build
+
+
+@intrinsic
 def lane(_context: Any, vector: Any, index: Any) -> Any:
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.extract_element(args[0], builder.trunc(args[1], I32))
@@ -236,6 +247,14 @@ def word(_context: Any, address: Any, index: Any) -> Any:
         return builder.load(builder.gep(pointer(builder, args[0]), [args[1]], source_etype=I64), typ=I64)
 
     return types.int64(types.int64, types.int64), build
+
+
+@intrinsic
+def store_word(_context: Any, address: Any, index: Any, number: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(pointer(builder, args[0]), [args[1]], source_etype=I64))
+
+    return types.void(types.int64, types.int64, types.int64), build
 
 
 @intrinsic

@@ -13,6 +13,7 @@ import torch
 from decoding.params import Request
 from decoding.seam import Draw, Emit, Finish, FinishReason, Reading, Scores, Tools, Want
 from decoding.stopping import START, Stopping
+from decoding.topk.scores import log_softmax_topk
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +85,9 @@ def token_scores(request: Request, token: int, reading: Reading, scores: torch.T
     num_top = request.logprobs.output
     if num_top is None:
         return None
-    raw = float(whole_logits(reading).log_softmax(dim=-1)[token])
+    raw = float(log_softmax_topk(whole_logits(reading).unsqueeze(0)).at(0, token))
     if request.logprobs.mode == "raw":
         return TokenScores(raw, reading.raw_top, raw)
-    logp = scores.log_softmax(dim=-1)
-    return TokenScores(float(logp[token]), _top(logp, num_top), raw)
-
-
-def _top(logp: torch.Tensor, count: int) -> tuple[tuple[int, float], ...]:
-    """The best ids of logp [vocab], the lower id first among equals."""
-    if not count:
-        return ()
-    best = logp.sort(descending=True, stable=True)
-    return tuple(zip(best.indices[:count].tolist(), best.values[:count].tolist(), strict=True))
+    processed = log_softmax_topk(scores.unsqueeze(0), num_top)
+    top = tuple(zip(processed.ids[0].tolist(), processed.best[0].tolist(), strict=True))
+    return TokenScores(float(processed.at(0, token)), top, raw)
