@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,11 +36,11 @@ def ask(*prompt: int, max_tokens: int = 10, logits: LogitsParams = GREEDY, n: in
     return Request(prompt or (1, 2, 3), Sampling(n), logits, StoppingParams(max_tokens, ignore_eos=True), seed=seed)
 
 
-def engine_of(model: TableModel | None = None, *, launches_ahead: bool = True, **options: object) -> Engine:
+def engine_of(model: TableModel | None = None, *, launches_ahead: bool = True, **options: Any) -> Engine:
     return table_engine(models={"main": model or TableModel()}, launches_ahead=launches_ahead, **options)
 
 
-def plain(requests: Sequence[Request], **options: object) -> list[object]:
+def plain(requests: Sequence[Request], **options: Any) -> list[object]:
     return [a.said for a in run(engine_of(launches_ahead=False, **options), requests)]
 
 
@@ -57,11 +58,11 @@ def drawing_requests(rng: random.Random, count: int, vocab: int, others: int) ->
     return chosen
 
 
-def small_engine(num_pages: int, *, launches_ahead: bool, has_prefix_index: bool = True) -> Engine:
+def small_engine(num_pages: int, *, launches_ahead: bool) -> Engine:
     models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
     return Engine(
         models,
-        {name: PageCache(num_pages, 4, has_prefix_index=has_prefix_index) for name in models},
+        {name: PageCache(num_pages, 4) for name in models},
         eos_token_ids=(3,),
         token_bytes=crowd_token_bytes(VOCAB),
         max_rows=16,
@@ -72,7 +73,7 @@ def small_engine(num_pages: int, *, launches_ahead: bool, has_prefix_index: bool
 
 def test_a_crowd_that_runs_ahead_answers_as_each_does_alone() -> None:
     """Arrivals, cancellations and preemptions at random; the books are checked after every tick."""
-    requests = drawing_requests(random.Random(3), 80, VOCAB, others=10)
+    requests = drawing_requests(random.Random(3), 60, VOCAB, others=8)
     engine = small_engine(52, launches_ahead=True)
     answers = run_crowd(engine, requests, random.Random(3))
     for index, answer in answers.items():
@@ -80,7 +81,7 @@ def test_a_crowd_that_runs_ahead_answers_as_each_does_alone() -> None:
         assert answer.said == solo.said, f"request {index} differs: {requests[index]}"
     counters = engine.ahead.counters
     assert engine.scheduler.counters.preemptions > 10
-    assert counters.taken > 300
+    assert counters.taken > 200
     assert counters.rows > counters.taken, "some guess was wrong"
     assert counters.raised == 0
 
@@ -114,21 +115,19 @@ def test_a_real_model_that_runs_ahead_says_the_same_bits(llama: Model) -> None:
 
 
 def test_every_tick_does_and_says_what_it_would_have_without() -> None:
-    """Tick by tick: who runs, who is preempted, who says what. (Which unowned page is taken first may differ, and so
-    what the prefix index still has; here there is none.)"""
+    """Tick by tick, where pages do not run out. (Where they do, others may be preempted: pages are taken earlier.)"""
     requests = drawing_requests(random.Random(8), 32, VOCAB, others=4)
-    engines = [small_engine(40, launches_ahead=on, has_prefix_index=False) for on in (False, True)]
+    engines = [small_engine(600, launches_ahead=on) for on in (False, True)]
     for index, request in enumerate(requests):
         for engine in engines:
             engine.add(index, request, build)
     while engines[0].has_work:
         said = [[(o.request_id, o.emits, o.failure) for o in engine.tick()] for engine in engines]
         assert said[0] == said[1]
-        rows = [(engine.tick_rows, engine.tick_tokens, engine.scheduler.counters.preemptions) for engine in engines]
-        assert rows[0] == rows[1]
+        counted = [(e.tick_rows, e.tick_tokens, e.computed_tokens) for e in engines]
+        assert counted[0] == counted[1]
     assert not engines[1].has_work
-    assert engines[0].scheduler.counters.preemptions > 0
-    assert engines[1].ahead.counters.taken > 100
+    assert engines[1].ahead.counters.rows > engines[1].ahead.counters.taken > 50
 
 
 # when it happens
