@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.model import Model, wrap
 from decoding.params import Beam, BestOf, Dola, Entropix, LogitsParams, PromptLookup, Request, Sampling, StoppingParams
+from decoding.seam import Draw, Feed, Move, Observation, Open, Reading, Tools, Want
+from decoding.stopping import Stopping
 from decoding.strategies import build
 from decoding.transfer import Arriving
 from tests.decoding.conftest import one_thread
@@ -258,6 +260,81 @@ def test_who_arrives_meanwhile_runs_in_a_forward_of_its_own_in_the_same_tick() -
     assert engine.tick_rows == 2
     assert model.num_forwards == before + 1
     assert engine.ahead.counters.rows == engine.ahead.counters.taken
+
+
+class Wayward:
+    """Draws on now and then, and breaks the habit in every way there is. Keeps what it read."""
+
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        self._moves = self._play(request.prompt_ids)
+        self.read: list[tuple[Reading, ...]] = []
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        return next(self._moves)
+
+    def step(self, seen: Observation) -> Move:
+        self.read += [row.readings for row in seen.rows]
+        try:
+            return self._moves.send(seen)
+        except StopIteration:
+            return Move()
+
+    def _play(self, prompt: Sequence[int]) -> Generator[Move, Observation, None]:
+        draw = Want((Draw(),))
+        seen = yield Move((Feed(Open(), tuple(prompt), want=draw),))
+        for times in range(1, 9):  # so that each break falls on every place in a page
+            for _ in range(3 + times % 3):
+                seen = yield Move(tuple(Feed(r.row, r.last.tokens, want=draw) for r in seen.rows))
+            a = seen.rows[0]  # others are dropped
+            seen = yield Move((Feed(a.row, ((a.last.tokens[0] + 1) % VOCAB,), want=draw),))  # another token
+            seen = yield from self._habit(seen, draw)
+            a = seen.rows[0]
+            seen = yield Move((Feed(a.row, a.last.tokens, drop=1, want=draw),))  # the same token elsewhere
+            seen = yield from self._habit(seen, draw)
+            a = seen.rows[0]
+            seen = yield Move((Feed(a.row, a.last.tokens, want=Want((Draw(1),), top_k=3, hidden=True, layers=(0,))),))
+            a = seen.rows[0]
+            seen = yield Move((Feed(a.row, (*a.last.tokens, 5), want=draw),))
+            seen = yield from self._habit(seen, draw)
+            a = seen.rows[0]
+            seen = yield Move(tuple(Feed(a.row, (t,), want=draw) for t in (7, a.last.tokens[0])))  # a fork
+            seen = yield from self._habit(seen, draw)
+            a, b = seen.rows
+            for _ in range(3):
+                seen = yield Move((Feed(a.row, (1, 2), want=draw),), hold=(b.row,))
+            seen = yield Move((Feed(b.row, b.last.tokens, want=draw), Feed(seen.rows[0].row, (3,), want=draw)))
+
+    @staticmethod
+    def _habit(seen: Observation, draw: Want) -> Generator[Move, Observation, Observation]:
+        for _ in range(3):
+            seen = yield Move(tuple(Feed(r.row, r.last.tokens, want=draw) for r in seen.rows))
+        return seen
+
+
+@pytest.mark.parametrize("page_size", [1, 2, 3, 4])
+def test_a_strategy_that_breaks_its_habit_reads_what_it_would_have_read(page_size: int) -> None:
+    engines, players = [], []
+
+    def make(request: Request, stopping: Stopping, tools: Tools) -> Wayward:
+        players.append(Wayward(request, stopping, tools))
+        return players[-1]
+
+    for on in (False, True):
+        engine = engine_of(TableModel(page_size=page_size, num_pages=400), launches_ahead=on)
+        engine.add(0, ask(1, 2, 3, max_tokens=200), make)
+        engines.append(engine)
+    without, ahead = engines
+    while without.has_work:
+        launched = ahead.ahead.counters.rows
+        for engine in engines:
+            assert all(output.failure is None for output in engine.tick())
+            engine.check_integrity()
+        if ahead.ahead.counters.rows == launched:
+            assert without.used_pages == ahead.used_pages, "a page is kept that nobody writes"
+    assert ahead.ahead.counters.rows - ahead.ahead.counters.taken > 30
+    assert ahead.ahead.counters.taken > 50
+    assert repr(players[0].read) == repr(players[1].read)
+    assert len(players[1].read) > 200
 
 
 class Unready(TableModel):
