@@ -143,7 +143,13 @@ def _engine(start: Start, models: dict[str, AnyModel], sizes: Sizes) -> Engine:
         tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
         max_model_len=sizes.max_model_len,
         shares_prefixes=start.prefix_cache,
+        launches_ahead=launches_ahead(start, info.device),
     )
+
+
+def launches_ahead(start: Start, device: torch.device) -> bool:
+    """A CPU gains nothing: it computes while it launches."""
+    return device.type == "cuda" if start.launch_ahead == "auto" else start.launch_ahead == "on"
 
 
 def _default_kv_memory(device: torch.device) -> int:

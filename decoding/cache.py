@@ -24,7 +24,10 @@ class IntegrityError(Exception):
 
 @dataclass(slots=True, eq=False)
 class PageTable:
-    """One row's pages in order, the positions already written, and the chain digests of its leading full pages."""
+    """One row's pages in order, the positions already written, and the chain digests of its leading full pages.
+
+    Pages beyond `length` are reserved for what is being written.
+    """
 
     pages: list[int] = field(default_factory=list)
     length: int = 0
@@ -78,9 +81,10 @@ class PageCache:
             raise OutOfPages(f"{needed} pages wanted, {self.num_available} available")
         copies: list[tuple[int, int]] = []
         if num_tokens and self._must_copy(table):
-            old, new = table.pages[-1], self._take()
-            table.pages[-1] = new
-            del table.digests[table.length // self.page_size :]
+            at = table.length // self.page_size
+            old, new = table.pages[at], self._take()
+            table.pages[at] = new
+            del table.digests[at:]
             self._release(old)
             copies.append((old, new))
         while len(table.pages) * self.page_size < table.length + num_tokens:
@@ -88,21 +92,26 @@ class PageCache:
         return copies
 
     def fork(self, table: PageTable) -> PageTable:
-        """A second owner of every page."""
-        for page in table.pages:
+        """A second owner of every page that is written."""
+        pages = table.pages[: self.pages_for(table.length)]
+        for page in pages:
             self._owners[page] += 1
-        return PageTable(list(table.pages), table.length, list(table.digests))
+        return PageTable(pages, table.length, list(table.digests))
 
     def truncate(self, table: PageTable, length: int) -> None:
         """Forget all positions from `length` on."""
         if length >= table.length:
             return
+        self.trim(table, length)
+        del table.digests[length // self.page_size :]
+        table.length = length
+
+    def trim(self, table: PageTable, length: int) -> None:
+        """Give back the pages that only positions from `length` on would need."""
         keep = self.pages_for(length)
         for page in reversed(table.pages[keep:]):
             self._release(page)
         del table.pages[keep:]
-        del table.digests[length // self.page_size :]
-        table.length = length
 
     def free(self, table: PageTable) -> None:
         """Give every page back; the table is empty afterwards."""
@@ -166,7 +175,7 @@ class PageCache:
         """Whether the next position falls into a page that others can see."""
         if table.length % self.page_size == 0:
             return False
-        page = table.pages[-1]
+        page = table.pages[table.length // self.page_size]
         return self._owners[page] > 1 or page in self._digest_of
 
     def _digest(self, table: PageTable, ids: np.ndarray, salt: bytes) -> bytes:

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
 
+from decoding.ahead import Ahead
 from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.encoder_memory import EncoderMemory
+from decoding.forwarding import Enqueued, Forwarded, Model, enqueue_reads, forward
 from decoding.isolation import Isolation, failure_of
 from decoding.live import LiveRequest, Work
 from decoding.logits.pipeline import NEUTRAL, Pipelines
 from decoding.output import Failure, Output, Usage
-from decoding.packing import Span, pack, pack_sources
+from decoding.packing import Span, pack_sources
 from decoding.params import Request
-from decoding.reading import HiddenStates, HostCopy, Read, ReadSlice, Unreadable, enqueue
+from decoding.reading import HostCopy, Unreadable
 from decoding.rows import Row
 from decoding.scheduler import Scheduled, Scheduler
 from decoding.seam import Feed, Move, Observation, Open, Reading, RowId, Strategy, Tools
@@ -36,28 +37,6 @@ Build = Callable[[Request, Stopping, Tools], Strategy]
 
 _ALL_EXCLUDED = Failure("nothing_to_draw", "the request's own masks exclude every token")
 _NOT_FINITE = Failure("nan_logits", "the model's scores were not finite")
-
-
-class Pages(Protocol):
-    """What the engine needs of an attention backend."""
-
-    @property
-    def page_size(self) -> int: ...
-
-    def copy_pages(self, pairs: list[tuple[int, int]]) -> None: ...
-
-
-class Model(Protocol):
-    """What the engine needs of a model; `model.py` and the tests' table-driven model both are one."""
-
-    @property
-    def attention(self) -> Pages: ...
-
-    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> HiddenStates: ...
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
-
-    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 class Encoder(Protocol):
@@ -71,16 +50,6 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Forwarded:
-    """One model's share of a tick: its spans and what the forward left behind."""
-
-    model: Model
-    scheduled: list[Scheduled]
-    batch: Batch
-    hidden: HiddenStates
-
-
-@dataclass(frozen=True, slots=True)
 class SourceDue:
     """A source to encode, its memory's pages reserved."""
 
@@ -91,7 +60,8 @@ class SourceDue:
 class Engine:
     """Runs requests to their end, all in one continuous batch. Single-threaded; raises nothing for a bad request.
 
-    encoders: of those models that have one; every request to them brings a source.
+    encoders: of those models that have one; every request to them brings a source. launches_ahead: the forward of the
+    next tick before this one is read, wherever it can be guessed.
     """
 
     def __init__(
@@ -107,6 +77,7 @@ class Engine:
         tick_tokens: int = 512,
         max_model_len: int = 1 << 30,
         shares_prefixes: bool = True,
+        launches_ahead: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._models = models
@@ -125,6 +96,7 @@ class Engine:
         self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
         self._encoding = Isolation(self._encode, self.scheduler.give_way, self._fail)
         self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
+        self.ahead = Ahead(models, caches, is_on=launches_ahead)
         self.tick_rows = 0
         self.tick_tokens = 0
         self.computed_tokens = 0
@@ -190,6 +162,7 @@ class Engine:
     # pack
 
     def _pack(self) -> list[Scheduled]:
+        self.ahead.settle()
         for live in self.scheduler.admit(self._clock()):
             self._output(live)  # says that the request no longer waits, long before its first token
         scheduled = self.scheduler.schedule()
@@ -228,69 +201,36 @@ class Engine:
     # forward
 
     def _forward_and_read(self, scheduled: Sequence[Scheduled]) -> None:
-        self._read(self._forward(scheduled))
+        copy = HostCopy()
+        parts = [enqueue_reads(forwarded, copy) for forwarded in self._forward(scheduled)]
+        copy.send()
+        if len(scheduled) == self.tick_rows:
+            self.ahead.launch(parts)  # before the wait for this tick's numbers
+        self._read(parts, copy)
 
-    def _forward(self, scheduled: Sequence[Scheduled]) -> list[Forwarded]:
-        forwarded = []
+    def _forward(self, scheduled: Sequence[Scheduled]) -> Iterator[Forwarded]:
+        """Each to be read before the next runs. What was launched ahead has only to be taken."""
+        guesses = self.ahead.take()
         for name, model in self._models.items():
             own = [s for s in scheduled if s.span.row.model == name]
-            if own:
-                batch = pack([s.span for s in own], model.attention.page_size)
-                wants = [want for s in own for want in (s.work.feed.want, s.work.feed.inner)]
-                wanted = {layer for want in wants for layer in want.hidden_layers}
-                hidden = model.forward(batch, tuple(sorted(wanted)))
-                forwarded.append(Forwarded(model, own, batch, hidden))
-        return forwarded
+            taken, rest = self.ahead.split(model, guesses.get(name), own)
+            if taken is not None:
+                yield taken
+            if rest:
+                yield forward(model, rest)
 
     # read
 
-    def _read(self, forwarded: list[Forwarded]) -> None:
-        copy = HostCopy()
-        due: list[tuple[list[Scheduled], list[ReadSlice]]] = []
-        for part in forwarded:
-            owners, reads = [], []
-            for batch_row, scheduled in enumerate(part.scheduled):
-                for read in self._reads(scheduled, batch_row, int(part.batch.query_starts[batch_row])):
-                    owners.append(scheduled)
-                    reads.append(read)
-            due.append((owners, enqueue(part.model, part.hidden, reads, copy)))
+    def _read(self, parts: Sequence[Enqueued], copy: HostCopy) -> None:
         copy.fetch()
-        collected = [(owners, [reading for part in slices for reading in part.collect()]) for owners, slices in due]
+        collected = [(part.owners, [reading for s in part.slices for reading in s.collect()]) for part in parts]
         # From here on it counts: what raises above leaves no trace, so that fewer requests can try again.
-        for part in forwarded:
+        for part in parts:
             for scheduled in part.scheduled:
                 self._commit(scheduled.live, scheduled.span)
         for owners, readings in collected:
             for scheduled, reading in zip(owners, readings, strict=True):
                 self._note(scheduled, reading)
-
-    def _reads(self, scheduled: Scheduled, batch_row: int, offset: int) -> list[Read]:
-        """The positions of the span that are wanted and not read yet."""
-        live, work, span = scheduled.live, scheduled.work, scheduled.span
-        row = span.row
-        wanted = range(max(work.next_read, span.start), span.end)
-        if work.feed.inner.is_empty:
-            wanted = range(work.last, span.end) if span.end > work.last and not work.readings else range(0)
-        reads = []
-        for position in wanted:
-            want = work.want_at(position)
-            if not want.is_empty:
-                following = int(row.log.ids[position + 1]) if position < work.last else None
-                index = offset + position - span.start
-                reads.append(
-                    Read(
-                        index,
-                        batch_row,
-                        position,
-                        want,
-                        live.pipeline,
-                        live.request.seed,
-                        row.log,
-                        row.num_prompt,
-                        following,
-                    )
-                )
-        return reads
 
     def _commit(self, live: LiveRequest, span: Span) -> None:
         """The span's keys and values are in the cache now."""

@@ -33,7 +33,8 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
     special_tokens: ids and names, for grammars. draft_model: a directory too, with the same vocabulary; empty for none.
-    batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of both models.
+    batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of both models. launch_ahead: of
+    the next tick's forward, before this one is read.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
     quantize: Literal["none", "int8", "int4"] = "none"
+    launch_ahead: Literal["auto", "on", "off"] = "auto"
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -104,7 +104,11 @@ class DecodeGraphs:
             found.packed.copy_(torch.from_numpy(packed).pin_memory(), non_blocking=True)
         else:
             found.packed.copy_(torch.from_numpy(packed))
-        return found.replay()[: batch.num_rows] if found is not None else None
+        if found is None:
+            return None
+        if batch.drawn is not None:
+            found.inputs.token_ids[: batch.num_rows].copy_(batch.drawn)
+        return found.replay()[: batch.num_rows]
 
     def _record(self, bucket: tuple[int, int], packed: np.ndarray) -> _Recorded | None:
         held = torch.from_numpy(packed).to(self._device, copy=True)

@@ -109,7 +109,7 @@ class Model:
                 return Hidden(replayed, {}, {})
         device = self.info.device
         plan = self.attention.plan(batch)
-        ids = to_device(batch.token_ids, device)[None]
+        ids = batch.ids_on(device)[None]
         inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
         kept: dict[int, torch.Tensor] = {}
         with self._products, self._keeping(layers, kept):

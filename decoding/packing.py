@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from decoding.attention.interface import Batch, Memories
 from decoding.encoder_memory import EncoderMemory
@@ -18,23 +19,30 @@ from decoding.rows import Row
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The next `count` pending positions of a row, to be run in this tick."""
+    """The next `count` pending positions of a row, to be run in this tick.
+
+    lead: positions before them that a forward launched already is writing, and which the table does not count yet.
+    """
 
     row: Row
     count: int
     is_probed: bool = False
+    lead: int = 0
 
     @property
     def start(self) -> int:
-        return self.row.table.length
+        return self.row.table.length + self.lead
 
     @property
     def end(self) -> int:
-        return self.row.table.length + self.count
+        return self.start + self.count
 
 
-def pack(spans: Sequence[Span], page_size: int) -> Batch:
-    """Lay the spans end to end. Their page tables must already have room for them."""
+def pack(spans: Sequence[Span], page_size: int, drawn: torch.Tensor | None = None) -> Batch:
+    """Lay the spans end to end. Their page tables must already have room for them.
+
+    drawn: int64 [T], the spans' ids on the device, where the logs do not have them yet.
+    """
     counts = np.array([s.count for s in spans], dtype=np.int64)
     starts = np.array([s.start for s in spans], dtype=np.int64)
     query_starts = np.zeros(len(spans) + 1, dtype=np.int64)
@@ -42,8 +50,9 @@ def pack(spans: Sequence[Span], page_size: int) -> Batch:
     tables = _page_tables(spans, page_size)
     row_of = np.repeat(np.arange(len(spans)), counts)
     positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
+    ids = [s.row.log.ids[s.start : s.end] for s in spans] if drawn is None else [np.zeros_like(positions)]
     return Batch(
-        token_ids=np.concatenate([s.row.log.ids[s.start : s.end] for s in spans]),
+        token_ids=np.concatenate(ids),
         positions=positions,
         slots=tables[row_of, positions // page_size] * page_size + positions % page_size,
         query_starts=query_starts,
@@ -57,6 +66,7 @@ def pack(spans: Sequence[Span], page_size: int) -> Batch:
         },
         probe_rows=tuple(r for r, s in enumerate(spans) if s.is_probed),
         memories=_memories([s.row.memory for s in spans]),
+        drawn=drawn,
     )
 
 

@@ -1,7 +1,7 @@
 """What the strategies asked to see of a forward, computed for all rows at once and copied to the host in one piece.
 
-`enqueue` only launches device work; `HostCopy.fetch` is the tick's one device-to-host copy; `collect` builds the
-Readings. A row whose scores are not finite yields an Unreadable and disturbs no other row.
+`enqueue` only launches device work; `HostCopy` is the tick's one device-to-host copy; `collect` builds the Readings. A
+row whose scores are not finite yields an Unreadable and disturbs no other row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
 from decoding.topk.scores import RowScores, log_softmax_topk, topk
-from decoding.transfer import indices, to_device
+from decoding.transfer import Arriving, indices, to_device
 
 SLICE_ROWS = 128
 """Rows that go through the head at once: bounds the memory of scores to SLICE_ROWS x vocab floats."""
@@ -82,17 +82,23 @@ class HostCopy:
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
+        self._arriving: Arriving | None = None
         self._arrays: list[np.ndarray] = []
 
     def add(self, tensor: torch.Tensor) -> int:
         self._tensors.append(tensor)
         return len(self._tensors) - 1
 
+    def send(self) -> None:
+        """Launch the transfer. Call once, after the last `add`; what is launched later does not hold it up."""
+        if self._tensors:
+            self._arriving = Arriving(torch.cat([t.detach().double().flatten() for t in self._tensors]))
+
     def fetch(self) -> None:
-        """The transfer. Call once, after the last `add`."""
-        if not self._tensors:
+        """Wait for what was sent."""
+        if self._arriving is None:
             return
-        flat = _to_host(torch.cat([t.detach().double().flatten() for t in self._tensors])).numpy()
+        flat = self._arriving.wait()
         ends = np.cumsum([t.numel() for t in self._tensors])[:-1]
         parts = np.split(flat, ends)
         self._arrays = [p.reshape(tuple(t.shape)) for p, t in zip(parts, self._tensors, strict=True)]
@@ -120,6 +126,7 @@ class ReadSlice:
         self._handles: dict[tuple[str, int], tuple[int, int]] = {}  # (field, read) -> (handle, row in it)
         self._layer_handles: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, read) -> (handle, row in it)
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # read -> scores and raw log-probs
+        self.drawn: torch.Tensor | None = None  # int64 [reads that draw, most draws], on the device
 
     def enqueue(self, model: Head, hidden: HiddenStates) -> None:
         self._enqueue_states(model, hidden)
@@ -153,7 +160,7 @@ class ReadSlice:
         """Hidden states, logits of early layers, attention scores: whatever does not pass the pipeline."""
         states = [i for i, read in enumerate(self._reads) if read.want.hidden]
         if states:
-            self._add("hidden", states, hidden.last[[self._reads[i].index for i in states]].float())
+            self._add("hidden", states, _rows(hidden.last, [self._reads[i].index for i in states]).float())
         for i, read in enumerate(self._reads):
             at = slice(read.index, read.index + 1)
             if read.want.attention:
@@ -215,7 +222,7 @@ class ReadSlice:
         reads = [self._reads[headed[k]] for k in at]
         scores = self._processed(_rows(logits, at), reads)
         self._add("peak", [headed[k] for k in at], scores.amax(dim=-1))
-        drawn = _draw_all(scores, reads)
+        self.drawn = drawn = _draw_all(scores, reads)
         self._add("tokens", [headed[k] for k in at], drawn)
         ids = torch.zeros((len(headed), drawn.shape[1]), dtype=torch.int64, device=logits.device)
         ids[indices(at, logits.device)] = drawn
@@ -336,8 +343,9 @@ def _excluded_by_grammar(logits: torch.Tensor, reads: Sequence[Read]) -> torch.T
     if not steps:
         return None
     excluded = torch.zeros_like(logits, dtype=torch.bool)
-    at = [k for k, _ in steps]
-    excluded[at] = forbidden(logits[at], [step for _, step in steps], [reads[k].history for k in at])
+    rows = [k for k, _ in steps]
+    at = indices(rows, logits.device)
+    excluded[at] = forbidden(logits[at], [step for _, step in steps], [reads[k].history for k in rows])
     return excluded
 
 
@@ -349,18 +357,6 @@ def _rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 def _stacked(scores: RowScores) -> torch.Tensor:
     """The best scores and their ids, as float64 [n, 2, k]."""
     return torch.stack((scores.best.double(), scores.ids.double()), dim=1)
-
-
-def _to_host(flat: torch.Tensor) -> torch.Tensor:
-    """Into pinned memory, waiting for this copy and nothing that was launched after it."""
-    if flat.device.type != "cuda":
-        return flat.cpu()
-    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
-    host.copy_(flat, non_blocking=True)
-    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record()
-    done.synchronize()
-    return host
 
 
 def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:

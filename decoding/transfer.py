@@ -1,7 +1,8 @@
-"""Host numbers on their way to the device, without the host waiting for the work the device still has to do.
+"""Numbers on their way between host and device, without either waiting for more than it must.
 
 A plain `.to("cuda")` of a host tensor waits for the whole stream; from pinned memory it is only queued. torch keeps
-pinned memory from being used again before its copy is done.
+pinned memory from being used again before its copy is done. The other way, what was launched behind a copy is not
+waited for.
 """
 
 from __future__ import annotations
@@ -10,6 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the host would have to wait for a result that it wants to look at."""
+    return device.type == "cuda"
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -21,3 +27,23 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def indices(values: Sequence[int], device: torch.device) -> torch.Tensor:
     """int64 [n]: what a list as an index would be, without the wait."""
     return to_device(np.asarray(values, dtype=np.int64), device)
+
+
+class Arriving:
+    """A device tensor on its way into pinned host memory; on the CPU it is there at once."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._done: torch.cuda.Event | None = None
+        if tensor.device.type != "cuda":
+            self._host = tensor.cpu()
+            return
+        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._host.copy_(tensor, non_blocking=True)
+        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._done.record()
+
+    def wait(self) -> np.ndarray:
+        """The numbers, once they are there."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.numpy()

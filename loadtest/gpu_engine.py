@@ -75,6 +75,7 @@ class Bench:
             eos_token_ids=(),
             max_rows=num_rows,
             tick_tokens=8192 if options.device.type == "cuda" else 512,
+            launches_ahead=options.device.type == "cuda",
         )
         self._vocab = model.info.vocab_size
 

@@ -101,6 +101,9 @@ class EngineSettings(BaseModel):
         0, ge=0, description="Prompt tokens run in one tick; decode steps come on top. 0: chosen by device."
     )
     prefix_cache: bool = Field(True, description="Reuse the KV pages of prompts that begin alike.")
+    launch_ahead: Literal["auto", "on", "off"] = Field(
+        "auto", description="Launch the next tick's forward before this one is read; auto: on CUDA, where it gains."
+    )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core.")
 
 

@@ -153,4 +153,5 @@ def start_frame(
         draft_model=str(draft) if draft else "",
         batch_invariant=settings.batch_invariant,
         quantize=settings.quantize,
+        launch_ahead=settings.launch_ahead,
     )

@@ -56,7 +56,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "fused",
         "model scheduler",
         "perplexity",
-        "seq2seq/ tools isolation",
+        "seq2seq/ tools isolation forwarding",
+        "ahead",
         "engine",
         "assembly loading fault",
         "worker",
@@ -92,7 +93,7 @@ MACHINERY = [
         "live",
         "reading",
     ),
-    *("model", "scheduler", "isolation", "engine"),
+    *("model", "scheduler", "isolation", "forwarding", "ahead", "engine"),
 ]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),

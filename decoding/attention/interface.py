@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from decoding.transfer import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class Memories:
@@ -29,7 +31,8 @@ class Batch:
     Row r owns tokens query_starts[r] : query_starts[r + 1]; its keys are positions 0 : kv_lengths[r], in the pages
     page_tables[r], this forward's own tokens included (they are written before any row attends). Rows of one batch may
     share pages. probe_rows: rows whose last query's last-layer attention scores are wanted. memories: where the rows
-    are an encoder-decoder model's; their probed scores are those of the cross-attention.
+    are an encoder-decoder model's; their probed scores are those of the cross-attention. drawn: stands for token_ids
+    where the host does not know them yet; these are then zeros.
     """
 
     token_ids: np.ndarray  # int64 [T]
@@ -41,6 +44,10 @@ class Batch:
     embeds: dict[int, torch.Tensor] = field(default_factory=dict)  # token index -> [hidden], replaces its embedding
     probe_rows: tuple[int, ...] = ()
     memories: Memories | None = None
+    drawn: torch.Tensor | None = None  # int64 [T], on the device
+
+    def ids_on(self, device: torch.device) -> torch.Tensor:  # int64 [T]
+        return to_device(self.token_ids, device) if self.drawn is None else self.drawn
 
     @property
     def num_tokens(self) -> int:

@@ -10,9 +10,10 @@ import torch
 
 from decoding.logits.context import Context
 from decoding.logits.entropy import entropy_of
-from decoding.logits.filters import FEW, where_not
+from decoding.logits.filters import FEW
 from decoding.logits.ranks import is_among_best, kth_best
 from decoding.logits.step import EXCLUDED, column, row_sum
+from decoding.logits.unclear import Rows, mended
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,12 @@ def _reach(distance: torch.Tensor, p: torch.Tensor, mass: torch.Tensor) -> torch
     """The distance [rows, 1] within which the mass lies; looks at the nearest few first, as top-p does."""
     nearest, ids = distance.topk(min(FEW, distance.shape[-1]), dim=-1, largest=False)
     reach, is_covered = _reach_among(nearest, p.gather(1, ids), mass)
-    unclear = where_not(is_covered)
-    if unclear:
-        every, order = distance[unclear].sort(dim=-1, stable=True)
-        reach[unclear] = _reach_among(every, p[unclear].gather(1, order), mass[unclear])[0]
-    return reach
+
+    def exact(rows: Rows) -> torch.Tensor:
+        every, order = distance[rows].sort(dim=-1, stable=True)
+        return _reach_among(every, p[rows].gather(1, order), mass[rows])[0]
+
+    return mended(reach, is_covered, exact)
 
 
 def _reach_among(ascending: torch.Tensor, p: torch.Tensor, mass: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,7 +1,8 @@
 """Steps that cut the tail of the distribution: top-k, top-p, min-p. Excluded scores become -inf.
 
 A full sort of the vocabulary is what makes samplers slow, so top-p looks at the best few first and sorts only the rows
-whose mass those do not cover. Which way a row goes depends on that row alone.
+whose mass those do not cover. Which way a row goes depends on that row alone. On a GPU a border among equals is found
+without a sort (`cut_unseen`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 import torch
 
 from decoding.logits.context import Context
-from decoding.logits.ranks import is_among_best, kth_best
+from decoding.logits.ranks import is_among_best, is_beyond, kth_best
 from decoding.logits.step import EXCLUDED, column
+from decoding.logits.unclear import mended, where_not
+from decoding.transfer import is_asynchronous
 
 FEW = 256
+ASYNCHRONOUS_FEW = 1024
+"""On a GPU, where more of the best cost hardly more, and a row whose mass they do not cover costs a wait or a sort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,8 @@ class TopP:
     def apply(scores: torch.Tensor, steps: Sequence[TopP], context: Context) -> torch.Tensor:
         p, keep = column([s.p for s in steps], scores), column([s.keep for s in steps], scores)
         probabilities = scores.softmax(dim=-1)
+        if is_asynchronous(scores.device):
+            return cut_unseen(scores, probabilities, p, keep)
         best, ids = scores.topk(min(FEW, scores.shape[-1]), dim=-1)  # [rows, few], descending
         num_kept = _num_kept(probabilities.gather(1, ids), p, keep)
         threshold = best.gather(1, num_kept.clamp(max=best.shape[1]) - 1)
@@ -53,14 +60,31 @@ class TopP:
         return scores
 
 
-def where_not(is_clear: torch.Tensor) -> list[int]:
-    """The rows of [rows, 1] for which the best few did not suffice. On an accelerator the host waits here."""
-    return [int(i) for i in (~is_clear).squeeze(1).nonzero().flatten().tolist()]
+def cut_unseen(
+    scores: torch.Tensor, probabilities: torch.Tensor, p: torch.Tensor, keep: torch.Tensor, few: int = ASYNCHRONOUS_FEW
+) -> torch.Tensor:
+    """Top-p that needs no look at the rows to settle a border among equals, as scores in half precision often have."""
+    best, ids = scores.topk(min(few, scores.shape[-1]), dim=-1)
+    width = best.shape[1]
+    mass = probabilities.gather(1, ids).double().cumsum(dim=-1)
+    num_kept = _num_reaching(mass, p, keep)
+    threshold = best.gather(1, num_kept.clamp(max=width) - 1)
+    quick = scores.masked_fill(is_beyond(scores, threshold, num_kept), EXCLUDED)
+    if width == scores.shape[-1]:
+        return quick
+    is_clear = (mass[:, -1:] >= p) & (num_kept <= width)
+    return mended(
+        quick, is_clear, lambda rows: _cut_by_full_sort(scores[rows], probabilities[rows], p[rows], keep[rows])
+    )
 
 
 def _num_kept(descending: torch.Tensor, p: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
     """How many of the best probabilities [rows, n] stay, [rows, 1]: one does while the mass before it is below p."""
-    mass = descending.double().cumsum(dim=-1)
+    return _num_reaching(descending.double().cumsum(dim=-1), p, keep)
+
+
+def _num_reaching(mass: torch.Tensor, p: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """The same of the running sums of these probabilities."""
     return (1 + (mass[:, :-1] < p).sum(dim=-1, keepdim=True)).maximum(keep.long())
 
 

@@ -20,6 +20,7 @@ from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.step import EXCLUDED
 from decoding.params import Grammar
+from decoding.transfer import to_device
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
@@ -192,7 +193,7 @@ def _unpacked(words: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return torch.from_numpy(np.unpackbits(words.view(np.uint8), axis=1, bitorder="little").view(np.bool_))
     shifts = torch.arange(32, dtype=torch.int32, device=device)
-    return (torch.from_numpy(words).to(device).unsqueeze(-1).bitwise_right_shift(shifts) & 1).flatten(1).bool()
+    return (to_device(words, device).unsqueeze(-1).bitwise_right_shift(shifts) & 1).flatten(1).bool()
 
 
 def _bits(ids: Sequence[int], num_words: int) -> np.ndarray:

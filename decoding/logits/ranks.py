@@ -24,3 +24,10 @@ def is_among_best(scores: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
     above, level = scores > kth, scores == kth
     room = indices(ks, scores.device).unsqueeze(1) - above.sum(dim=-1, keepdim=True)
     return above | (level & (level.cumsum(dim=-1) <= room))
+
+
+def is_beyond(scores: torch.Tensor, kth: torch.Tensor, ks: torch.Tensor) -> torch.Tensor:
+    """The opposite, given the k-th best scores and the ks, [rows, 1] both; a row of NaN has none beyond."""
+    level = scores == kth
+    room = ks - (scores > kth).sum(dim=-1, keepdim=True)
+    return (scores < kth) | (level & (level.cumsum(dim=-1) > room))

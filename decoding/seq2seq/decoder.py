@@ -16,6 +16,7 @@ from torch import nn
 from decoding.attention.interface import AttentionBackend, Batch, LayerSpec, Memories
 from decoding.model import Hidden
 from decoding.seq2seq.stack import Stack
+from decoding.transfer import to_device
 
 
 class Decoder(nn.Module):
@@ -37,7 +38,7 @@ class Decoder(nn.Module):
         """layers: whose inputs to keep; as many as there are stands for the output."""
         assert batch.memories is not None
         device = self.embedding.tokens.weight.device
-        ids, positions = (torch.from_numpy(part).to(device) for part in (batch.token_ids, batch.positions))
+        ids, positions = batch.ids_on(device), to_device(batch.positions, device)
         plan = self.attention.plan(dataclasses.replace(batch, probe_rows=()))
         cross_plan = self.attention.plan(cross_batch(batch, batch.memories))
         x: torch.Tensor = self.embedding(ids, positions, batch.embeds)

@@ -45,7 +45,7 @@ class MarkovModel:
         self.attention = TableAttention(4, num_pages)
 
     def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> TableHidden:
-        return TableHidden(torch.from_numpy(batch.token_ids).unsqueeze(1), {}, {})
+        return TableHidden(batch.ids_on(torch.device("cpu")).unsqueeze(1), {}, {})
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.logits[hidden[:, 0]]

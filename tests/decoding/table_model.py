@@ -60,7 +60,7 @@ class TableModel:
         self.num_forwards += 1
         self.num_tokens += batch.num_tokens
         size = self.attention.page_size
-        ids = batch.token_ids.copy()
+        ids = batch.ids_on(torch.device("cpu")).numpy().copy()
         for index, vector in batch.embeds.items():
             ids[index] = 1000 + int(vector.sum().item() * 64) % 1000
         assert (self.attention.stored[:size] == -1).all(), "page 0 was written"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Literal
 
-from decoding.assembly import build_engine, size_caches
+import pytest
+import torch
+
+from decoding.assembly import build_engine, launches_ahead, size_caches
 from decoding.frames import Start
 from decoding.model import Model, wrap
 from decoding.params import DRAFT, MAIN
@@ -68,3 +71,14 @@ def test_a_draft_model_that_fails_its_canary_is_not_served(draft: Model, monkeyp
     monkeypatch.setattr(broken, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError):
         build_engine(start(1 << 20), draft, broken)
+
+
+@pytest.mark.parametrize(
+    ("switch", "on_cpu", "on_cuda"), [("auto", False, True), ("on", True, True), ("off", False, False)]
+)
+def test_forwards_are_launched_ahead_where_it_gains_or_is_asked_for(
+    switch: Literal["auto", "on", "off"], on_cpu: bool, on_cuda: bool
+) -> None:
+    frame = Start("", launch_ahead=switch)
+    assert launches_ahead(frame, torch.device("cpu")) is on_cpu
+    assert launches_ahead(frame, torch.device("cuda")) is on_cuda

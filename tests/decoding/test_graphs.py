@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,7 +17,8 @@ from decoding.engine import Engine
 from decoding.graphs import CannotCapture, DecodeGraphs, Run, bucket_of, padded
 from decoding.model import wrap
 from decoding.params import Beam, LogitsParams, Request, Sampling, StoppingParams
-from tests.decoding.drive import run
+from decoding.strategies import build
+from tests.decoding.drive import Answer, run
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.tiny import tiny
 
@@ -163,3 +165,55 @@ def test_a_model_decodes_the_same_bits_in_padded_buckets() -> None:
 
     assert torch.equal(states(noting), states(None))
     assert len(recorded) == 2
+
+
+def test_ids_that_only_the_device_knows_reach_the_recording() -> None:
+    graphs = DecodeGraphs(Spy().decode, call_again, CPU)
+    for drawn in ([7, 8, 9], [4, 5, 6]):
+        batch = dataclasses.replace(decode_batch(5, 40, 9), drawn=torch.tensor(drawn))
+        found = graphs.run(batch, 1)
+        assert found is not None
+        assert found[:, 0].tolist() == drawn
+        assert np.array_equal(found[:, 1:].numpy(), given(batch)[:, 1:])
+
+
+class OnePlace:
+    """Recordings that leave their results in memory that they share, as those of one pool do."""
+
+    def __init__(self) -> None:
+        self._memory = torch.zeros(0)
+
+    def __call__(self, run: Run) -> Run:
+        def replay() -> torch.Tensor:
+            out = run()
+            if len(self._memory) < len(out):
+                self._memory = torch.zeros(512, out.shape[1])
+            self._memory[: len(out)] = out
+            return self._memory[: len(out)]
+
+        return replay
+
+
+def test_recorded_forwards_that_are_launched_ahead_say_what_plain_ones_say() -> None:
+    """The request of one token joins in a recording of its own while another's result is not read yet."""
+    pytest.importorskip("triton")
+
+    def answers(*, launches_ahead: bool) -> list[object]:
+        lm = tiny("llama", num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, attention=triton_blocks, capture=OnePlace())
+        model.attention.allocate(40)
+        caches = {"main": PageCache(40, 16)}
+        engine = Engine({"main": model}, caches, eos_token_ids=(), tick_tokens=16, launches_ahead=launches_ahead)
+        stopping = StoppingParams(9, ignore_eos=True)
+        found = [Answer() for _ in range(3)]
+        engine.add(0, Request((5, 6, 7), logits=LogitsParams(temperature=0), stopping=stopping), build)
+        engine.add(1, Request((8, 9), Sampling(n=2), stopping=stopping, seed=3), build)
+        for tick in range(30):
+            if tick == 4:
+                engine.add(2, Request((4,), stopping=stopping, seed=4), build)
+            for output in engine.tick():
+                found[output.request_id].take(output)
+        assert bool(engine.ahead.counters.taken) is launches_ahead
+        return [answer.said for answer in found]
+
+    assert answers(launches_ahead=True) == answers(launches_ahead=False)

@@ -54,7 +54,7 @@ class Touchy(TableModel):
 
     def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> TableHidden:
         hidden = super().forward(batch, layers)
-        if self._is_broken or POISON in batch.token_ids:
+        if self._is_broken or POISON in batch.ids_on(torch.device("cpu")):
             raise IndexError("boom")
         return hidden
 

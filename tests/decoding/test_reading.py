@@ -14,6 +14,7 @@ def test_the_host_copy_keeps_shapes_and_exact_ids() -> None:
     copy = HostCopy()
     big = copy.add(torch.tensor([2**52 + 1]))
     matrix = copy.add(torch.arange(6.0).reshape(2, 3))
+    copy.send()
     copy.fetch()
     assert int(copy.get(big)[0]) == 2**52 + 1
     assert copy.get(matrix).shape == (2, 3)

@@ -85,3 +85,10 @@ def test_the_worker_hears_of_batch_invariance(flags: list[str]) -> None:
     settings = load([*flags, "--device", "cuda"], {}).settings
     frame = start_frame(settings, Path("model"), (), (), None)
     assert (frame.model, frame.device, frame.batch_invariant) == ("model", "cuda", bool(flags))
+
+
+def test_the_worker_hears_whether_to_launch_ahead() -> None:
+    frames = [
+        start_frame(load(flags, {}).settings, Path("m"), (), (), None) for flags in ([], ["--launch-ahead", "on"])
+    ]
+    assert [frame.launch_ahead for frame in frames] == ["auto", "on"]

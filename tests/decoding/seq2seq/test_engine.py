@@ -209,3 +209,11 @@ def test_a_source_that_cannot_be_encoded_fails_alone(error: Exception, monkeypat
     assert failed.failure is not None
     assert (first.said, last.said) == (alone[0].said, alone[2].said)
     crowded.check_integrity()
+
+
+def test_rows_that_only_draw_run_ahead_over_their_memories() -> None:
+    stopping = StoppingParams(12, ignore_eos=True)
+    asked = [request(SPECS["bart"], (*SOURCE, 3 + i), stopping=stopping, strategy=Sampling(2)) for i in range(3)]
+    ahead = engine("bart", launches_ahead=True)
+    assert [a.said for a in run(ahead, asked)] == [a.said for a in run(engine("bart"), asked)]
+    assert ahead.ahead.counters.taken > 20

@@ -1,0 +1,163 @@
+"""The next tick's forward, launched before this tick is read, so that a GPU computes while the host reads and advances.
+
+Where every row of a tick draws one token and fed the one it drew before, it will most likely feed the next one too. So
+the ids just drawn go, without leaving the device, into a forward of the position after. It is a guess that is verified:
+the coming tick is planned as if there had been none, and a span that turns out to be what was guessed takes the result;
+whatever else is due (who arrived, who wanted something else) runs in a forward of its own. What nobody takes is as if
+it had never been: its keys and values lie beyond what any row's table counts, in pages that no index holds, and
+whatever is written there next is launched behind it.
+
+A forward depends on ids and positions alone. How scores are processed, and what is read of them, is not guessed: reads
+are launched in their own tick, when the host knows every row's history. Hence penalties and grammars need no exception.
+
+A tick without its host's share costs nothing on a CPU, which computes when it is told to: there this is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from decoding.attention.interface import Batch
+from decoding.cache import PageCache
+from decoding.forwarding import Enqueued, Forwarded, Model, hidden_layers
+from decoding.live import Work
+from decoding.packing import Span, pack
+from decoding.reading import HiddenStates
+from decoding.rows import Row
+from decoding.scheduler import Scheduled
+from decoding.seam import Feed, RowId
+from decoding.transfer import indices
+
+PAUSE_TICKS = 64
+"""Without a guess, after one that raised: memory, say, that suffices for one tick but not for two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A forward under way. works: of each batch row, the one that draws what is fed here."""
+
+    works: list[Work]
+    batch_row_of: dict[RowId, int]
+    batch: Batch
+    hidden: HiddenStates
+    layers: tuple[int, ...]
+
+    def find(self, scheduled: Scheduled) -> int | None:
+        """The batch row that ran just this span; None where the guess is another or wrong."""
+        span, feed = scheduled.span, scheduled.work.feed
+        at = self.batch_row_of.get(span.row.id)
+        if at is None or not _is_plain(feed) or span.is_probed or span.start != self.batch.positions[at]:
+            return None
+        is_known = feed.tokens == self.works[at].readings[-1].tokens and set(feed.want.hidden_layers) <= {*self.layers}
+        return at if is_known else None
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since start. Forwards that ran ahead, their rows, and those of the rows whose result was taken."""
+
+    forwards: int = 0
+    rows: int = 0
+    taken: int = 0
+    raised: int = 0
+
+
+class Ahead:
+    """At most one forward per model is ahead."""
+
+    def __init__(self, models: Mapping[str, Model], caches: Mapping[str, PageCache], *, is_on: bool) -> None:
+        self._models = models
+        self._caches = caches
+        self._is_on = is_on
+        self._guesses: dict[str, Guess] = {}
+        self._reserved: list[Row] = []
+        self._works: dict[RowId, Work] = {}  # of the last tick that was launched whole
+        self._pause = 0
+        self.counters = Counters()
+
+    def settle(self) -> None:
+        """The rows' next feeds are known: give back the pages that none of them needs."""
+        for row in self._reserved:
+            self._caches[row.model].trim(row.table, row.log.length)
+        self._reserved = []
+
+    def take(self) -> dict[str, Guess]:
+        """The guesses made, by model. They are nobody else's afterwards, so that what raises is run again plainly."""
+        self.settle()
+        guesses, self._guesses = self._guesses, {}
+        return guesses
+
+    def split(
+        self, model: Model, guess: Guess | None, scheduled: list[Scheduled]
+    ) -> tuple[Forwarded | None, list[Scheduled]]:
+        """What of the scheduled spans has been run already, and the rest."""
+        if guess is None:
+            return None, scheduled
+        found = [(s, guess.find(s)) for s in scheduled]
+        taken = [(s, at) for s, at in found if at is not None]
+        self.counters.taken += len(taken)
+        rest = [s for s, at in found if at is None]
+        if not taken:
+            return None, rest
+        return Forwarded(model, [s for s, _ in taken], [at for _, at in taken], guess.batch, guess.hidden), rest
+
+    def launch(self, parts: Sequence[Enqueued]) -> None:
+        """Guess the tick after the one whose reads these parts are, and launch its forwards."""
+        if not self._is_on:
+            return
+        scheduled = [s for part in parts for s in part.scheduled]
+        before, self._works = self._works, {s.span.row.id: s.work for s in scheduled}
+        self._pause = max(self._pause - 1, 0)
+        if self._pause or not all(_draws_on(s, before.get(s.span.row.id)) for s in scheduled):
+            return
+        try:
+            for name, model in self._models.items():
+                self._launch(name, model, [p for p in parts if p.scheduled[0].span.row.model == name])
+        except Exception:
+            # Whose fault it is comes out when the same tick runs plainly.
+            self._guesses = {}
+            self._pause = PAUSE_TICKS
+            self.counters.raised += 1
+
+    def _launch(self, name: str, model: Model, parts: Sequence[Enqueued]) -> None:
+        every = [s for part in parts for s in part.scheduled]
+        going = [i for i, s in enumerate(every) if s.span.row.log.length < s.live.request.max_length]
+        scheduled = [every[i] for i in going]
+        if not scheduled or not self._reserve(self._caches[name], [s.span.row for s in scheduled]):
+            return
+        drawn = torch.cat([s.drawn[:, 0] for part in parts for s in part.slices if s.drawn is not None])  # [every]
+        if len(going) < len(every):
+            drawn = drawn[indices(going, drawn.device)]
+        batch = pack([Span(s.span.row, 1, lead=1) for s in scheduled], model.attention.page_size, drawn)
+        layers = hidden_layers(scheduled)
+        hidden = model.forward(batch, layers)
+        batch_row_of = {s.span.row.id: at for at, s in enumerate(scheduled)}
+        self._guesses[name] = Guess([s.work for s in scheduled], batch_row_of, batch, hidden, layers)
+        self.counters.forwards += 1
+        self.counters.rows += len(scheduled)
+
+    def _reserve(self, cache: PageCache, rows: Sequence[Row]) -> bool:
+        """Room for the position after the one being written, which made the page that it is in the row's own."""
+        if sum(cache.pages_to_grow(row.table, 2) for row in rows) > cache.num_available:
+            return False
+        self._reserved += rows
+        for row in rows:
+            cache.grow(row.table, 2)
+        return True
+
+
+def _is_plain(feed: Feed) -> bool:
+    """Whether it reads one token more, and nothing else changes."""
+    return len(feed.tokens) == 1 and feed.embeds is None and not feed.drop and not feed.num_injected
+
+
+def _draws_on(scheduled: Scheduled, before: Work | None) -> bool:
+    """Whether the row draws one token here, and feeds the one that it drew in the work before."""
+    span, feed = scheduled.span, scheduled.work.feed
+    if span.count != 1 or span.end != span.row.log.length or before is None or not before.readings:
+        return False
+    is_drawing = len(feed.want.draws) == 1 and not feed.want.attention
+    return is_drawing and _is_plain(feed) and feed.tokens == before.readings[-1].tokens

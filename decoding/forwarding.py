@@ -1,0 +1,113 @@
+"""One model's forward over its share of a tick, and the reads that the share's rows asked for.
+
+`forward` and `enqueue_reads` only launch device work. What was forwarded must be read before the model's next forward:
+recorded forwards leave their result in memory that they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from decoding.attention.interface import Batch
+from decoding.packing import pack
+from decoding.reading import HiddenStates, HostCopy, Read, ReadSlice, enqueue
+from decoding.scheduler import Scheduled
+
+
+class Pages(Protocol):
+    """What the engine needs of an attention backend."""
+
+    @property
+    def page_size(self) -> int: ...
+
+    def copy_pages(self, pairs: list[tuple[int, int]]) -> None: ...
+
+
+class Model(Protocol):
+    """What the engine needs of a model; `model.py` and the tests' table-driven model both are one."""
+
+    @property
+    def attention(self) -> Pages: ...
+
+    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> HiddenStates: ...
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Forwarded:
+    """What a forward left behind. batch_rows: where in its batch each of the scheduled spans is."""
+
+    model: Model
+    scheduled: list[Scheduled]
+    batch_rows: Sequence[int]
+    batch: Batch
+    hidden: HiddenStates
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """Spans whose reads are launched. owners: of each read, in the order of the slices'."""
+
+    scheduled: list[Scheduled]
+    owners: list[Scheduled]
+    slices: list[ReadSlice]
+
+
+def forward(model: Model, scheduled: list[Scheduled]) -> Forwarded:
+    """Run the spans as one batch."""
+    batch = pack([s.span for s in scheduled], model.attention.page_size)
+    hidden = model.forward(batch, hidden_layers(scheduled))
+    return Forwarded(model, scheduled, range(len(scheduled)), batch, hidden)
+
+
+def hidden_layers(scheduled: Sequence[Scheduled]) -> tuple[int, ...]:
+    """The layers that the forward must keep for them."""
+    wants = [want for s in scheduled for want in (s.work.feed.want, s.work.feed.inner)]
+    return tuple(sorted({layer for want in wants for layer in want.hidden_layers}))
+
+
+def enqueue_reads(forwarded: Forwarded, copy: HostCopy) -> Enqueued:
+    """Launch what the spans' rows want to see."""
+    owners, reads = [], []
+    for batch_row, scheduled in zip(forwarded.batch_rows, forwarded.scheduled, strict=True):
+        for read in _reads(scheduled, batch_row, int(forwarded.batch.query_starts[batch_row])):
+            owners.append(scheduled)
+            reads.append(read)
+    slices = enqueue(forwarded.model, forwarded.hidden, reads, copy)
+    return Enqueued(forwarded.scheduled, owners, slices)
+
+
+def _reads(scheduled: Scheduled, batch_row: int, offset: int) -> list[Read]:
+    """The positions of the span that are wanted and not read yet."""
+    live, work, span = scheduled.live, scheduled.work, scheduled.span
+    row = span.row
+    wanted = range(max(work.next_read, span.start), span.end)
+    if work.feed.inner.is_empty:
+        wanted = range(work.last, span.end) if span.end > work.last and not work.readings else range(0)
+    reads = []
+    for position in wanted:
+        want = work.want_at(position)
+        if not want.is_empty:
+            following = int(row.log.ids[position + 1]) if position < work.last else None
+            index = offset + position - span.start
+            reads.append(
+                Read(
+                    index,
+                    batch_row,
+                    position,
+                    want,
+                    live.pipeline,
+                    live.request.seed,
+                    row.log,
+                    row.num_prompt,
+                    following,
+                )
+            )
+    return reads
