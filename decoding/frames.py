@@ -48,7 +48,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     draft_model: str = ""
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
-    quantize: Literal["none", "int8"] = "none"
+    quantize: Literal["none", "int8", "fp8", "int4"] = "none"
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):

@@ -46,7 +46,7 @@ class ModelSettings(BaseModel):
 
     model: str = Field(
         "",
-        description="Directory of a Hugging Face model (safetensors) or hub id; empty: the embedded SmolLM2.",
+        description="Directory of a Hugging Face model (safetensors), GGUF file or hub id; empty: embedded SmolLM2.",
     )
     served_model_name: Names = Field(
         (), description="Names the API knows the model by (repeatable); empty: taken from the model."
@@ -67,7 +67,7 @@ class ModelSettings(BaseModel):
     )
     draft_model: str = Field(
         "",
-        description="Draft model for speculative decoding (directory or hub id) with the model's tokens; empty: none.",
+        description="Draft model for speculative decoding (given likewise) with the model's tokens; empty: none.",
     )
     allow_download: bool = Field(False, description="Let a hub id be downloaded at start; nothing else ever is.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -76,8 +76,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and KV cache; auto chooses by model and device."
     )
-    quantize: Literal["none", "int8"] = Field(
-        "none", description="Weights of linear layers in eight bits, faster and nearly as good; CPU only."
+    quantize: Literal["none", "int8", "fp8", "int4"] = Field(
+        "none",
+        description="Smaller weights in linear layers: int8 on the CPU; fp8 or int4 on a GPU, by the extra torchao.",
     )
     max_model_len: int = Field(0, ge=0, description="Longest context in tokens; 0: what the model was trained for.")
     embedding_pooling: Literal["mean", "last"] = Field(
@@ -236,6 +237,11 @@ class Settings(
     def _is_supported(self) -> Settings:
         if self.quantize == "int8" and (self.device == "cuda" or self.dtype not in ("auto", "float32")):
             raise ValueError("quantize = int8 is for the CPU, in float32")
+        if self.quantize in ("fp8", "int4"):
+            if self.device == "cpu" or self.dtype not in ("auto", "bfloat16"):
+                raise ValueError(f"quantize = {self.quantize} is for a GPU, in bfloat16")
+            if self.batch_invariant:
+                raise ValueError(f"quantize = {self.quantize} cannot be batch invariant")
         if self.stall_kill_seconds < self.stall_seconds:
             raise ValueError("stall_kill_seconds must not be less than stall_seconds")
         return self

@@ -61,7 +61,10 @@ def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) ->
     [
         (["--quantize", "int8", "--device", "cuda"], "quantize = int8 is for the CPU"),
         (["--quantize", "int8", "--dtype", "bfloat16"], "quantize = int8 is for the CPU, in float32"),
-        (["--quantize", "int4"], r"quantize \(flag\)"),
+        (["--quantize", "int3"], r"quantize \(flag\)"),
+        (["--quantize", "int4", "--device", "cpu"], "quantize = int4 is for a GPU, in bfloat16"),
+        (["--quantize", "fp8", "--dtype", "float16"], "quantize = fp8 is for a GPU, in bfloat16"),
+        (["--quantize", "fp8", "--batch-invariant"], "quantize = fp8 cannot be batch invariant"),
         (["--kv-memory", "nan"], "kv_memory"),
         (["--stall-seconds", "50"], "stall_kill_seconds"),
     ],

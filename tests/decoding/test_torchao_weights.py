@@ -1,0 +1,89 @@
+"""fp8 and int4 by torchao: which linears, which configuration, and what is refused. The products need a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from decoding.model import load
+from decoding.quantize import Quantize, QuantizeUnsupported, check_machine
+from decoding.torchao_weights import config_of, merged_linears
+from tests.decoding.tiny import tiny
+
+CUDA = torch.device("cuda")
+
+
+def test_every_linear_but_the_output_matrix_is_taken_and_merged_ones_once() -> None:
+    causal_lm = tiny("llama", tie_word_embeddings=True)
+    expected = causal_lm(torch.arange(9)[None]).logits
+    linears = merged_linears(causal_lm, "fp8")
+    shapes = sorted(tuple(linear.weight.shape) for linear in linears)
+    assert shapes == sorted([(80, 48), (48, 48), (160, 48), (48, 80)] * 3)  # q|k|v, o, gate|up, down of three layers
+    assert causal_lm.get_output_embeddings() not in linears
+    for linear in linears:  # those that are taken are those that compute
+        linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
+    assert not torch.allclose(causal_lm(torch.arange(9)[None]).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt2"])
+def test_a_model_that_multiplies_outside_linears_is_refused(name: str) -> None:
+    with pytest.raises(QuantizeUnsupported, match=r"quantize = int4 cannot hold .* outside linears"):
+        merged_linears(tiny(name), "int4")
+
+
+@pytest.mark.parametrize("quantize", ["fp8", "int4"])
+def test_without_a_gpu_it_is_refused_before_weights_are_read(tmp_path: Path, quantize: Quantize) -> None:
+    tiny("llama").config.save_pretrained(tmp_path)
+    with pytest.raises(QuantizeUnsupported, match=f"quantize = {quantize} is for a GPU only"):
+        load(str(tmp_path), device="cpu", dtype="auto", quantize=quantize)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"dtype": "float16"}, "computes in bfloat16, not in float16"),
+        ({"is_batch_invariant": True}, "cannot be batch invariant"),
+        ({"is_installed": False}, r"needs torchao: pip install polydecode\[torchao\]"),
+        ({"capability": (8, 6)}, r"compute capability 8\.9 or more"),
+        ({}, None),
+    ],
+)
+def test_each_thing_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], reason: str | None
+) -> None:
+    given = {"dtype": "auto", "is_batch_invariant": False, "is_installed": True, "capability": (9, 0)} | changes
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if given["is_installed"] else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given["capability"])
+    if reason is None:
+        check_machine("fp8", CUDA, given["dtype"], is_batch_invariant=given["is_batch_invariant"])
+    else:
+        with pytest.raises(QuantizeUnsupported, match=reason):
+            check_machine("fp8", CUDA, given["dtype"], is_batch_invariant=given["is_batch_invariant"])
+
+
+class TestWithTorchao:
+    @pytest.fixture(autouse=True)
+    def _installed(self) -> None:
+        pytest.importorskip("torchao")
+
+    def test_fp8_has_a_scale_for_each_row_of_weights_and_inputs(self) -> None:
+        from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow  # noqa: PLC0415
+
+        config = config_of("fp8", [torch.empty(32, 48)])
+        assert type(config) is Float8DynamicActivationFloat8WeightConfig
+        assert config.granularity == [PerRow(), PerRow()]
+        with pytest.raises(QuantizeUnsupported, match="multiples of 16"):
+            config_of("fp8", [torch.empty(32, 48), torch.empty(32, 40)])
+
+    def test_int4_has_the_largest_groups_that_fit_every_weight(self) -> None:
+        from torchao.quantization import Int4WeightOnlyConfig  # noqa: PLC0415
+
+        config = config_of("int4", [torch.empty(8, 4096), torch.empty(8, 576)])
+        assert type(config) is Int4WeightOnlyConfig
+        assert (config.group_size, config.int4_packing_format) == (64, "tile_packed_to_4d")
+        with pytest.raises(QuantizeUnsupported, match="multiples of 32"):
+            config_of("int4", [torch.empty(8, 48)])
