@@ -18,6 +18,7 @@ from decoding.rewrite import PlainLinear, bare_products, make_fast
 
 GROUP_SIZES = (128, 64, 32)
 FP8_MULTIPLE = 16  # of both sides, or torch has no product
+SMALLEST_INPUT = 1e-12  # a row of zeros has a scale too: 0 / 0 would make its results NaN
 
 
 def quantise_linears(causal_lm: Any, quantize: Quantize) -> None:
@@ -58,13 +59,19 @@ def merged_linears(causal_lm: Any, quantize: Quantize) -> list[Any]:
 def config_of(quantize: Quantize, weights: list[torch.Tensor]) -> Any:  # [N, K] each
     """torchao's configuration that takes all of the weights: it would pass over others without a word."""
     from torchao import quantization  # noqa: PLC0415
+    from torchao.quantization.quantize_.common import KernelPreference  # noqa: PLC0415
     from torchao.quantization.quantize_.workflows import Int4PackingFormat  # noqa: PLC0415
 
     if quantize == "fp8":
         if any(size % FP8_MULTIPLE for weight in weights for size in weight.shape):
             raise QuantizeUnsupported(quantize, f"needs linears whose sides are multiples of {FP8_MULTIPLE}")
+        if not all(weight.any(1).all() for weight in weights):
+            raise QuantizeUnsupported(quantize, "cannot hold linears that have a row of zeros")
         return quantization.Float8DynamicActivationFloat8WeightConfig(
-            granularity=quantization.PerRow(), set_inductor_config=False
+            granularity=quantization.PerRow(),
+            activation_value_lb=SMALLEST_INPUT,
+            kernel_preference=KernelPreference.TORCH,
+            set_inductor_config=False,
         )
     group = next((size for size in GROUP_SIZES if not any(weight.shape[1] % size for weight in weights)), None)
     if group is None:

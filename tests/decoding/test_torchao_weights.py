@@ -9,12 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.model import load
+from decoding.model import load, wrap
 from decoding.quantize import Quantize, QuantizeUnsupported, check_machine
 from decoding.torchao_weights import config_of, merged_linears
+from tests.decoding.gguf_files import sized
+from tests.decoding.test_model import hidden_states
 from tests.decoding.tiny import tiny
 
 CUDA = torch.device("cuda")
+
+
+def num_bytes_of_linears(causal_lm: torch.nn.Module) -> int:
+    return sum(module.weight.nbytes for module in causal_lm.modules() if isinstance(module, torch.nn.Linear))
 
 
 def test_every_linear_but_the_output_matrix_is_taken_and_merged_ones_once() -> None:
@@ -73,11 +79,30 @@ class TestWithTorchao:
     def test_fp8_has_a_scale_for_each_row_of_weights_and_inputs(self) -> None:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow  # noqa: PLC0415
 
-        config = config_of("fp8", [torch.empty(32, 48)])
+        config = config_of("fp8", [torch.ones(32, 48)])
         assert type(config) is Float8DynamicActivationFloat8WeightConfig
         assert config.granularity == [PerRow(), PerRow()]
         with pytest.raises(QuantizeUnsupported, match="multiples of 16"):
-            config_of("fp8", [torch.empty(32, 48), torch.empty(32, 40)])
+            config_of("fp8", [torch.ones(32, 48), torch.ones(32, 40)])
+        with pytest.raises(QuantizeUnsupported, match="row of zeros"):
+            config_of("fp8", [torch.eye(32)[:, :16]])
+
+    def test_an_fp8_model_is_near_the_one_it_was_made_of_and_a_row_of_zeros_stays_finite(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On a CPU, where torch has the product but torchao refuses it."""
+        monkeypatch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _: None)
+        causal_lm = sized("llama").bfloat16()
+        causal_lm.get_input_embeddings().weight.data[0] = 0
+        ids = torch.arange(40)[None]
+        with torch.inference_mode():
+            expected = causal_lm(ids).logits.float()
+            model = wrap(causal_lm, quantize="fp8")
+            found = model.head(hidden_states(model, ids[0].tolist(), 40))
+        assert found.isfinite().all()
+        assert 1e-3 < (found - expected[0]).norm() / expected.norm() < 0.3
+        assert not model.is_compiled
+        assert model.weight_bytes < 0.65 * num_bytes_of_linears(sized("llama").bfloat16())
 
     def test_int4_has_the_largest_groups_that_fit_every_weight(self) -> None:
         from torchao.quantization import Int4WeightOnlyConfig  # noqa: PLC0415
