@@ -207,6 +207,12 @@ def test_byte_level_tokens_are_merged_in_order_and_survive_the_round_trip(tmp_pa
     assert tokenizer.decode(tokenizer.encode("<s>a").ids) == "a", "control tokens are special"
 
 
+def test_llama_3_takes_a_piece_that_is_a_token_whole(tmp_path: Path) -> None:
+    directory = converted(llama_file(tmp_path, words=byte_words("llama-bpe", "b c", "a b", "ab c", adds_bos=False)))
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    assert tokenizer.encode("abc").tokens == ["abc"]
+
+
 @pytest.mark.parametrize(
     ("pre", "asked", "begins"),
     [("llama-bpe", None, True), ("llama-bpe", False, False), ("qwen2", None, False), ("qwen2", True, True)],
