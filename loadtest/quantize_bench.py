@@ -106,7 +106,7 @@ def _threads_as_in_the_worker(model: Model) -> Iterator[None]:
 
 def table(lines: Sequence[Line]) -> str:
     rows = [speed.rows for speed in lines[0].speeds]
-    heads = ["weights", "perplexity", "MB a step reads"]
+    heads = ["weights, computed in", "perplexity", "MB a step reads"]
     heads += [f"ms a tick, {count}" for count in rows] + [f"tok/s, {count}" for count in rows]
     cells = [heads, ["---"] * len(heads), *(_cells(line) for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)

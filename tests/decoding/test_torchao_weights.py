@@ -61,7 +61,7 @@ def test_without_a_gpu_it_is_refused_before_weights_are_read(tmp_path: Path, qua
 def test_each_thing_that_is_missing_is_named(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], reason: str | None
 ) -> None:
-    given = {"dtype": "auto", "is_batch_invariant": False, "is_installed": True, "capability": (9, 0)} | changes
+    given: dict[str, Any] = {"dtype": "auto", "is_batch_invariant": False, "is_installed": True, "capability": (9, 0)} | changes
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: object() if given["is_installed"] else None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: given["capability"])
     if reason is None:
