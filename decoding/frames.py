@@ -50,7 +50,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     draft_model: str = ""
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
-    quantize: Literal["none", "int8", "int4"] = "none"
+    quantize: Literal["none", "int8", "fp8", "int4"] = "none"
     launch_ahead: Literal["auto", "on", "off"] = "auto"
 
 

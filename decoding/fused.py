@@ -36,6 +36,10 @@ class FusedLayer(nn.Module):
         self._stack = stack
         self._index = index
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._stack.weight_bytes(self._index)
+
     def forward(self, hidden_states: torch.Tensor, *_args: Any, **options: Any) -> torch.Tensor:  # [1, T, hidden]
         return self._stack.output(self._index, hidden_states, options.get("position_embeddings"), options[NAME].plan)
 
@@ -67,6 +71,10 @@ class FusedStack:
         self._buffers, self._bound_to = {}, (0, 0)  # of other widths, perhaps
         shape = self._attention.shapes[index]
         _describe(self._records[index], weights, shape.head_dim)
+
+    def weight_bytes(self, index: int) -> int:
+        weights = self._weights[index]
+        return sum(each.panels.data.nbytes for each in (weights.qkv, weights.out, weights.gate_up, weights.down))
 
     def remove(self, index: int) -> None:
         del self._weights[index]

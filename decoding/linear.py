@@ -26,6 +26,14 @@ PROBED_RESULTS = 4096
 Product = Callable[[torch.Tensor], torch.Tensor]
 
 
+def num_bytes(weight: torch.Tensor) -> int:
+    """Of what is held; a tensor that wraps others, as quantised ones do, claims to be what it stands for."""
+    inner = getattr(weight, "__tensor_flatten__", None)
+    if inner is None:
+        return weight.numel() * weight.element_size()
+    return sum(num_bytes(getattr(weight, name)) for name in inner()[0])
+
+
 class PackedLinear(nn.Module):
     """x W^T + b over a weight prepacked by oneDNN; the unpacked weight is not kept."""
 
@@ -34,6 +42,10 @@ class PackedLinear(nn.Module):
         self.shape = (weight.shape[0], weight.shape[1])
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_HINT)
         self.bias = None if bias is None else bias.detach()
+
+    @property
+    def weight_bytes(self) -> int:
+        return num_bytes(self.packed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")  # type: ignore[no-any-return]
@@ -48,6 +60,10 @@ class PaddedLinear(nn.Module):
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.multiple = multiple
+
+    @property
+    def weight_bytes(self) -> int:
+        return num_bytes(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         flat = x.reshape(-1, x.shape[-1])
@@ -70,7 +86,7 @@ class MergedLinear:
     """
 
     def __init__(self, product: nn.Module, sizes: Sequence[int]) -> None:
-        self._product = product
+        self.product = product
         self._sizes = list(sizes)
         self._input: torch.Tensor | None = None
         self._slices: tuple[torch.Tensor, ...] = ()
@@ -79,7 +95,7 @@ class MergedLinear:
     def part(self, index: int, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., sizes[index]]
         if self._input is not x:
             self._input, self._left = x, len(self._sizes)
-            self._slices = self._product(x).split_with_sizes(self._sizes, -1)
+            self._slices = self.product(x).split_with_sizes(self._sizes, -1)
         slice_ = self._slices[index]
         self._left -= 1
         if self._left == 0:
@@ -95,8 +111,21 @@ class LinearPart(nn.Module):
         self._merged = merged
         self._index = index
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parts, at the first of them."""
+        return weight_bytes(self._merged.product) if self._index == 0 else 0
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         return self._merged.part(self._index, x)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Of the module's own products, not of its children's."""
+    if type(module) is nn.Linear:
+        return num_bytes(module.weight)
+    found: int = getattr(module, "weight_bytes", 0)
+    return found
 
 
 class LinearFactory:

@@ -23,8 +23,9 @@ from decoding import kernels
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
+from decoding.linear import weight_bytes
 from decoding.plug import NAME, PluggedAttention, register, trace
-from decoding.quantize import Quantize, check_machine, check_model, round_linears
+from decoding.quantize import COMPUTES_IN, ROUNDED, Quantize, check_machine, check_model, round_linears
 from decoding.rewrite import (
     NotRowExact,
     Progress,
@@ -35,6 +36,7 @@ from decoding.rewrite import (
     make_row_exact,
 )
 from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
+from decoding.torchao_weights import quantise_linears
 from decoding.transfer import to_device
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
@@ -137,6 +139,12 @@ class Model:
         with self._products:
             logits: torch.Tensor = self._lm_head(hidden)
         return logits.float()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the linears and the output matrix as they are held: what a decode step reads of the weights."""
+        modules = (*self._base.modules(), *self._lm_head.modules())
+        return sum(weight_bytes(module) for module in modules)
 
     def _decode(self, inputs: DecodeInputs) -> Callable[[], torch.Tensor]:
         """The forward of one token a row, as something to be recorded: its plan is made now, its work done later."""
@@ -251,12 +259,12 @@ def load(
     config = read_config(path)
     check_config(config)
     place = resolve_device(device)
-    check_machine(quantize, place, dtype)
+    check_machine(quantize, place, dtype, is_batch_invariant=is_batch_invariant)
     progress("loading weights", 0.0)
     disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        dtype=resolve_dtype(dtype if quantize == "none" else "float32", place, config),
+        dtype=resolve_dtype(dtype if quantize == "none" else COMPUTES_IN[place.type], place, config),
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
@@ -297,14 +305,19 @@ def wrap(
     check_class(causal_lm)
     causal_lm.eval()
     device, dtype = causal_lm.device, causal_lm.dtype
-    if quantize != "none":
+    is_rounded = quantize in ROUNDED and device.type == "cpu"
+    if is_rounded:
         round_linears(causal_lm, quantize)
-    agreement = Agreement(causal_lm, rounds_inputs=quantize != "none")
+    elif quantize != "none":
+        quantise_linears(causal_lm, quantize)
+    agreement = Agreement(causal_lm, rounds_inputs=is_rounded)
     register(causal_lm)
     plugged, shapes = trace(causal_lm)
     backend = attention(shapes, device, dtype)
     is_compiled = False
-    if device.type == "cpu":
+    if quantize != "none" and not is_rounded:
+        pass  # made fast already
+    elif device.type == "cpu":
         if dtype == torch.float32 and kernels.available():
             is_compiled = fuse(causal_lm, plugged, backend, progress, quantize)
         make_row_exact(causal_lm, progress, quantize)

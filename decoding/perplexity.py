@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 from decoding.attention.interface import Batch
 from decoding.model import Model, load
+from decoding.quantize import CAPABILITIES, Quantize
 
 CHUNK = 256
 
@@ -46,15 +48,25 @@ def _losses(model: Model, ids: np.ndarray, start: int, table: np.ndarray) -> tor
     return -logprobs.gather(1, following[:, None])[:, 0]
 
 
+def ids_of(directory: str, text: Path) -> np.ndarray:  # int64 [T]
+    """The file's text in the model's own tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    return np.array(tokenizer.encode(text.read_text(encoding="utf-8")), np.int64)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m decoding.perplexity")
     parser.add_argument("directory", metavar="DIR", help="a local Hugging Face model")
     parser.add_argument("text", metavar="TEXT", type=Path)
-    parser.add_argument("--quantize", choices=("none", "int8", "int4"), default="none")
+    parser.add_argument("--quantize", choices=get_args(Quantize), default="none")
     options = parser.parse_args(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(options.directory, local_files_only=True)
-    ids = np.array(tokenizer.encode(options.text.read_text(encoding="utf-8")), np.int64)
-    model = load(options.directory, device="cpu", dtype="float32", quantize=options.quantize)
+    ids = ids_of(options.directory, options.text)
+    model = load(
+        options.directory,
+        device="auto" if options.quantize in CAPABILITIES else "cpu",
+        dtype="float32" if options.quantize == "none" else "auto",
+        quantize=options.quantize,
+    )
     print(f"{options.quantize}: perplexity {perplexity(model, ids):.4f} over {len(ids)} tokens")
 
 

@@ -1,14 +1,17 @@
-"""Weights rounded to eight or four bits before a model is packed, so that what is packed loses nothing more.
+"""Which weights are quantised where; on a CPU, rounded before a model is packed, so that packing loses nothing more.
 
 int8: each linear's weight as whole numbers up to 127 times one scale for each output column; the head too, embeddings
 not. int4: whole numbers 0 … 15 with a scale and a least weight for each 32 inputs of a column, those of GGML's Q4_1;
 the head stays int8, for its rounding meets every logit directly, and a file in Q4_1 keeps eight bits there, too. The
-model itself then holds the rounded weights in float32, and is what the packed one must agree with. Owns which models
-can have it; the arithmetic over rounded weights is the kernels'.
+model itself then holds the rounded weights in float32, and is what the packed one must agree with.
+fp8 and int4, on a GPU: `torchao_weights.py`'s. Owns which machines can have which; the arithmetic is the kernels' and
+torch's.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -19,7 +22,11 @@ from transformers.pytorch_utils import Conv1D
 from decoding import kernels
 from decoding.kernels.rounding import GROUP, round_groups, round_weight
 
-Quantize = Literal["none", "int8", "int4"]
+Quantize = Literal["none", "int8", "fp8", "int4"]
+
+COMPUTES_IN: Mapping[str, str] = {"cpu": "float32", "cuda": "bfloat16"}
+ROUNDED: tuple[Quantize, ...] = ("int8", "int4")  # what a CPU can have
+CAPABILITIES: Mapping[Quantize, tuple[int, int]] = {"fp8": (8, 9), "int4": (8, 0)}  # that a GPU must have
 
 
 class QuantizeUnsupported(ValueError):
@@ -59,15 +66,31 @@ def _rounded(weight: torch.Tensor, quantize: Quantize) -> torch.Tensor:  # [colu
     return whole * scales
 
 
-def check_machine(quantize: Quantize, device: torch.device, dtype: str) -> None:
+def check_machine(quantize: Quantize, device: torch.device, dtype: str, *, is_batch_invariant: bool = False) -> None:
     """Refuse what needs no look at the model."""
-    if quantize != "none":
-        if device.type != "cpu":
-            raise QuantizeUnsupported(quantize, "is for the CPU only")
-        if dtype not in ("auto", "float32"):
-            raise QuantizeUnsupported(quantize, f"computes in float32, not in {dtype}")
-        if not kernels.available():
-            raise QuantizeUnsupported(quantize, "needs compiled kernels: Linux, numba and a processor with FMA")
+    if quantize == "none":
+        return
+    if device.type == "cuda":
+        _check_gpu(quantize, device, is_batch_invariant=is_batch_invariant)
+    elif quantize not in ROUNDED:
+        raise QuantizeUnsupported(quantize, "is for a GPU only, and there is none here")
+    elif not kernels.available():
+        raise QuantizeUnsupported(quantize, "needs compiled kernels: Linux, numba and a processor with FMA")
+    if dtype not in ("auto", COMPUTES_IN[device.type]):
+        raise QuantizeUnsupported(quantize, f"computes in {COMPUTES_IN[device.type]}, not in {dtype}")
+
+
+def _check_gpu(quantize: Quantize, device: torch.device, *, is_batch_invariant: bool) -> None:
+    if quantize not in CAPABILITIES:
+        raise QuantizeUnsupported(quantize, "is for the CPU only")
+    if is_batch_invariant:
+        raise QuantizeUnsupported(quantize, "cannot be batch invariant: its products are chosen by the number of rows")
+    if importlib.util.find_spec("torchao") is None:
+        raise QuantizeUnsupported(quantize, "needs torchao: pip install polydecode[torchao]")
+    found = torch.cuda.get_device_capability(device)
+    if found < CAPABILITIES[quantize]:
+        needed = ".".join(map(str, CAPABILITIES[quantize]))
+        raise QuantizeUnsupported(quantize, f"needs a GPU of compute capability {needed} or more")
 
 
 def check_model(quantize: Quantize, architecture: str, bare: list[str]) -> None:

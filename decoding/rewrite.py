@@ -27,6 +27,7 @@ from decoding.linear import (
     PaddedLinear,
     Product,
     is_row_exact,
+    num_bytes,
     pad_rows,
 )
 from decoding.quantize import Quantize, head_of, of_module
@@ -44,20 +45,24 @@ class PlainLinear(nn.Module):
         super().__init__()
         self.weight, self.bias = weight, bias
 
+    @property
+    def weight_bytes(self) -> int:
+        return num_bytes(self.weight)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         return F.linear(x, self.weight, self.bias)
 
 
-def merge_only(model: nn.Module) -> None:
-    """Merge linears that share an input; leave everything else to torch."""
+def merge_only(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
+    """Merge linears that share an input; leave everything else to torch. build: makes the merged one."""
     for parent in list(model.modules()):
         for names in MERGED_NAMES:
-            _merge(parent, names, PlainLinear)
+            _merge(parent, names, build)
 
 
-def make_fast(model: nn.Module) -> None:
+def make_fast(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
     """For a GPU: merge linears, fuse norms; leave everything else to torch."""
-    merge_only(model)
+    merge_only(model, build)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             fused = fuse_norm(child) if type(child).__name__.endswith("RMSNorm") else None

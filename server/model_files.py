@@ -1,4 +1,4 @@
-"""What --model and --draft-model mean: a local directory as it is, the embedded model, a hub id to be downloaded.
+"""What --model and --draft-model mean: a local directory as it is, a GGUF file, the embedded model, a hub id.
 
 Whatever takes time runs in a subprocess that prints JSON lines (`{"stage", "fraction"}`, at the end `{"directory"}`),
 so the server never imports torch and answers /health meanwhile.
@@ -21,6 +21,7 @@ EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 END_SECONDS = 3.0
 _MAX_SAFETENSORS_HEADER = 100 << 20
+_GGUF_MAGIC = b"GGUF"
 
 Report = Callable[[str, float], None]  # (stage, fraction from 0 to 1)
 
@@ -42,21 +43,20 @@ def default_name(model: str) -> str:
     if not model:
         return EMBEDDED_NAME
     path = Path(model)
+    if path.is_file():
+        return path.stem
     return path.resolve().name if path.is_dir() else model
 
 
 async def resolve(model: str, report: Report, *, may_download: bool) -> Path:
     """The model's directory, checked. Raises ModelError."""
-    if not _is_remote(model):
-        return _local(model)
-    return await prepare(_preparation(model, may_download=may_download), report)
+    command = _preparation(model, may_download=may_download)
+    return _local(model) if command is None else await prepare(command, report)
 
 
 def check(model: str, *, may_download: bool) -> None:
     """What can be said at once about --model, before anything is started. Raises ModelError."""
-    if _is_remote(model):
-        _preparation(model, may_download=may_download)
-    else:
+    if _preparation(model, may_download=may_download) is None:
         _local(model)
 
 
@@ -73,13 +73,35 @@ def _is_remote(model: str) -> bool:
     return not model or (not Path(model).exists() and _HUB_ID.fullmatch(model) is not None)
 
 
-def _preparation(model: str, *, may_download: bool) -> Sequence[str]:
-    """The command that makes the directory."""
+def _preparation(model: str, *, may_download: bool) -> Sequence[str] | None:
+    """The command that makes the directory; None for one that is there."""
     if not model:
         return (sys.executable, "-m", "decoding.embedded")
+    if not _is_remote(model):
+        packed = _gguf(Path(model))
+        return None if packed is None else (sys.executable, "-m", "decoding.unpacking", str(packed))
     if not may_download:
         raise ModelError(f"{model} is not a directory here; to fetch it from the Hugging Face hub add --allow-download")
     return (sys.executable, "-m", "server.download", model)
+
+
+def _gguf(path: Path) -> Path | None:
+    """A file, or the one GGUF file of a directory that holds no other model. Raises ModelError if it is none."""
+    if path.is_dir() and not (path / "config.json").exists():
+        found = sorted(path.glob("*.gguf"))
+        if len(found) > 1:
+            raise ModelError(f"{path} holds {len(found)} GGUF files: name one of them")
+        path = found[0] if found else path
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_GGUF_MAGIC))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from None
+    if magic != _GGUF_MAGIC:
+        raise ModelError(f"{path} is neither a directory nor a GGUF file")
+    return path
 
 
 def _local(model: str) -> Path:

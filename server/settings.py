@@ -27,6 +27,8 @@ from server.limits import Limits
 
 ENV_PREFIX = "POLYDECODE_"
 GIB = 1 << 30
+_QUANTIZED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
+_COMPUTED_IN = {"cpu": "float32", "cuda": "bfloat16"}
 
 Origin = Literal["default", "file", "environment", "flag"]
 
@@ -46,7 +48,7 @@ class ModelSettings(BaseModel):
 
     model: str = Field(
         "",
-        description="Directory of a Hugging Face model (safetensors) or hub id; empty: the embedded SmolLM2.",
+        description="Directory of a Hugging Face model (safetensors), GGUF file or hub id; empty: embedded SmolLM2.",
     )
     served_model_name: Names = Field(
         (), description="Names the API knows the model by (repeatable); empty: taken from the model."
@@ -67,7 +69,7 @@ class ModelSettings(BaseModel):
     )
     draft_model: str = Field(
         "",
-        description="Draft model for speculative decoding (directory or hub id) with the model's tokens; empty: none.",
+        description="Draft model for speculative decoding (given likewise) with the model's tokens; empty: none.",
     )
     allow_download: bool = Field(False, description="Let a hub id be downloaded at start; nothing else ever is.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -76,9 +78,9 @@ class ModelSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of weights and KV cache; auto chooses by model and device."
     )
-    quantize: Literal["none", "int8", "int4"] = Field(
+    quantize: Literal["none", "int8", "fp8", "int4"] = Field(
         "none",
-        description="Weights of linear layers in eight bits, faster and nearly as good, or in four; CPU only.",
+        description="Smaller weights in linear layers: int8 or int4 on a CPU, fp8 or int4 on a GPU (extra torchao).",
     )
     max_model_len: int = Field(0, ge=0, description="Longest context in tokens; 0: what the model was trained for.")
     embedding_pooling: Literal["mean", "last"] = Field(
@@ -238,11 +240,23 @@ class Settings(
 
     @model_validator(mode="after")
     def _is_supported(self) -> Settings:
-        if self.quantize != "none" and (self.device == "cuda" or self.dtype not in ("auto", "float32")):
-            raise ValueError(f"quantize = {self.quantize} is for the CPU, in float32")
+        if self.quantize != "none":
+            self._check_quantize()
         if self.stall_kill_seconds < self.stall_seconds:
             raise ValueError("stall_kill_seconds must not be less than stall_seconds")
         return self
+
+    def _check_quantize(self) -> None:
+        """What can be said before the machine is known."""
+        homes = [home for home, forms in _QUANTIZED.items() if self.quantize in forms]
+        devices = [home for home in homes if self.device in ("auto", home)]
+        if not devices:
+            raise ValueError(f"quantize = {self.quantize} is for {'the CPU' if homes == ['cpu'] else 'a GPU'}")
+        computed = [_COMPUTED_IN[device] for device in devices]
+        if self.dtype not in ("auto", *computed):
+            raise ValueError(f"quantize = {self.quantize} computes in {' or '.join(computed)}")
+        if self.batch_invariant and devices == ["cuda"]:
+            raise ValueError(f"quantize = {self.quantize} cannot be batch invariant")
 
     @property
     def kv_memory_bytes(self) -> int:

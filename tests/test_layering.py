@@ -51,9 +51,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
         "quantize",
-        "encoder_memory strategies/ attention/ topk/ linear elementwise rows gguf_model",
-        "layer_weights plug rewrite support packing live reading embedded graphs",
-        "fused",
+        "encoder_memory strategies/ attention/ topk/ linear elementwise rows gguf/",
+        "layer_weights plug rewrite support packing live reading unpacking graphs torchao_weights",
+        "fused embedded",
         "model scheduler",
         "perplexity",
         "seq2seq/ tools isolation forwarding",
@@ -74,7 +74,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpu_shapes",
         "gpu_box gpu_engine topk_bench",
         "gpu_peers",
-        "gpu_bench",
+        "gpu_bench quantize_bench",
     ),
 }
 
@@ -106,6 +106,7 @@ ENGINE_BENCHMARKS = (
     "loadtest.gpu_bench",
     "loadtest.gpu_engine",
     "loadtest.topk_bench",
+    "loadtest.quantize_bench",
 )  # drive the engine in their own process: a GPU box may have no server
 # All that server/ may know of decoding/
 SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers", "decoding.grammars")
@@ -122,6 +123,7 @@ DECODING_NEEDS = (
     "llguidance",  # optional: imported where the first grammar is met
     "numba",  # optional: decoding/kernels alone imports it, and only where it is installed
     "llvmlite",
+    "torchao",  # optional: imported where weights are quantised for a GPU
     "decoding",
 )  # beside the standard library
 DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames")

@@ -115,6 +115,10 @@ class PanelLinear(torch.nn.Module):
         self._address = self._record.ctypes.data
         self._kernel = linears[self._panels.form].address
 
+    @property
+    def weight_bytes(self) -> int:
+        return self._panels.data.nbytes
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         panels, words = self._panels, self._words
         x = x.contiguous() if panels.depth == self.shape[1] else self._padded(x)

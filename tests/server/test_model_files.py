@@ -8,8 +8,11 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from gguf import GGMLQuantizationType
 
 from server.model_files import ModelError, check, default_name, prepare, resolve
+from server.text import Tokenizer
+from tests.decoding.gguf_files import WORDS, sized, write
 from tests.server.world import model_directory, safetensors_bytes, until
 
 
@@ -70,6 +73,47 @@ def test_a_model_without_a_name_is_called_by_its_directory_or_id(tmp_path: Path)
     assert default_name(str(model_directory(tmp_path / "m"))) == "m"
     assert default_name("some/model") == "some/model"
     assert default_name("") == "SmolLM2-135M-Instruct"
+
+
+async def test_a_gguf_file_becomes_a_directory_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "folder" / "tiny.gguf"
+    file.parent.mkdir()
+    write(file, sized("llama", num_hidden_layers=1), GGMLQuantizationType.Q8_0, words=WORDS)
+    stages: list[str] = []
+    directory = await resolve(str(file), lambda stage, _: stages.append(stage), may_download=False)
+    assert directory.parent == tmp_path / "cache" / "polydecode"
+    assert "dequantising the weights" in stages
+    assert Tokenizer.from_directory(directory).encode("abc") != ()
+    stages.clear()
+    assert await resolve(str(file.parent), lambda stage, _: stages.append(stage), may_download=False) == directory
+    assert not stages, "a directory that holds it alone is the same model, converted already"
+
+
+async def test_a_damaged_gguf_file_ends_the_start_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    with pytest.raises(ModelError, match=r"^cut\.gguf is damaged"):
+        await resolve(str(tmp_path / "cut.gguf"), ignore, may_download=False)
+
+
+def test_what_is_no_gguf_file_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"hello")
+    with pytest.raises(ModelError, match="neither a directory nor a GGUF file"):
+        check(str(tmp_path / "x.gguf"), may_download=False)
+    (tmp_path / "y.gguf").write_bytes(b"GGUF")
+    check(str(tmp_path / "y.gguf"), may_download=False)
+    with pytest.raises(ModelError, match="holds 2 GGUF files"):
+        check(str(tmp_path), may_download=False)
+
+
+def test_a_gguf_file_is_called_by_its_stem(tmp_path: Path) -> None:
+    (tmp_path / "Some-Model.Q4_K_M.gguf").write_bytes(b"GGUF")
+    assert default_name(str(tmp_path / "Some-Model.Q4_K_M.gguf")) == "Some-Model.Q4_K_M"
 
 
 def script(*lines: str) -> tuple[str, str, str]:

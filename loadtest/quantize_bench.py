@@ -1,0 +1,164 @@
+"""`python -m loadtest.quantize_bench [DIR]`: what each form of a model's weights costs and gains, as a Markdown table.
+
+For each form: perplexity on a fixed text, bytes of weights that a step reads, milliseconds of a whole decode tick and
+tokens a second at several numbers of rows. Runs our engine in this process; no server. Quote figures of one sitting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from decoding.embedded import ensure_directory
+from decoding.model import Model, load, resolve_device
+from decoding.perplexity import ids_of, perplexity
+from decoding.quantize import CAPABILITIES, ROUNDED, Quantize
+from loadtest.gpu_engine import Bench, Options
+
+TEXT = Path(__file__).parent / "text.txt"
+FORMS: tuple[Quantize, ...] = get_args(Quantize)
+CPU_FORMS: tuple[Quantize, ...] = ("none", *ROUNDED)
+CUDA_FORMS: tuple[Quantize, ...] = ("none", *CAPABILITIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    directory: str
+    device: torch.device
+    text: Path
+    forms: tuple[Quantize, ...]
+    rows: tuple[int, ...]
+    prompt: int
+    new: int
+    json: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one number of rows. tick_seconds: median of the ticks in which each row decodes. tokens_per_second: the run's,
+    prefill included."""
+
+    rows: int
+    tick_seconds: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One form's line of the table."""
+
+    form: Quantize
+    dtype: str
+    perplexity: float
+    weight_bytes: int
+    speeds: tuple[Speed, ...]
+
+
+def measure(plan: Plan, form: Quantize) -> Line:
+    model = load(plan.directory, device=plan.device.type, dtype="auto", quantize=form)
+    with _threads_as_in_the_worker(model), torch.inference_mode():
+        found = perplexity(model, ids_of(plan.directory, plan.text))
+        bench = Bench(model, _options(plan, model))
+        speeds = tuple(_speed(bench, plan, rows) for rows in plan.rows)
+    return Line(form, str(model.info.dtype).removeprefix("torch."), found, model.weight_bytes, speeds)
+
+
+def _speed(bench: Bench, plan: Plan, rows: int) -> Speed:
+    bench.run(bench.requests(rows, seed=rows))
+    run = bench.run(bench.requests(rows, seed=rows + 1000))
+    return Speed(rows, run.decode_seconds(rows), rows * plan.new / run.seconds)
+
+
+def _options(plan: Plan, model: Model) -> Options:
+    return Options(
+        device=plan.device,
+        dtype=model.info.dtype,
+        shape="",
+        rows=plan.rows,
+        prompt=plan.prompt,
+        new=plan.new,
+        prefill=plan.prompt,
+        beams=(1, 1),
+        is_batch_invariant=False,
+        peers=(),
+        json=None,
+    )
+
+
+@contextmanager
+def _threads_as_in_the_worker(model: Model) -> Iterator[None]:
+    """Kernels bring threads of their own, and the worker leaves one to torch then."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if model.is_compiled else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def table(lines: Sequence[Line]) -> str:
+    rows = [speed.rows for speed in lines[0].speeds]
+    heads = ["weights, computed in", "perplexity", "MB a step reads"]
+    heads += [f"ms a tick, {count}" for count in rows] + [f"tok/s, {count}" for count in rows]
+    cells = [heads, ["---"] * len(heads), *(_cells(line) for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _cells(line: Line) -> list[str]:
+    ticks = [f"{1e3 * speed.tick_seconds:.1f}" for speed in line.speeds]
+    speeds = [f"{speed.tokens_per_second:.1f}" for speed in line.speeds]
+    megabytes = f"{line.weight_bytes / 1e6:.0f}"
+    return [f"`{line.form}`, {line.dtype}", f"{line.perplexity:.2f}", megabytes, *ticks, *speeds]
+
+
+def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:
+    plan = _parse(argv)
+    lines = []
+    for form in plan.forms:
+        lines.append(measure(plan, form))
+        show(f"{form}: done")
+        gc.collect()  # the next model needs this one's memory
+    show(f"{plan.directory}, {plan.device}, {plan.prompt} tokens in, {plan.new} out, greedy")
+    show(table(lines))
+    if plan.json is not None:
+        document = {"plan": {**asdict(plan), "device": str(plan.device)}, "lines": [asdict(line) for line in lines]}
+        plan.json.write_text(json.dumps(document, indent=2, default=str) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> Plan:
+    parser = argparse.ArgumentParser(prog="python -m loadtest.quantize_bench")
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="a local Hugging Face model; none: the embedded one"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, help="by default those that the device can have")
+    parser.add_argument("--text", type=Path, default=TEXT, help="for the perplexity")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--json", type=Path, help="write everything there")
+    given = parser.parse_args(argv)
+    device = resolve_device(given.device)
+    return Plan(
+        directory=given.directory or str(ensure_directory(None, lambda *_: None)),
+        device=device,
+        text=given.text,
+        forms=tuple(given.forms or (CUDA_FORMS if device.type == "cuda" else CPU_FORMS)),
+        rows=tuple(given.rows),
+        prompt=given.prompt,
+        new=given.new,
+        json=given.json,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

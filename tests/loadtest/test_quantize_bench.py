@@ -1,0 +1,44 @@
+"""The table of what quantising costs runs to its end with a tiny model; its bytes are the weights' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from decoding import kernels
+from decoding.model import wrap
+from loadtest.quantize_bench import main
+from tests.decoding.tiny import tiny
+
+
+def test_the_table_has_a_line_for_each_form(tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    tiny("llama").save_pretrained(directory)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i * 7 % 97}" for i in range(60)))
+    forms = ["none", "int8"] if kernels.available() else ["none"]
+    lines: list[str] = []
+    flags = ["--device", "cpu", "--forms", *forms, "--text", str(tmp_path / "text.txt"), "--rows", "1", "3",
+             "--prompt", "9", "--new", "6", "--json", str(tmp_path / "out.json")]  # fmt: skip
+    assert main([str(directory), *flags], lines.append) == 0
+    header, _, *body = lines[-1].splitlines()
+    assert header.count("|") == 1 + 3 + 2 * 2
+    assert [line.split("`")[1] for line in body] == forms
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert [len(line["speeds"]) for line in document["lines"]] == [2] * len(forms)
+    assert all(speed["tick_seconds"] > 0 for line in document["lines"] for speed in line["speeds"])
+
+
+@pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here")
+def test_the_bytes_of_a_step_are_those_of_the_linears_as_packed() -> None:
+    causal_lm = tiny("llama", num_hidden_layers=1, intermediate_size=96, vocab_size=96)
+    numbers = 48 * 48 * 2 + 48 * 16 * 2 + 3 * 48 * 96 + 48 * 96
+    assert wrap(causal_lm).weight_bytes == 4 * numbers
+    rounded = wrap(tiny("llama", num_hidden_layers=1, intermediate_size=96, vocab_size=96), quantize="int8")
+    assert numbers < rounded.weight_bytes < 1.2 * numbers
