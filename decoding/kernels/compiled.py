@@ -2,6 +2,10 @@
 
 numba notices a changed file only where the entry point stands in it, so the directory's name carries the content of
 every file here. A cache made on another kind of processor is not used, but made anew.
+
+A symbol's name is that of its function and a number that numba counts up from 1 in each process, and where two kernels
+have a symbol in common, the linker takes the first one's for both. Kernels from the caches of two processes would so
+run each other's code, all that one of our factories makes having one name: each process counts from a number of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,7 +27,10 @@ import numba
 import numpy as np
 from numba import types
 from numba.core import config
+from numba.core.bytecode import FunctionIdentity
 from numba.extending import intrinsic
+
+FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
 # Functions called by kernels alone: without the wrappers that Python would call them by, and without exceptions.
 inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")

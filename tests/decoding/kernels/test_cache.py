@@ -1,0 +1,70 @@
+"""Kernels found in the cache compute what they did in the process that compiled them, whatever others are there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("numba")
+
+MODULE = """
+import ctypes, sys
+import numpy as np
+from numba import carray
+from decoding.kernels.compiled import inner, kernel, record
+
+CELL = record(x="count", out="count")
+
+def make(factor):
+    @inner
+    def walk(x, n):
+STEPS
+        return x
+    return walk
+
+_by_three, _by_five = make(3), make(5)
+
+@kernel(CELL)
+def three(pointer):
+    a = carray(pointer, 1)[0]
+    a.out = _by_three(a.x, 1) + _by_three(a.x, 2)
+
+@kernel(CELL)
+def five(pointer):
+    a = carray(pointer, 1)[0]
+    a.out = _by_five(a.x, 1) + _by_five(a.x, 2)
+
+for name in sys.argv[1:]:
+    cell = np.zeros(1, CELL)
+    cell["x"] = 7
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(globals()[name].address)(cell.ctypes.data)
+    print(int(cell["out"][0]))
+"""
+
+
+STEPS = "\n".join(
+    f"        x = (x ^ (x >> 3)) * factor + n % (x * x + {i})" for i in range(2, 100)
+)  # not to be inlined
+
+
+def outputs(module: Path, *names: str) -> list[int]:
+    root = Path(__file__).parents[3]
+    environment = os.environ | {"XDG_CACHE_HOME": str(module.parent / "cache"), "PYTHONPATH": str(root)}
+    found = subprocess.run(
+        [sys.executable, str(module), *names], env=environment, capture_output=True, text=True, check=True
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_kernels_that_two_processes_compiled_do_not_run_each_others_code(tmp_path: Path) -> None:
+    module = tmp_path / "pair.py"
+    module.write_text(MODULE.replace("STEPS", STEPS), encoding="utf-8")
+    (three,) = outputs(module, "three")
+    (five,) = outputs(module, "five")
+    assert three != five
+    assert outputs(module, "three", "five") == [three, five]
+    assert outputs(module, "five", "three") == [five, three]
