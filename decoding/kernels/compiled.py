@@ -5,7 +5,7 @@ every file here. A cache made on another kind of processor is not used, but made
 
 A symbol's name is that of its function and a number that numba counts up from 1 in each process, and where two kernels
 have a symbol in common, the linker takes the first one's for both. Kernels from the caches of two processes would so
-run each other's code, all that one of our factories makes having one name: each process counts from a number of its own.
+run each other's code, as all that one of our factories makes has one name: so each process counts from another number.
 """
 
 from __future__ import annotations
