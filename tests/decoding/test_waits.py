@@ -17,12 +17,14 @@ import decoding.forwarding
 import decoding.logits.filters
 import decoding.logits.unclear
 import decoding.reading
+import decoding.topk.scores
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Typical
 from decoding.logits.filters import TopP, cut_unseen
 from decoding.logits.step import Step
 from decoding.logits.unclear import FEW_ROWS
-from decoding.reading import enqueue, top_by_key
+from decoding.reading import enqueue
+from decoding.topk.plain import plain_topk
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests
 from tests.decoding.drive import run
@@ -52,7 +54,7 @@ class NoLook(TorchDispatchMode):
 def asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (decoding.logits.filters, decoding.logits.unclear):
         monkeypatch.setattr(module, "is_asynchronous", lambda _device: True)
-    monkeypatch.setattr(decoding.reading, "top", top_by_key)
+    monkeypatch.setattr(decoding.topk.scores, "_topk_for", lambda _scores: plain_topk)
 
 
 def watched(function: Callable[..., Any]) -> Callable[..., Any]:
