@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +102,17 @@ class Bench:
             ticks.append(Tick(time.perf_counter() - before, self.engine.tick_rows, self.engine.tick_tokens))
         seconds = time.perf_counter() - started
         return _gathered(len(requests), outputs, seconds, ticks)
+
+
+@contextmanager
+def threads_as_in_the_worker(model: Model) -> Iterator[None]:
+    """Kernels bring threads of their own, and the worker leaves one to torch then."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if model.is_compiled else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _gathered(count: int, outputs: Sequence[Output], seconds: float, ticks: Sequence[Tick]) -> Run:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -21,7 +20,7 @@ from decoding.embedded import ensure_directory
 from decoding.model import Model, load, resolve_device
 from decoding.perplexity import ids_of, perplexity
 from decoding.quantize import CAPABILITIES, ROUNDED, Quantize
-from loadtest.gpu_engine import Bench, Options
+from loadtest.gpu_engine import Bench, Options, threads_as_in_the_worker
 
 TEXT = Path(__file__).parent / "text.txt"
 FORMS: tuple[Quantize, ...] = get_args(Quantize)
@@ -64,7 +63,7 @@ class Line:
 
 def measure(plan: Plan, form: Quantize) -> Line:
     model = load(plan.directory, device=plan.device.type, dtype="auto", quantize=form)
-    with _threads_as_in_the_worker(model), torch.inference_mode():
+    with threads_as_in_the_worker(model), torch.inference_mode():
         found = perplexity(model, ids_of(plan.directory, plan.text))
         bench = Bench(model, _options(plan, model))
         speeds = tuple(_speed(bench, plan, rows) for rows in plan.rows)
@@ -91,17 +90,6 @@ def _options(plan: Plan, model: Model) -> Options:
         peers=(),
         json=None,
     )
-
-
-@contextmanager
-def _threads_as_in_the_worker(model: Model) -> Iterator[None]:
-    """Kernels bring threads of their own, and the worker leaves one to torch then."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if model.is_compiled else threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -74,7 +74,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "gpu_shapes",
         "gpu_box gpu_engine topk_bench",
         "gpu_peers",
-        "gpu_bench quantize_bench",
+        "gpu_bench quantize_bench tick_profile",
     ),
 }
 
@@ -107,6 +107,7 @@ ENGINE_BENCHMARKS = (
     "loadtest.gpu_engine",
     "loadtest.topk_bench",
     "loadtest.quantize_bench",
+    "loadtest.tick_profile",
 )  # drive the engine in their own process: a GPU box may have no server
 # All that server/ may know of decoding/
 SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers", "decoding.grammars")
