@@ -117,6 +117,7 @@ async def test_a_comparison_cut_short_leaves_no_server_behind(number: signal.Sig
         *("--b-url", f"http://127.0.0.1:{free_port()}", "--b-command", shlex.join(never_ready)),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     await until(lambda: bool(content(pid_file)))
     process.send_signal(number)
