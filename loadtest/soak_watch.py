@@ -59,9 +59,10 @@ def family(pid: int) -> list[int]:
 
 
 def server_and_worker(pid: int) -> tuple[int | None, int | None]:
-    """The worker goes by that name and the server is its parent: without a worker neither can be told."""
-    workers = [member for member in family(pid) if b"worker" in _command(member) and _is_alive(member)]
-    return (_parent(PROC / str(workers[-1])), workers[-1]) if workers else (None, None)
+    """The worker is a module of that name and the server is its parent: without a worker neither can be told."""
+    workers = {member: _parent(PROC / str(member)) for member in family(pid) if _is_worker(member)}
+    found = [(server, worker) for worker, server in workers.items() if server not in workers]  # a fork is no worker
+    return found[-1] if found else (None, None)
 
 
 def kill_worker(pid: int) -> int | None:
@@ -111,11 +112,14 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _command(pid: int) -> bytes:
+def _is_worker(pid: int) -> bool:
+    """By the module it runs: a server has the word among its flags."""
     try:
-        return (PROC / str(pid) / "cmdline").read_bytes()
+        command = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except OSError:
-        return b""
+        return False
+    module = command[command.index(b"-m") + 1 :][:1] if b"-m" in command else []
+    return any(name.endswith(b"worker") for name in module) and _is_alive(pid)
 
 
 class Watch:

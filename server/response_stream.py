@@ -9,11 +9,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-import msgspec
-
 from server.admission import Ticket
 from server.answer import Answer
 from server.choice import Piece, joined
+from server.event_line import event_line
 from server.outputs import outputs
 from server.response_format import ResponseFormat
 from server.response_objects import OutputMessage, OutputText, ResponseEvent
@@ -28,7 +27,6 @@ class ResponseStream:
         self._tickets = tickets
         self._answer = answer
         self._form = form
-        self._encoder = msgspec.json.Encoder()
         self._num_events = 0
 
     async def events(self) -> AsyncGenerator[bytes]:
@@ -84,4 +82,4 @@ class ResponseStream:
     def _event(self, kind: str, **fields: Any) -> bytes:
         event = ResponseEvent(kind, self._num_events, **fields)
         self._num_events += 1
-        return b"event: " + kind.encode() + b"\ndata: " + self._encoder.encode(event) + b"\n\n"
+        return b"event: " + kind.encode() + b"\n" + event_line(event)

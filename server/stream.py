@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -22,6 +22,7 @@ from server.admission import Ticket
 from server.answer import Answer
 from server.choice import Piece
 from server.errors import ApiError
+from server.event_line import event_line
 from server.format import Extras, Format
 from server.outputs import outputs
 from server.replies import Decoding
@@ -41,7 +42,6 @@ class EventStream:
         self._answer = answer
         self._form = form
         self._shown = answer.shown
-        self._encoder = msgspec.json.Encoder()
         self._begun: set[int] = set()
         self._has_said_decoding = False
 
@@ -63,11 +63,11 @@ class EventStream:
         opening = b"" if choice in self._begun else self._opening(choice)
         if not self._says_something(piece):
             return opening
-        return opening + self._event(self._form.delta(choice, piece, self._extras()))
+        return opening + event_line(self._form.delta(choice, piece, self._extras()))
 
     def _opening(self, choice: int) -> bytes:
         self._begun.add(choice)
-        return self._event(self._form.begin(self._answer, choice, self._extras())) if self._form.has_openings else b""
+        return event_line(self._form.begin(self._answer, choice, self._extras())) if self._form.has_openings else b""
 
     def _says_something(self, piece: Piece) -> bool:
         """Text held back is sent later; ids, log-probs and counts are not."""
@@ -93,15 +93,12 @@ class EventStream:
 
     def _untold_trace(self) -> bytes:
         """A chunk without choices, for what a strategy said of a step in which it committed nothing."""
-        return self._event(self._form.end(self._extras())) if self._answer.has_trace else b""
+        return event_line(self._form.end(self._extras())) if self._answer.has_trace else b""
 
     def _usage_chunk(self) -> bytes:
         if not self._shown.usage_chunk:
             return b""
-        return self._event(self._form.end(Extras(self._answer.usage(), self._answer.final_decoding)))
-
-    def _event(self, value: msgspec.Struct) -> bytes:
-        return b"data: " + self._encoder.encode(value) + b"\n\n"
+        return event_line(self._form.end(Extras(self._answer.usage(), self._answer.final_decoding)))
 
 
 class Events(Protocol):
@@ -158,11 +155,7 @@ async def _guarded(first: asyncio.Task[bytes], rest: AsyncGenerator[bytes]) -> A
         async for events in rest:
             yield events
     except ApiError as error:
-        yield _error_event(error.body)
+        yield event_line(error.body)
     except Exception:
         logger.exception("a stream failed")
-        yield _error_event(ApiError(500, "internal error", code="internal_error").body)
-
-
-def _error_event(body: Mapping[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+        yield event_line(ApiError(500, "internal error", code="internal_error").body)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import httpx
 import openai
@@ -21,12 +21,20 @@ from tests.server.fake_engine import FakeBatcher, make_app, saying
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
+class QuietServer(uvicorn.Server):
+    """Leaves signals alone: asyncio has its own handler for as long as a fixture runs, which uvicorn would put back."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 @asynccontextmanager
 async def running(batcher: FakeBatcher) -> AsyncIterator[str]:
     """The address of a server over this batcher."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(make_app(batcher), log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = QuietServer(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
