@@ -265,6 +265,7 @@ class Settings(
     @property
     def limits(self) -> Limits:
         return Limits(
+            max_body_bytes=self.max_body_bytes,
             max_body_values=self.max_body_values,
             max_body_parts=self.max_body_parts,
             max_rows=self.max_rows_per_prompt,

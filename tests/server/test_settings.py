@@ -108,8 +108,10 @@ def test_every_setting_has_a_section_and_a_description() -> None:
 
 def test_every_limit_of_a_request_is_a_setting() -> None:
     assert load([], {}).settings.limits == Limits()
-    settings = load([f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields], {}).settings
-    assert [field.name for field in fields(Limits) if getattr(settings.limits, field.name) != 7] == []
+    flags = [f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields]
+    limits = load([*flags, "--max-body-bytes=7777"], {}).settings.limits
+    assert {field.name for field in fields(Limits) if getattr(limits, field.name) != 7} == {"max_body_bytes"}
+    assert limits.max_body_bytes == 7777
 
 
 def test_the_default_file_is_current_and_says_nothing_but_defaults() -> None:
