@@ -1,4 +1,4 @@
-"""How much one request may ask for. Filled from the settings, shown by GET /v1/strategies; checked before anything is queued."""
+"""How much one request may ask for: filled from the settings, shown by /v1/strategies, checked before the queue."""
 
 from __future__ import annotations
 

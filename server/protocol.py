@@ -127,6 +127,8 @@ class ChatRequest(Decoding, ToolFields):
 class TokenizeRequest(ConversationFields):
     """POST /tokenize: `prompt` or `messages`."""
 
+    FORMS: ClassVar[Mapping[str, str]] = {"prompt": "a string"}
+
     model: str | None = option("A name that GET /v1/models lists; default: the first.")
     prompt: str | None = option("The text; either it or messages.")
     messages: Messages | None = option("The chat, to be put in the model's chat template.")
