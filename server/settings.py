@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +26,7 @@ from pydantic_settings import (
 from server.limits import Limits
 
 ENV_PREFIX = "POLYDECODE_"
+REPEATABLE = ("--served-model-name", "--api-key")
 GIB = 1 << 30
 _QUANTIZED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 _COMPUTED_IN = {"cpu": "float32", "cuda": "bfloat16"}
@@ -333,12 +334,25 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
     source: CliSettingsSource[Any] = CliSettingsSource(
         CommandLine,
         cli_prog_name="polydecode [serve | config | default-config]",
-        cli_parse_args=list(arguments),
+        cli_parse_args=list(_one_value_a_flag(arguments)),
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
     )
     return source()
+
+
+def _one_value_a_flag(arguments: Sequence[str]) -> Iterator[str]:
+    """`--served-model-name a b`, as vLLM takes it, becomes the flag given twice."""
+    flag, has_value = "", False
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, has_value = argument, False
+        elif flag in REPEATABLE and has_value:
+            yield flag
+        else:
+            has_value = True
+        yield argument
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -30,6 +30,17 @@ def test_flags_win_over_the_environment_over_the_file_over_defaults(tmp_path: Pa
     assert [origins[name] for name in names] == ["flag", "environment", "file", "default"]
 
 
+@pytest.mark.parametrize("names", ["--served-model-name a b", "--served-model-name a --served-model-name b"])
+def test_a_repeatable_flag_may_be_given_once_with_all_its_values(names: str) -> None:
+    settings = load([*names.split(), "--api-key", "k", "--port", "3"], {}).settings
+    assert (settings.served_model_name, settings.api_keys, settings.port) == (("a", "b"), (b"k",), 3)
+
+
+def test_a_second_value_of_any_other_flag_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        load(["--port", "3", "4"], {})
+
+
 def test_the_file_can_be_named_by_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("port = 77\n")
