@@ -7,6 +7,7 @@ serves everywhere: `max_queue` in TOML, POLYDECODE_MAX_QUEUE, --max-queue. What 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from pydantic_settings import (
 from server.limits import Limits
 
 ENV_PREFIX = "POLYDECODE_"
+_SERVICE_LINK = re.compile(
+    ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
 REPEATABLE = ("--served-model-name", "--api-key")
 GIB = 1 << 30
 _QUANTIZED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
@@ -357,7 +361,11 @@ def _one_value_a_flag(arguments: Sequence[str]) -> Iterator[str]:
 
 def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
     """Values of POLYDECODE_*; read by name, so that a misspelt variable is not silently without effect."""
-    mine = {name: value for name, value in environment.items() if name.upper().startswith(ENV_PREFIX)}
+    mine = {
+        name: value
+        for name, value in environment.items()
+        if name.upper().startswith(ENV_PREFIX) and not _is_service_link(name, value)
+    }
     known = {ENV_PREFIX + field.upper() for field in CommandLine.model_fields}
     unknown = sorted(name for name in mine if name.upper() not in known)
     if unknown:
@@ -365,6 +373,11 @@ def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
     source = EnvSettingsSource(CommandLine)
     source.env_vars = {name.lower(): value for name, value in mine.items() if value}
     return source()
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Kubernetes puts these into each pod beside a Service that is called polydecode."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name == f"{ENV_PREFIX}PORT" and "://" in value)
 
 
 def _file(path: Path) -> dict[str, Any]:

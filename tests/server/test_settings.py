@@ -60,6 +60,19 @@ def test_an_unknown_variable_is_refused_by_name() -> None:
         load([], {"POLYDECODE_PROT": "1"})
 
 
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting() -> None:
+    address = "10.0.0.7"
+    links = {
+        "POLYDECODE_SERVICE_HOST": address,
+        "POLYDECODE_SERVICE_PORT": "80",
+        "POLYDECODE_SERVICE_PORT_HTTP": "80",
+        "POLYDECODE_PORT": f"tcp://{address}:80",
+        "POLYDECODE_PORT_80_TCP": f"tcp://{address}:80",
+        "POLYDECODE_PORT_80_TCP_ADDR": address,
+    }
+    assert load([], {**links, "POLYDECODE_MAX_QUEUE": "7"}) == load([], {"POLYDECODE_MAX_QUEUE": "7"})
+
+
 def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ending:
         load(["--prot", "1"], {})
