@@ -84,7 +84,6 @@ class PageCache:
             at = table.length // self.page_size
             old, new = table.pages[at], self._take()
             table.pages[at] = new
-            del table.digests[at:]
             self._release(old)
             copies.append((old, new))
         while len(table.pages) * self.page_size < table.length + num_tokens:
