@@ -150,7 +150,7 @@ class PageCache:
             page = table.pages[len(table.digests)]
             digest = self._digest(table, ids, salt)
             table.digests.append(digest)
-            if digest not in self._page_of and page not in self._digest_of:
+            if digest not in self._page_of:
                 self._page_of[digest] = page
                 self._digest_of[page] = digest
 

@@ -51,9 +51,9 @@ def check(rules: Rules, params: Beam | GroupBeam, answer: Answer) -> None:
         assert choice.finish.reason is FinishReason.ERROR
 
 
-def test_120_searches_find_what_the_book_finds() -> None:
+def test_140_searches_find_what_the_book_finds() -> None:
     num_by_sequence = 0
-    for seed in range(120):
+    for seed in range(140):
         rng = random.Random(seed)
         eos = tuple(rng.sample(range(VOCAB), rng.choice([1, 1, 2, 4])))
         params, stopping = random_params(rng), random_stopping(rng)
