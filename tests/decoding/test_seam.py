@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Sequence
 
 import pytest
@@ -328,6 +329,33 @@ def test_injected_tokens_are_attended_to_but_not_penalised() -> None:
 
     assert scores_of_the_fed(is_injected=False) == [True, True]
     assert scores_of_the_fed(is_injected=True) == [False, False]
+
+
+def test_nothing_of_what_was_dropped_stays_behind_injected_or_latent() -> None:
+    """The tokens fed in its place are read as tokens, and penalties see them."""
+    penalised = LogitsParams(temperature=0, frequency_penalty=50.0)
+    want = Want((Draw(),), gather=(11, 12), scores=Scores.PROCESSED)
+
+    def said(*detours: Feed) -> list[float]:
+        found: list[float] = []
+
+        def body(tools: Tools, prompt: Sequence[int]) -> Play:
+            seen = yield Move((Feed(Open(), tuple(prompt)),))
+            drop = 0
+            for detour in detours:
+                seen = yield Move((dataclasses.replace(detour, parent=seen.rows[0].row, drop=drop),))
+                drop = 2
+            seen = yield Move((Feed(seen.rows[0].row, (11, 12), drop=drop, want=want),))
+            found.extend((*seen.rows[0].last.gathered, *seen.rows[0].last.tokens))
+            yield emit([1])
+
+        play(body, ask(penalised))
+        return found
+
+    injected = Feed(Open(), (8, 9), num_injected=2)
+    latent = Feed(Open(), embeds=torch.ones(2, 3))
+    assert said() == said(injected) == said(latent) == said(latent, injected)
+    assert max(said()[:2]) < -40
 
 
 def test_an_exception_in_one_strategy_ends_that_request_alone() -> None:
