@@ -121,6 +121,29 @@ def test_a_latent_position_is_never_handed_to_others_by_the_prefix_index() -> No
     assert play(body(0.25), engine=engine).tokens() != play(body(0.5), engine=engine).tokens()
 
 
+def test_a_preempted_row_does_not_take_another_vectors_page_for_its_own() -> None:
+    """Both logs hold the same ids: the page of the one before stays in the index when the other is fed again."""
+
+    def body(vector: float) -> Body:
+        def inner(tools: Tools, prompt: Sequence[int]) -> Play:
+            seen = yield Move((Feed(Open(), tuple(prompt)),))
+            seen = yield Move((Feed(seen.rows[0].row, embeds=torch.full((1, 1), vector)),))
+            for token in (1, 2, 3):
+                seen = yield Move((Feed(seen.rows[0].row, (token,), want=DRAW),))
+            yield emit(seen.rows[0].last.tokens)
+
+        return inner
+
+    engine, answer = table_engine(), Answer()
+    play(body(0.25), engine=engine)
+    engine.add(1, ask(), toy(body(0.5)))
+    while engine.has_work:
+        for output in engine.tick():
+            answer.take(output)
+        engine.scheduler.give_way(list(engine.scheduler.running))
+    assert answer.tokens() == play(body(0.5)).tokens()
+
+
 def test_want_reads_every_quantity_at_the_position_it_was_asked_for() -> None:
     model = TableModel()
     want = Want((Draw(),), True, 3, gather=(0, 5), full=True, entropy=True, hidden=True, layers=(0, 2), attention=True)
