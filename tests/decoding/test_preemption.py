@@ -75,6 +75,20 @@ def test_every_strategy_preempted_at_any_moment_says_the_same() -> None:
     assert num_preemptions > 200
 
 
+def test_what_is_preempted_while_a_tick_is_planned_is_no_part_of_it() -> None:
+    """Neither its spans nor its page copies, whose target may be another row's page by now."""
+    requests = [Request((1, 2, i), Sampling(2), LogitsParams(0), StoppingParams(30, ignore_eos=True)) for i in range(4)]
+    requests += [Request((i,) * 60, Sampling(), LogitsParams(0), StoppingParams(4), priority=-1) for i in range(8)]
+    engine = table_engine(num_pages=34, tick_tokens=8, max_rows=24)
+    for index, request in enumerate(requests):
+        engine.add(index, request, build)
+    while engine.has_work:
+        before = engine.computed_tokens
+        engine.tick()
+        assert engine.tick_tokens == engine.computed_tokens - before
+    assert engine.scheduler.counters.preemptions > 0
+
+
 def test_a_prompt_that_is_scored_and_preempted_in_its_middle_is_scored_once() -> None:
     rng = random.Random(4)
     prompt = tuple(rng.randrange(VOCAB) for _ in range(400))
