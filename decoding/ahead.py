@@ -151,7 +151,7 @@ class Ahead:
 
 def _is_plain(feed: Feed) -> bool:
     """Whether it reads one token more, and nothing else changes."""
-    return len(feed.tokens) == 1 and feed.embeds is None and not feed.drop and not feed.num_injected
+    return len(feed.tokens) == 1 and feed.embeds is None and not feed.num_injected
 
 
 def _draws_on(scheduled: Scheduled, before: Work | None) -> bool:

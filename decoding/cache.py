@@ -84,7 +84,6 @@ class PageCache:
             at = table.length // self.page_size
             old, new = table.pages[at], self._take()
             table.pages[at] = new
-            del table.digests[at:]
             self._release(old)
             copies.append((old, new))
         while len(table.pages) * self.page_size < table.length + num_tokens:
@@ -151,7 +150,7 @@ class PageCache:
             page = table.pages[len(table.digests)]
             digest = self._digest(table, ids, salt)
             table.digests.append(digest)
-            if digest not in self._page_of and page not in self._digest_of:
+            if digest not in self._page_of:
                 self._page_of[digest] = page
                 self._digest_of[page] = digest
 

@@ -82,8 +82,8 @@ class DraftLength:
         return DraftLength(max(self.num_tokens, min(self.num_tokens + 2, WIDEST_GROWN)), self.schedule)
 
 
-def num_matching(drafts: Sequence[int], drawn: Sequence[int]) -> int:
-    """Drafts up to the first that differs from what was drawn in its place."""
+def num_matching(drafts: Sequence[int], drawn: Sequence[int | None]) -> int:
+    """Drafts up to the first that differs from what was drawn in its place (None: nothing could be)."""
     pairs = zip(drafts, drawn, strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), len(drafts))
 

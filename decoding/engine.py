@@ -20,7 +20,7 @@ from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.encoder_memory import EncoderMemory
 from decoding.forwarding import Enqueued, Forwarded, Model, enqueue_reads, forward
-from decoding.isolation import Isolation, failure_of
+from decoding.isolation import ALL_EXCLUDED, Isolation, failure_of
 from decoding.live import LiveRequest, Work
 from decoding.logits.pipeline import NEUTRAL, Pipelines
 from decoding.output import Failure, Output, Usage
@@ -35,7 +35,6 @@ from decoding.tools import NotBegun, RowTools
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
 
-_ALL_EXCLUDED = Failure("nothing_to_draw", "the request's own masks exclude every token")
 _NOT_FINITE = Failure("nan_logits", "the model's scores were not finite")
 
 
@@ -245,7 +244,7 @@ class Engine:
         if live.id not in self._live:  # failed by an earlier reading of this tick
             return
         if isinstance(reading, Unreadable):
-            self._fail(live, _ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
+            self._fail(live, ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
         else:
             scheduled.work.readings.append(reading)
 

@@ -15,6 +15,9 @@ import torch
 
 from decoding.live import LiveRequest
 from decoding.output import Failure
+from decoding.seam import NothingToDraw
+
+ALL_EXCLUDED = Failure("nothing_to_draw", "the request's own masks exclude every token")
 
 BROKEN_AFTER = 4
 """Requests that fail alone, one after the other with no success between, before the model counts as broken."""
@@ -84,6 +87,8 @@ def failure_of(error: Exception) -> Failure:
     """What the request is told that caused the exception."""
     if is_out_of_memory(error):
         return Failure("out_of_memory", "the request needs more memory than there is", error)
+    if isinstance(error, NothingToDraw):
+        return ALL_EXCLUDED
     return Failure("internal", "the request failed", error)
 
 

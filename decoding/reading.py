@@ -299,7 +299,8 @@ class ReadSlice:
         read, get = self._reads[i], self._get
         peak = get("peak", i)
         if peak is not None and not np.isfinite(peak):
-            return Unreadable(is_excluded=bool(peak == -np.inf))
+            is_excluded = bool(peak == -np.inf)
+            return Reading(read.position) if is_excluded and read.want.is_tentative else Unreadable(is_excluded)
         hidden = _tensor(get("hidden", i))
         if hidden is not None and not hidden.isfinite().all():
             return Unreadable(is_excluded=False)

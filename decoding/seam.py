@@ -70,6 +70,10 @@ class Draw:
     purpose: Purpose = Purpose.SAMPLE
 
 
+class NothingToDraw(Exception):
+    """The request's own masks leave no token where it has to have one. A strategy's `step` may raise this."""
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What to read at a position. The default reads nothing: the feed only fills the cache.
@@ -82,7 +86,8 @@ class Want:
     layers through the head, without final norm. attention: last layer's scores of the last query.
     contrast: hidden layers to contrast z with before the pipeline sees it (`logits/contrast.py`); raw log-probs and
     entropy stay those of the untouched z. keep: as full, but the scores stay on the model's device (with logprobs the
-    raw ones too), and those of the drawn tokens are reported.
+    raw ones too), and those of the drawn tokens are reported. is_tentative: the text may never come here; where masks
+    leave nothing to draw, the Reading is empty and the request goes on.
     """
 
     draws: tuple[Draw, ...] = ()
@@ -98,6 +103,7 @@ class Want:
     attention: bool = False
     contrast: tuple[int, ...] = ()
     keep: bool = False
+    is_tentative: bool = False
     scores: Scores = Scores.RAW
 
     @property

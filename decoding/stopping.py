@@ -49,7 +49,7 @@ class Stopping:
         tail = b""
         if self._stops:
             window = progress.tail + self._bytes_of(token)
-            found = self._find(window) if num_tokens >= self._min_tokens else None
+            found = self._find(window, len(progress.tail)) if num_tokens >= self._min_tokens else None
             tail = window[-self._tail_length :] if self._tail_length else b""
         after = Progress(num_tokens, tail)
         if token in self._eos:
@@ -65,7 +65,11 @@ class Stopping:
     def _bytes_of(self, token: int) -> bytes:
         return self._token_bytes[token] if token < len(self._token_bytes) else b""
 
-    def _find(self, window: bytes) -> int | None:
-        """Index of the stop sequence that ends first in the window; the earlier listed among equals."""
-        ends = [(at + len(stop), i) for i, stop in enumerate(self._stops) if (at := window.find(stop)) >= 0]
+    def _find(self, window: bytes, num_old: int) -> int | None:
+        """Index of the stop sequence that ends first behind the window's old bytes; the earlier listed among equals.
+
+        One among the old bytes came before min_tokens were out, and ends nothing.
+        """
+        starts = [window.find(stop, max(num_old - len(stop) + 1, 0)) for stop in self._stops]
+        ends = [(at + len(stop), i) for i, (at, stop) in enumerate(zip(starts, self._stops, strict=True)) if at >= 0]
         return min(ends)[1] if ends else None

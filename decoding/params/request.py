@@ -126,7 +126,8 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        """The most positions one row can take: the last token drawn is never fed, unless a question follows it."""
+        """The most positions one row can take: the last token is never fed, unless a question follows it or its hidden
+        state has a say in the choice."""
         return self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
 
     @property
@@ -165,4 +166,6 @@ def _num_behind(strategy: StrategyParams) -> int:
     """Positions that the strategy may feed behind a finished text, the text's last token among them."""
     if isinstance(strategy, CotDecoding) and strategy.suffix_ids:
         return len(strategy.suffix_ids) + strategy.max_answer
-    return 1 + len(strategy.eval_ids) if isinstance(strategy, Sed) else 0
+    if isinstance(strategy, Sed):
+        return 1 + len(strategy.eval_ids)
+    return 1 if isinstance(strategy, Contrastive) else 0

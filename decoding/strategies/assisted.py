@@ -23,6 +23,7 @@ from decoding.seam import (
     NOTHING,
     Draw,
     Move,
+    NothingToDraw,
     Observation,
     Open,
     Purpose,
@@ -106,19 +107,20 @@ class AssistedStrategy:
     def _draft_want(self, index: int) -> Want:
         draws = (Draw(index, Purpose.SPECULATION_DRAFT),)
         if not self._request.logits.is_greedy:
-            return Want(draws, keep=True, scores=Scores.PROCESSED)
+            return Want(draws, keep=True, is_tentative=True, scores=Scores.PROCESSED)
         needs_q = self._params.confidence_threshold > 0 or self._request.trace
-        return Want(draws, top_k=1 if needs_q else 0, scores=Scores.PROCESSED)
+        return Want(draws, top_k=1 if needs_q else 0, is_tentative=True, scores=Scores.PROCESSED)
 
     def _window_wants(self, index: int) -> tuple[Want, Want]:
         """What to read at the window's last position and at those before it."""
         draws, has_logprobs = (Draw(index),), self._request.logprobs.output is not None
         num_top, kind = self._request.logprobs.output or 0, scores_kind(self._request)
         if self._request.logits.is_greedy:
-            want = Want(draws, has_logprobs, num_top, gather_next=self._request.trace, scores=kind)
+            gathers = self._request.trace
+            want = Want(draws, has_logprobs, num_top, gather_next=gathers, is_tentative=True, scores=kind)
             return want, want
         top_k, raw_top = (0, num_top) if kind is Scores.RAW else (num_top, 0)
-        want = Want(draws, has_logprobs, top_k, raw_top, scores=Scores.PROCESSED)
+        want = Want(draws, has_logprobs, top_k, raw_top, is_tentative=True, scores=Scores.PROCESSED)
         return want, dataclasses.replace(want, draws=(), gather_next=True, keep=True)
 
     def _verified(self, choice: Choice, draft: DraftRow, view: RowView) -> Round:
@@ -133,6 +135,8 @@ class AssistedStrategy:
         u = self._tools.uniforms(Draw(index, Purpose.SPECULATION_ACCEPT), [r.position for r in readings[:-1]])
         k = num_accepted(log_p, draft.log_q, u)
         at = readings[k]
+        if k == len(draft.tokens) and not at.tokens:
+            raise NothingToDraw
         if k == len(draft.tokens):
             following = at.tokens[0]
         else:

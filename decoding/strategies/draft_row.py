@@ -20,7 +20,7 @@ class DraftRow:
     """tokens: this round's drafts.
 
     lacking: committed and not fed to it yet. num_stale: its last positions that are not committed. log_q: of each
-    draft; q: the distributions they were drawn from, in log [vocab], when sampling.
+    draft; q: the distributions they were drawn from, in log [vocab], when sampling. is_stuck: nothing may follow them.
     """
 
     row: RowId
@@ -30,6 +30,7 @@ class DraftRow:
     tokens: list[int] = field(default_factory=list)
     log_q: list[float] = field(default_factory=list)
     q: list[torch.Tensor] = field(default_factory=list)
+    is_stuck: bool = False
 
     def feed(self, want: Want) -> Feed:
         if self.tokens:
@@ -39,20 +40,24 @@ class DraftRow:
     def take(self, view: RowView) -> None:
         """x_i, drawn at the row's last position."""
         self.row = view.row
+        if not view.last.tokens:
+            self.is_stuck = True
+            return
         self.tokens.append(view.last.tokens[0])
         self.log_q += view.last.drawn_scores or [score for _, score in view.last.top] or [0.0]
         self.q += [view.last.kept] if view.last.kept is not None else []
 
     def is_over(self, most: int, ending_ids: Collection[int], confidence_threshold: float) -> bool:
         """Whether enough is drafted."""
-        if not self.tokens or len(self.tokens) >= most:
-            return len(self.tokens) >= most
+        if not self.tokens or len(self.tokens) >= most or self.is_stuck:
+            return len(self.tokens) >= most or self.is_stuck
         return self.tokens[-1] in ending_ids or math.exp(self.log_q[-1]) < confidence_threshold
 
     def restart(self, num_kept: int, last: int) -> None:
-        """After a verification that kept so many drafts and put `last` behind them. The last draft was never fed."""
-        num_fed = max(len(self.tokens) - 1, 0)
+        """After a verification that kept so many drafts and put `last` behind them. The last draft was not fed unless
+        it is where drafting got stuck."""
+        num_fed = max(len(self.tokens) - (0 if self.is_stuck else 1), 0)
         self.num_stale = max(num_fed - num_kept, 0)
         self.lacking = (*self.tokens[num_fed:num_kept], last)
         self.length = self.length.after(len(self.tokens), num_kept)
-        self.tokens, self.log_q, self.q = [], [], []
+        self.tokens, self.log_q, self.q, self.is_stuck = [], [], [], False

@@ -36,9 +36,13 @@ class _Group:
     finished: list[Hypothesis] = field(default_factory=list)
 
     def add(self, hypothesis: Hypothesis, size: int) -> None:
+        """One that is no better than the worst of K' does not take its place."""
+        if len(self.finished) == size:
+            worst = min(self.finished, key=lambda h: h.score)
+            if hypothesis.score <= worst.score:
+                return
+            self.finished.remove(worst)
         self.finished.append(hypothesis)
-        if len(self.finished) > size:
-            self.finished.remove(min(self.finished, key=lambda h: h.score))
 
 
 class GroupBeamStrategy(Search):

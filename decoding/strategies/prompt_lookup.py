@@ -73,6 +73,7 @@ class PromptLookupStrategy:
             logprobs=num_top is not None,
             top_k=num_top or 0,
             gather_next=self._request.trace,
+            is_tentative=True,
             scores=scores_kind(self._request),
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from decoding.drafting import num_matching
-from decoding.seam import Emit, Feed, Figure, Finish, Json, Move, Open, Reading, RowId, TraceEvent, Want
+from decoding.seam import Emit, Feed, Figure, Finish, Json, Move, NothingToDraw, Open, Reading, RowId, TraceEvent, Want
 from decoding.stopping import START, Progress, Stopping
 
 
@@ -129,11 +129,13 @@ def matched(drafts: Sequence[int], readings: Sequence[Reading]) -> list[Token]:
 
     Every committed token is thus the target's own draw, the very one that plain decoding makes.
     """
-    drawn = [reading.tokens[0] for reading in readings]
+    drawn = [next(iter(reading.tokens), None) for reading in readings]
     return [_drawn(reading) for reading in readings[: num_matching(drafts, drawn) + 1]]
 
 
 def _drawn(reading: Reading) -> Token:
+    if not reading.tokens:
+        raise NothingToDraw
     if not reading.logprobs:
         return Token(reading.tokens[0])
     return Token(reading.tokens[0], reading.logprobs[0], reading.drawn_scores[0], reading.top)

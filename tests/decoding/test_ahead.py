@@ -293,6 +293,9 @@ class Wayward:
             seen = yield from self._habit(seen, draw)
             a = seen.rows[0]
             seen = yield Move((Feed(a.row, a.last.tokens, want=Want((Draw(1),), top_k=3, hidden=True, layers=(0,))),))
+            seen = yield from self._habit(seen, draw)
+            a = seen.rows[0]
+            seen = yield Move((Feed(a.row, a.last.tokens, want=Want((Draw(),), attention=True)),))
             a = seen.rows[0]
             seen = yield Move((Feed(a.row, (*a.last.tokens, 5), want=draw),))
             seen = yield from self._habit(seen, draw)

@@ -99,6 +99,25 @@ def test_a_long_prompt_is_cut_at_fixed_borders_while_short_feeds_run_in_every_ti
     assert tokens == [6 + 64, 1 + 64, 1 + 64, 1 + 64, 1 + 44, 1]
 
 
+def test_long_prompts_share_the_tokens_of_a_tick() -> None:
+    engine = table_engine(num_pages=200, tick_tokens=100)
+    add(
+        engine, ask(length=60, max_tokens=1), ask(length=62, max_tokens=1, cache_salt="a"), ask(length=61, max_tokens=1)
+    )
+    engine.tick()
+    assert engine.tick_tokens == 60 + 62, "where less than a chunk is left, a chunk still runs"
+    drain(engine)
+
+
+def test_nobody_is_admitted_to_the_pages_that_running_rows_need_next() -> None:
+    engine = table_engine(num_pages=5)
+    engine.add(0, ask(length=4, max_tokens=6), build)
+    engine.tick()
+    engine.add(1, ask(length=12, max_tokens=1, cache_salt="b"), build)
+    drain(engine)
+    assert engine.scheduler.counters.preemptions == 0
+
+
 def test_cancelling_frees_rows_and_pages_at_once() -> None:
     engine = table_engine()
     add(engine, ask(strategy=Sampling(3)), ask())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Generator, Sequence
 
 import pytest
@@ -118,6 +119,29 @@ def test_a_latent_position_is_never_handed_to_others_by_the_prefix_index() -> No
         return inner
 
     assert play(body(0.25), engine=engine).tokens() != play(body(0.5), engine=engine).tokens()
+
+
+def test_a_preempted_row_does_not_take_another_vectors_page_for_its_own() -> None:
+    """Both logs hold the same ids: the page of the one before stays in the index when the other is fed again."""
+
+    def body(vector: float) -> Body:
+        def inner(tools: Tools, prompt: Sequence[int]) -> Play:
+            seen = yield Move((Feed(Open(), tuple(prompt)),))
+            seen = yield Move((Feed(seen.rows[0].row, embeds=torch.full((1, 1), vector)),))
+            for token in (1, 2, 3):
+                seen = yield Move((Feed(seen.rows[0].row, (token,), want=DRAW),))
+            yield emit(seen.rows[0].last.tokens)
+
+        return inner
+
+    engine, answer = table_engine(), Answer()
+    play(body(0.25), engine=engine)
+    engine.add(1, ask(), toy(body(0.5)))
+    while engine.has_work:
+        for output in engine.tick():
+            answer.take(output)
+        engine.scheduler.give_way(list(engine.scheduler.running))
+    assert answer.tokens() == play(body(0.5)).tokens()
 
 
 def test_want_reads_every_quantity_at_the_position_it_was_asked_for() -> None:
@@ -328,6 +352,33 @@ def test_injected_tokens_are_attended_to_but_not_penalised() -> None:
 
     assert scores_of_the_fed(is_injected=False) == [True, True]
     assert scores_of_the_fed(is_injected=True) == [False, False]
+
+
+def test_nothing_of_what_was_dropped_stays_behind_injected_or_latent() -> None:
+    """The tokens fed in its place are read as tokens, and penalties see them."""
+    penalised = LogitsParams(temperature=0, frequency_penalty=50.0)
+    want = Want((Draw(),), gather=(11, 12), scores=Scores.PROCESSED)
+
+    def said(*detours: Feed) -> list[float]:
+        found: list[float] = []
+
+        def body(tools: Tools, prompt: Sequence[int]) -> Play:
+            seen = yield Move((Feed(Open(), tuple(prompt)),))
+            drop = 0
+            for detour in detours:
+                seen = yield Move((dataclasses.replace(detour, parent=seen.rows[0].row, drop=drop),))
+                drop = 2
+            seen = yield Move((Feed(seen.rows[0].row, (11, 12), drop=drop, want=want),))
+            found.extend((*seen.rows[0].last.gathered, *seen.rows[0].last.tokens))
+            yield emit([1])
+
+        play(body, ask(penalised))
+        return found
+
+    injected = Feed(Open(), (8, 9), num_injected=2)
+    latent = Feed(Open(), embeds=torch.ones(2, 3))
+    assert said() == said(injected) == said(latent) == said(latent, injected)
+    assert max(said()[:2]) < -40
 
 
 def test_an_exception_in_one_strategy_ends_that_request_alone() -> None:

@@ -52,6 +52,21 @@ def test_a_sequence_is_looked_for_only_once_min_tokens_are_out() -> None:
     assert outcome(params, [1, 0, 0, 1]) == (4, Finish(FinishReason.STOP, "stop:0"))
 
 
+def test_what_was_passed_before_min_tokens_were_out_is_not_found_later_beside_a_longer_sequence() -> None:
+    """The bytes kept for the longer one held the whole of the shorter, which then ended the row a token late."""
+    params = StoppingParams(9, min_tokens=2, stop=(b"b", b"STOP"))
+    assert outcome(params, [1, 0, 0, 2]) == (4, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(StoppingParams(9, min_tokens=2, stop=(b"b", b"bbb")), [1, 0, 0, 1]) == (
+        4,
+        Finish(FinishReason.STOP, "stop:0"),
+    )
+
+
+def test_a_sequence_that_began_before_min_tokens_were_out_counts() -> None:
+    params = StoppingParams(9, min_tokens=2, stop=(b"STOP", b"b"))
+    assert outcome(params, [6, 7, 0]) == (2, Finish(FinishReason.STOP, "stop:0"))
+
+
 def test_a_stop_sequence_of_one_byte_keeps_no_tail() -> None:
     assert outcome(StoppingParams(9, stop=(b"b",)), [0, 0, 2]) == (3, Finish(FinishReason.STOP, "stop:0"))
 

@@ -279,6 +279,34 @@ def test_an_end_inside_the_accepted_tokens_is_the_end() -> None:
     assert eos not in drafts[:-1]
 
 
+class SixModel(TableModel):
+    """Sure of token 6."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return super().head(hidden) + 300.0 * (torch.arange(self.vocab) == 6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("threshold", [0.0, 0.4])
+def test_a_draft_after_which_nothing_is_allowed_is_the_last_of_its_round(temperature: float, threshold: float) -> None:
+    """The draft model went on from it, found nothing, and the whole request failed, which plain decoding answers."""
+    models = {"main": TableModel(), "draft": SixModel()}
+    logits = LogitsParams(temperature, allowed_token_ids=(5, 6), bad_words=((6, 5), (6, 6)), logit_bias=((5, 100.0),))
+    request = ask(Assisted(4, confidence_threshold=threshold), logits=logits)
+    speculated, plainly = run(table_engine(models=models), [request, plain(request)])
+    assert said(speculated) == said(plainly)
+    assert speculated.usage is not None
+    assert speculated.usage.accepted == 0 < speculated.usage.drafted
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_where_plain_decoding_finds_nothing_allowed_so_does_speculation(temperature: float) -> None:
+    models = {"main": SixModel(), "draft": SixModel()}
+    logits = LogitsParams(temperature, allowed_token_ids=(5, 6), bad_words=((6, 5), (6, 6)))
+    found = {a.failure and a.failure.code for a in run(table_engine(models=models), [ask(logits=logits)])}
+    assert found == {"nothing_to_draw"}
+
+
 def test_sampled_logprobs_are_the_targets() -> None:
     """They equal what the target says of the very same text as a prompt."""
     request = ask(logits=LogitsParams(0.9, top_k=12), logprobs=LogprobsParams(2))

@@ -102,6 +102,13 @@ def test_pruning_drops_beams_far_below_the_best_finished() -> None:
     assert rows(50.0) == rows(None)
 
 
+def test_pruning_leaves_every_choice_something_to_return() -> None:
+    strategy = Beam(4, 4, prune=0.0)
+    found = answer(dataclasses.replace(REQUEST, strategy=strategy, stopping=StoppingParams(30)))
+    reasons = {c.finish.reason for c in found.choices.values() if c.finish is not None}
+    assert reasons <= {FinishReason.STOP, FinishReason.LENGTH}
+
+
 def test_stop_sequences_and_stop_ids_end_hypotheses() -> None:
     plain = answer(REQUEST, table_engine()).tokens()
     table = [bytes([65 + i]) for i in range(40)]

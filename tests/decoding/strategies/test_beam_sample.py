@@ -70,6 +70,20 @@ def test_two_beams_of_one_step_hold_each_pair_as_often_as_they_should() -> None:
     assert chi_square(observed, expected) < CRITICAL[5]
 
 
+def test_of_the_drawn_the_best_goes_on_in_whatever_order_they_came() -> None:
+    """But of those that the length ends, the first drawn."""
+    for seed in range(6):
+        history = [*PROMPT]
+        for step in range(4):
+            weights = np.exp(table_logprobs(history))
+            numbers = uniforms([seed] * 2, [0] * 2, [len(history) - 1] * 2, [Purpose.BEAM_GUMBEL] * 2, np.arange(2))
+            drawn = draw_without_replacement(weights, numbers.tolist())
+            history.append(drawn[0] if step == 3 else max(drawn, key=lambda token: weights[token]))
+        request = dataclasses.replace(REQUEST, strategy=BeamSample(1, 1), stopping=StoppingParams(4), seed=seed)
+        (found,) = run(table_engine(), [request])
+        assert found.tokens() == history[len(PROMPT) :]
+
+
 def test_seeds_decide() -> None:
     assert answer(REQUEST).said == answer(REQUEST).said
     outputs = {tuple(answer(dataclasses.replace(REQUEST, seed=seed)).tokens()) for seed in range(8)}

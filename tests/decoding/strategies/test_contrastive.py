@@ -80,6 +80,17 @@ def test_a_token_costs_k_positions_and_nothing_runs_after_the_last() -> None:
     assert model.num_forwards == 1 + 8
 
 
+def test_the_last_token_is_fed_too_and_so_takes_a_position() -> None:
+    """A model of just one position less failed in the middle of the text, at a position that it does not have."""
+    request = ask()
+    assert request.max_length == len(PROMPT) + 8
+    (fitting,) = run(table_engine(max_model_len=request.max_length), [request])
+    (refused,) = run(table_engine(max_model_len=request.max_length - 1), [request])
+    assert fitting.failure is None
+    assert refused.failure is not None
+    assert refused.failure.code == "never_fits"
+
+
 def test_it_stops_at_a_stop_token_and_feeds_no_more() -> None:
     tokens = derived(0.6, 4, 8)
     stop = StoppingParams(8, stop_token_ids=(tokens[3],))

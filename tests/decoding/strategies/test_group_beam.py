@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 import decoding.strategies.group_beam
 from decoding.params import GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.table_oracle import table_logprobs
-from tests.decoding.table_model import table_engine
+from tests.decoding.table_model import TableModel, table_engine
 
 PROMPT = (3, 1, 4, 1, 5)
 EOS = (3, 11, 19)
@@ -51,6 +52,24 @@ def test_ranking_the_best_alone_equals_ranking_the_whole_vocabulary(
         assert [[t for t, _ in top] for top in few.choices[i].top] == [
             [t for t, _ in top] for top in every.choices[i].top
         ]
+
+
+class CoinModel(TableModel):
+    """Either token 0 or token 1, with the same probability, whatever came before."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        scores = torch.full((len(hidden), self.vocab), -1e4)
+        scores[:, :2] = 0
+        return scores
+
+
+def test_of_equals_the_one_finished_first_stays() -> None:
+    """As in transformers' BeamHypotheses; the later one took its place here."""
+    strategy = GroupBeam(1, 1, 1, early_stopping="never")
+    (found,) = run(
+        table_engine(models={"main": CoinModel()}, eos=(0,)), [dataclasses.replace(REQUEST, strategy=strategy)]
+    )
+    assert found.tokens() == [0]
 
 
 def test_processors_see_scores_after_the_penalty() -> None:

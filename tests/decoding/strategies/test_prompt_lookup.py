@@ -8,11 +8,19 @@ import random
 import pytest
 
 from decoding.engine import Engine
-from decoding.params import LogitsParams, LogprobsParams, PromptLookup, Request, Sampling, StoppingParams
+from decoding.params import (
+    LogitsParams,
+    LogprobsParams,
+    PromptLookup,
+    Request,
+    Sampling,
+    StoppingParams,
+    StrategyParams,
+)
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
 from tests.decoding.guessable_model import CYCLE, CyclingModel
-from tests.decoding.table_model import table_engine
+from tests.decoding.table_model import TableModel, table_engine
 
 GREEDY = LogitsParams(temperature=0)
 BYTES = tuple(bytes([65 + i % 26]) for i in range(40))
@@ -117,6 +125,31 @@ def test_an_accepted_token_can_end_the_choice_and_nothing_after_it_is_said() -> 
     assert answer.usage is not None
     assert answer.usage.accepted > 0
     assert dict(finish.figures) == {"drafted": answer.usage.drafted, "accepted": answer.usage.accepted}
+
+
+def dead_end(strategy: StrategyParams, best: int = 5, temperature: float = 0.0) -> Request:
+    """After token 6 nothing is allowed; `best`, 5 or 6, is what the masks and the bias leave likeliest elsewhere."""
+    logits = LogitsParams(
+        temperature, allowed_token_ids=(5, 6), bad_words=((6, 5), (6, 6)), logit_bias=((best, 100.0),)
+    )
+    return Request((1, 5, 5, 6, 5, 5), strategy, logits, StoppingParams(8), LogprobsParams(1))
+
+
+def test_a_rejected_draft_after_which_nothing_is_allowed_ends_nothing() -> None:
+    """It made the whole request fail, which plain decoding answers: there the text never comes to that place."""
+    for model in (CyclingModel(), TableModel()):
+        speculated, plainly = run(
+            table_engine(models={"main": model}), [dead_end(PromptLookup(4, 2)), dead_end(Sampling())]
+        )
+        assert said(speculated) == said(plainly)
+        assert speculated.usage is not None
+        assert speculated.usage.drafted > speculated.usage.accepted
+
+
+def test_where_plain_decoding_finds_nothing_allowed_so_does_prompt_lookup() -> None:
+    (answer,) = run(engine(), [dead_end(PromptLookup(4, 2), best=6)])
+    assert answer.failure is not None
+    assert answer.failure.code == "nothing_to_draw"
 
 
 def test_n_choices_speculate_each_for_itself() -> None:
