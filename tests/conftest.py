@@ -17,6 +17,23 @@ if not torch.cuda.is_available():
 from decoding.embedded import ensure_directory
 from tests.running_server import RunningServer, running_server
 
+LONG = ("test_smollm2_strategies.py", "test_docker.py", "test_lifecycle.py", "test_promises.py", "test_mixed.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a run in several processes: each file's tests stay in one of them, those of all that share a server, too.
+
+    Long ones come first, or one process would end with them while the others have nothing left to do.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    sharing = {item.path for item in items if "smol_server" in getattr(item, "fixturenames", ())}
+    for item in items:
+        own = f"{item.path.parent.name}/{item.path.stem}"
+        item.add_marker(pytest.mark.xdist_group("smol_server" if item.path in sharing else own))
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 @pytest.fixture(autouse=True)
 def handlers_stay() -> Iterator[None]:
