@@ -25,7 +25,7 @@ serve: install  ## install, then serve on 127.0.0.1:8000
 
 # Two, because most tests wait for processes; -n 0 for one, with its output as it comes.
 test: install-dev  ## the whole test suite; ARGS="-n 0 -k sampling"
-	@$(bin)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install-dev  ## ruff, mypy, hadolint
 	@$(bin)/ruff check .
