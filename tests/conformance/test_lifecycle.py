@@ -45,7 +45,7 @@ from tests.conformance.victim import Golden, beside_a_victim, recorded
 from tests.running_server import RunningServer, clean_environment
 from tests.server.fake_worker import ANSWER, BURST, DIE, NAN, NEVER_FITS, SLOW, STALL, WAIT
 
-STALLS = ("--stall-seconds", "8", "--stall-kill-seconds", "16")
+STALLS = ("--stall-seconds", "3", "--stall-kill-seconds", "6")
 NUM_KILLS = 20
 NUM_STREAMS = 16
 
