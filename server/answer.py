@@ -63,7 +63,7 @@ class Answer:
         return taken
 
     def push(self, prompt: int, output: Output) -> Iterator[tuple[int, Piece]]:
-        """The pieces this output adds. Raises ApiError 500 when the engine gave a choice up."""
+        """The pieces this output adds."""
         if output.prompt is not None:
             self.prompt_scores[prompt] = output.prompt
         if output.finished is not None:
@@ -102,8 +102,6 @@ class Answer:
         return Choice(shown, served.eos_token_ids, detokenizer, offset=len(prompt.text), message=message)
 
     def _piece(self, prompt: int, chunk: Chunk) -> tuple[int, Piece]:
-        if chunk.finish_reason == "error":
-            raise ApiError(500, "decoding failed", code="decoding_failed")
         choice = prompt * self._plan.shown.num_choices + chunk.choice
         piece = self._choices[choice].push(chunk)
         self._num_completion_tokens += len(chunk.token_ids)

@@ -7,6 +7,7 @@ through is a field named twice: then the object has fewer fields than its bytes 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any, TypeVar, get_args
@@ -26,6 +27,15 @@ Object = TypeVar("Object", bound=Wire)
 Location = tuple[int | str, ...]
 
 
+# pydantic's kinds of error whose messages name Python's types, or ours
+_IN_JSON = {
+    "model_type": "must be an object",
+    "dict_type": "must be an object",
+    "list_type": "must be a list",
+    "none_required": "must be null",
+    "too_short": "must not be empty",
+    "too_long": "must be empty",
+}
 INLINE_BYTES = 64 << 10  # parsed in less than a millisecond
 
 
@@ -87,8 +97,12 @@ def _bad_field(wire: type[Wire], failure: ValidationError) -> ApiError:
     path, field = _path(location), _field(location)
     if first["type"] == "missing":
         return ApiError(400, f"{path} is required", param=field)
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    return ApiError(400, f"{path} {message}", param=field)
+    return ApiError(400, f"{path} {_problem(first['type'], first['msg'])}", param=field)
+
+
+def _problem(kind: str, message: str) -> str:
+    """What pydantic found, in JSON's words."""
+    return _IN_JSON.get(kind) or re.sub("^Value error, ", "", re.sub("^(Input|String) should", "must", message))
 
 
 def _description(location: Location, forms: Mapping[str, str]) -> str | None:

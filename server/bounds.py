@@ -21,7 +21,7 @@ PARAM_TEXTS = (
     *("sed.question", "sed.yes", "sed.no"),
 )
 NEUTRAL_MAX_ANSWER = CotDecoding().max_answer
-ALIASES = (("min_tokens", "min_new_tokens"), ("n", "num_return_sequences"))
+ALIASES = (("min_tokens", "min_new_tokens"), ("n", "num_return_sequences"), ("max_tokens", "max_completion_tokens"))
 
 
 def num_rows(wire: CompletionRequest | ChatRequest) -> int:
@@ -52,8 +52,6 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
     else:
         _at_most(len(wire.messages), limits.max_messages, "messages", "entries")
         _at_most(wire.top_logprobs, limits.max_logprobs, "top_logprobs")
-        if None not in (wire.max_tokens, wire.max_completion_tokens) and wire.max_tokens != wire.max_completion_tokens:
-            raise bad_field("max_tokens", "and max_completion_tokens are the same and must not differ")
 
 
 def refused(invalid: InvalidParam) -> ApiError:
@@ -99,7 +97,7 @@ def _check_sizes(wire: Decoding, limits: Limits) -> None:
         _at_most(len(value) if isinstance(value, str) else 0, limits.max_param_chars, path, "characters")
 
 
-def _check_pairs(wire: Decoding) -> None:
+def _check_pairs(wire: CompletionRequest | ChatRequest) -> None:
     for one, other in ALIASES:
         values = (at(wire, one), at(wire, other))
         if None not in values and values[0] != values[1]:

@@ -19,6 +19,11 @@ IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identi
 LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "web_search_options": (),
 }
 
 LATER_IN_EMBEDDINGS: Mapping[str, tuple[Any, ...]] = {"dimensions": ()}

@@ -1,4 +1,4 @@
-"""How much one request may ask for. Filled from the settings; checked in `translate.py` before anything is queued."""
+"""How much one request may ask for: filled from the settings, shown by /v1/strategies, checked before the queue."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ class Limits:
     """A body's values are all that it holds, its parts those of them that are no numbers or constants, and names.
     Rows are the sequences of one prompt (n, best_of); max_request_rows counts them over all prompts of a request.
 
-    Characters are Unicode code points; max_param_chars bounds a prompt among the
-    parameters (negative_prompt and the like). send_seconds: how long a client may leave one piece of a stream unread.
+    Characters are Unicode code points; max_param_chars bounds a prompt among the parameters (negative_prompt and the
+    like). `body_limit.py` holds a body to max_body_bytes before anything is parsed. send_seconds: how long a client may
+    leave one piece of a stream unread.
     """
 
+    max_body_bytes: int = 8 << 20
     max_body_values: int = 1 << 20
     max_body_parts: int = 1 << 17
     max_rows: int = 64

@@ -97,6 +97,7 @@ class CompletionRequest(Decoding):
     decoder_prompt: Context | None = option("Text or token ids that an encoder-decoder model's answer goes on from.")
     suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
     max_tokens: Count | None = option("Most tokens of a choice.", 16)
+    max_completion_tokens: Count | None = option("Another name of max_tokens.")
     echo: bool | None = option("Put the prompt before the answer.", False)
     logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
 
@@ -126,6 +127,8 @@ class ChatRequest(Decoding, ToolFields):
 
 class TokenizeRequest(ConversationFields):
     """POST /tokenize: `prompt` or `messages`."""
+
+    FORMS: ClassVar[Mapping[str, str]] = {"prompt": "a string"}
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")
     prompt: str | None = option("The text; either it or messages.")

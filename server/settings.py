@@ -7,8 +7,9 @@ serves everywhere: `max_queue` in TOML, POLYDECODE_MAX_QUEUE, --max-queue. What 
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +27,10 @@ from pydantic_settings import (
 from server.limits import Limits
 
 ENV_PREFIX = "POLYDECODE_"
+_SERVICE_LINK = re.compile(
+    ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+REPEATABLE = ("--served-model-name", "--api-key")
 GIB = 1 << 30
 _QUANTIZED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 _COMPUTED_IN = {"cpu": "float32", "cuda": "bfloat16"}
@@ -265,6 +270,7 @@ class Settings(
     @property
     def limits(self) -> Limits:
         return Limits(
+            max_body_bytes=self.max_body_bytes,
             max_body_values=self.max_body_values,
             max_body_parts=self.max_body_parts,
             max_rows=self.max_rows_per_prompt,
@@ -332,7 +338,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
     source: CliSettingsSource[Any] = CliSettingsSource(
         CommandLine,
         cli_prog_name="polydecode [serve | config | default-config]",
-        cli_parse_args=list(arguments),
+        cli_parse_args=list(_one_value_a_flag(arguments)),
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
@@ -340,9 +346,26 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
     return source()
 
 
+def _one_value_a_flag(arguments: Sequence[str]) -> Iterator[str]:
+    """`--served-model-name a b`, as vLLM takes it, becomes the flag given twice."""
+    flag, has_value = "", False
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, has_value = argument, False
+        elif flag in REPEATABLE and has_value:
+            yield flag
+        else:
+            has_value = True
+        yield argument
+
+
 def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
     """Values of POLYDECODE_*; read by name, so that a misspelt variable is not silently without effect."""
-    mine = {name: value for name, value in environment.items() if name.upper().startswith(ENV_PREFIX)}
+    mine = {
+        name: value
+        for name, value in environment.items()
+        if name.upper().startswith(ENV_PREFIX) and not _is_service_link(name, value)
+    }
     known = {ENV_PREFIX + field.upper() for field in CommandLine.model_fields}
     unknown = sorted(name for name in mine if name.upper() not in known)
     if unknown:
@@ -350,6 +373,11 @@ def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
     source = EnvSettingsSource(CommandLine)
     source.env_vars = {name.lower(): value for name, value in mine.items() if value}
     return source()
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """Kubernetes puts these into each pod beside a Service that is called polydecode."""
+    return bool(_SERVICE_LINK.fullmatch(name)) or (name == f"{ENV_PREFIX}PORT" and "://" in value)
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
         output=wire.logprobs, prompt=_larger(scored, wire.prompt_logprobs), mode=wire.logprobs_mode or "raw"
     )
     shown = replace(_shown(wire), echo=bool(wire.echo), logprobs=wire.logprobs)
-    limit = TokenLimit(wire.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
+    limit = TokenLimit(_asked_tokens(wire), DEFAULT_MAX_TOKENS, "prompt")
     return await _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
 
 
@@ -67,8 +67,7 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     (encoded,) = await served.tokenizer.encode_all([text], add_special_tokens=False)
     top = (wire.top_logprobs or 0) if wire.logprobs else None
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
-    asked = wire.max_completion_tokens if wire.max_completion_tokens is not None else wire.max_tokens
-    limit = TokenLimit(asked, served.max_model_len, "messages")
+    limit = TokenLimit(_asked_tokens(wire), served.max_model_len, "messages")
     shown = replace(_shown(wire), logprobs=top)
     plan = await _plan(wire, served, (Prompt(encoded.ids),), limit, logprobs=logprobs, shown=shown)
     try:
@@ -143,6 +142,10 @@ class TokenLimit:
             needed = f"you requested {total} tokens ({words}, {self.asked} in the completion)"
             raise too_long(context, needed, self.field)
         return self.asked
+
+
+def _asked_tokens(wire: CompletionRequest | ChatRequest) -> int | None:
+    return wire.max_tokens if wire.max_completion_tokens is None else wire.max_completion_tokens
 
 
 async def _plan(

@@ -15,6 +15,7 @@ import torch
 
 from decoding.attention.interface import Batch, LayerSpec
 from decoding.attention.pages import LayerShape, copy_pages
+from decoding.kernels.arena import lazy_zeros
 from decoding.kernels.attend import (
     ATTENTION,
     BATCH,
@@ -64,8 +65,8 @@ class KernelAttention:
     def allocate(self, num_pages: int) -> None:
         self._records = {}
         self.num_allocations += 1
-        self.keys = [torch.zeros(num_pages, s.kv_heads, s.head_dim, PAGE) for s in self.shapes]
-        self.values = [torch.zeros(num_pages, s.kv_heads, PAGE, _padded(s.v_head_dim)) for s in self.shapes]
+        self.keys = [lazy_zeros(num_pages, s.kv_heads, s.head_dim, PAGE) for s in self.shapes]
+        self.values = [lazy_zeros(num_pages, s.kv_heads, PAGE, _padded(s.v_head_dim)) for s in self.shapes]
 
     def bytes_per_page(self) -> int:
         return sum(4 * PAGE * s.kv_heads * (s.head_dim + _padded(s.v_head_dim)) for s in self.shapes)

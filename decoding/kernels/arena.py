@@ -1,4 +1,4 @@
-"""Memory for weights in huge pages, where the system gives them.
+"""Memory for weights in huge pages, where the system gives them, and for caches, which take it as they fill.
 
 A decode step of few rows reads every weight once: with pages of 4 KiB it also waits for a page table entry per page.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import mmap
 
 import torch
@@ -42,6 +43,13 @@ def _chunk(size: int) -> torch.Tensor:
         mapping.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(mapping, dtype=torch.uint8)
     return whole[-whole.data_ptr() % HUGE_PAGE :]
+
+
+@torch.inference_mode(False)
+def lazy_zeros(*shape: int) -> torch.Tensor:  # float32
+    """Takes memory from the system where it is first written; to write a whole cache of GBs takes seconds."""
+    mapping = mmap.mmap(-1, max(1, 4 * math.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(mapping, dtype=torch.uint8)[: 4 * math.prod(shape)].view(torch.float32).view(shape)
 
 
 @functools.cache

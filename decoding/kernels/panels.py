@@ -64,7 +64,7 @@ def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, dep
 def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
     """The limit of its inputs, [columns / PANEL, depth / 2, PANEL, 2], the scales."""
     whole, scales = round_weight(weight)
-    pairs = whole.to(torch.int8).view(-1, PANEL, weight.shape[1] // 2, 2).transpose(1, 2)
+    pairs = whole.to(torch.int8).contiguous().view(torch.int16).view(-1, PANEL, weight.shape[1] // 2).transpose(1, 2)
     parts = (_limit(input_limit(whole)), pairs.contiguous(), scales)
     return torch.cat([part.flatten().view(torch.uint8) for part in parts])
 

@@ -21,8 +21,8 @@ def round_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # 
 
     Rounding their product with the scales again gives the same whole numbers.
     """
-    scales = weight.abs().amax(1, keepdim=True) / LARGEST_WEIGHT
-    return (weight / scales.clamp_min(torch.finfo(torch.float32).tiny)).round(), scales
+    scales = torch.linalg.vector_norm(weight, torch.inf, 1, keepdim=True) / LARGEST_WEIGHT
+    return (weight / scales.clamp_min(torch.finfo(torch.float32).tiny)).round_(), scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +47,5 @@ def round_groups(weight: torch.Tensor) -> Groups:  # [columns, depth] float32, d
 
 def input_limit(whole: torch.Tensor) -> int:  # [columns, depth]
     """How large whole numbers may be, for all sums of their products with the weight's to fit into int32."""
-    return min(LARGEST_INPUT, (2**31 - 1) // max(1, int(whole.abs().sum(1, dtype=torch.float64).max())))
+    sums = torch.linalg.vector_norm(whole, 1, 1, dtype=torch.float64)
+    return min(LARGEST_INPUT, (2**31 - 1) // max(1, int(sums.max())))

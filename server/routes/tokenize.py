@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
 from server.body import parse, read_object
@@ -16,6 +16,7 @@ from server.openapi import operation
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.replies import Text, Tokens
 from server.reply import JsonResponse
+from server.respond import naming_ignored
 from server.served import Served
 from server.translate import resolve_model
 
@@ -33,7 +34,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             examples=TOKENIZE,
         ),
     )
-    async def tokenize(request: Request) -> JsonResponse:
+    async def tokenize(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), TokenizeRequest.model_fields, {})
         wire = parse(TokenizeRequest, fields.known)
         if (wire.prompt is None) == (wire.messages is None):
@@ -44,7 +45,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         resolve_model(wire.model, served)
         ids = await _token_ids(wire, served)
         strings = [served.tokenizer.vocabulary.name(i) for i in ids] if wire.return_token_strs else None
-        return JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
+        answer = JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
+        return naming_ignored(answer, fields.ignored)
 
     @routes.post(
         "/detokenize",
@@ -56,13 +58,14 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             examples=DETOKENIZE,
         ),
     )
-    async def detokenize(request: Request) -> JsonResponse:
+    async def detokenize(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), DetokenizeRequest.model_fields, {})
         wire = parse(DetokenizeRequest, fields.known)
         served = batcher.served
         resolve_model(wire.model, served)
         check_ids("tokens", wire.tokens, served)
-        return JsonResponse(Text(served.tokenizer.decode(wire.tokens, skip_special_tokens=False)))
+        answer = JsonResponse(Text(served.tokenizer.decode(wire.tokens, skip_special_tokens=False)))
+        return naming_ignored(answer, fields.ignored)
 
     return routes
 

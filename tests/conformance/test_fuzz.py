@@ -81,7 +81,7 @@ def call_every_operation(server: RunningServer) -> None:
 
 
 ONE_TOKEN: dict[str, dict[str, Any]] = {
-    URL: {"max_tokens": 1},
+    URL: {"max_tokens": 1, "max_completion_tokens": None},
     CHAT: {"max_tokens": 1, "max_completion_tokens": None},
     "/v1/responses": {"max_output_tokens": 1},
 }

@@ -230,13 +230,15 @@ async def one_connection_too_many(server: RunningServer) -> None:
 
 
 async def test_04_a_request_that_fails_fails_alone(beside: Any) -> None:
-    """Nothing is left to draw once the only allowed token may not come again."""
+    """Nothing is left to draw once the only allowed token may not come again; no third beam where two texts match."""
     neighbours = [{"prompt": [9, i], "max_tokens": 40, "seed": i, "n": 2, "ignore_eos": True} for i in range(4)]
     failing = {"prompt": [8], "allowed_token_ids": [5], "no_repeat_ngram_size": 1, "max_tokens": 5}
+    too_many = {"prompt": [8], "num_beams": 4, "n": 3, "structured": {"choice": ["a", "b"]}, "max_tokens": 5}
     async with beside() as http:
         alone = [(await complete(http, body)).choices for body in neighbours]
         together = asyncio.gather(*(complete(http, body) for body in neighbours))
         assert (await refused(http, failing))["code"] == "nothing_to_draw"
+        assert (await refused(http, too_many))["code"] == "nothing_to_draw"
         events = (await http.post(URL, json=failing | {"stream": True})).text
         assert "nothing_to_draw" in events
         assert "[DONE]" not in events

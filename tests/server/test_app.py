@@ -55,6 +55,11 @@ async def test_every_route_but_the_probes_and_metrics_needs_a_key() -> None:
         assert (await http.post(PATH, headers=BEARER, json={"prompt": [ANSWER]})).status_code == 200
 
 
+async def test_a_balancer_may_ask_the_probes_for_their_head_only() -> None:
+    async with api() as http:
+        assert [(await http.head(path)).status_code for path in ("/health", "/ready")] == [200, 200]
+
+
 async def test_metrics_can_be_locked_too() -> None:
     async with api(surface=Surface(WIRE, api_keys=(b"right",), is_metrics_open=False)) as http:
         assert (await http.get("/metrics")).status_code == 401

@@ -267,6 +267,13 @@ async def test_an_answer_cut_inside_a_character_leaves_it_out(
     assert (choice["text"], choice["finish_reason"]) == ("a", "length")
 
 
+async def test_max_completion_tokens_is_max_tokens(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:
+    await ask(client, max_completion_tokens=3, max_tokens=None)
+    assert batcher.requests[0].stopping.max_tokens == 3
+    response = await client.post(URL, json={"prompt": "a", "max_tokens": 1, "max_completion_tokens": 2})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "max_tokens")
+
+
 async def test_ignored_fields_are_listed_in_a_header(client: httpx.AsyncClient) -> None:
     body = {"prompt": "a", "user": "me", "store": True, "metadata": None}
     response = await client.post(URL, json=body)

@@ -58,6 +58,13 @@ async def test_messages_become_the_tokens_of_the_chat_prompt(client: httpx.Async
         assert "".join(body["token_strs"]) == f"<|im_start|>user\nhi<|im_end|>\n{end}"
 
 
+@pytest.mark.parametrize(("url", "fields"), [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [5]})])
+async def test_ignored_fields_are_listed(client: httpx.AsyncClient, url: str, fields: dict[str, object]) -> None:
+    response = await client.post(url, json={**fields, "user": "me"})
+    assert (response.status_code, response.headers["X-Ignored-Params"]) == (200, "user")
+    assert "X-Ignored-Params" not in (await client.post(url, json=fields)).headers
+
+
 @pytest.mark.parametrize(
     ("url", "fields"),
     [

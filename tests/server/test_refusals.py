@@ -105,6 +105,26 @@ async def test_a_bad_value_is_a_400_that_names_its_field(
     assert batcher.reserved == 0
 
 
+IN_JSON = [
+    ("/v1/chat/completions", {"messages": []}, "messages must not be empty"),
+    ("/v1/chat/completions", {"messages": {}}, "messages must be a list"),
+    ("/v1/chat/completions", {"messages": [7]}, "messages[0] must be an object"),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a", "audio": 1}]},
+     "messages[0].audio must be null"),
+    (URL, {"prompt": "a", "edt": 1}, "edt must be an object"),
+    (URL, {"prompt": "a", "structured": {"json": "{}"}}, "structured.json must be an object"),
+    ("/tokenize", {"prompt": ["a"]}, "prompt must be a string"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("url", "fields", "message"), IN_JSON)
+async def test_a_message_speaks_of_json_and_of_what_that_route_takes(
+    client: httpx.AsyncClient, url: str, fields: dict[str, Any], message: str
+) -> None:
+    response = await client.post(url, json=fields)
+    assert (response.status_code, strict(response)["message"]) == (400, message)
+
+
 async def test_no_error_shows_the_input(client: httpx.AsyncClient) -> None:
     secret = "s3cr3t"
     for fields in (

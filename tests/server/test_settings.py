@@ -30,6 +30,17 @@ def test_flags_win_over_the_environment_over_the_file_over_defaults(tmp_path: Pa
     assert [origins[name] for name in names] == ["flag", "environment", "file", "default"]
 
 
+@pytest.mark.parametrize("names", ["--served-model-name a b", "--served-model-name a --served-model-name b"])
+def test_a_repeatable_flag_may_be_given_once_with_all_its_values(names: str) -> None:
+    settings = load([*names.split(), "--api-key", "k", "--port", "3"], {}).settings
+    assert (settings.served_model_name, settings.api_keys, settings.port) == (("a", "b"), (b"k",), 3)
+
+
+def test_a_second_value_of_any_other_flag_is_refused() -> None:
+    with pytest.raises(SystemExit):
+        load(["--port", "3", "4"], {})
+
+
 def test_the_file_can_be_named_by_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_text("port = 77\n")
@@ -47,6 +58,19 @@ def test_a_file_with_anything_unknown_or_wrong_is_refused(tmp_path: Path, text: 
 def test_an_unknown_variable_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="POLYDECODE_PROT"):
         load([], {"POLYDECODE_PROT": "1"})
+
+
+def test_what_kubernetes_says_of_a_service_of_our_name_is_no_setting() -> None:
+    address = "10.0.0.7"
+    links = {
+        "POLYDECODE_SERVICE_HOST": address,
+        "POLYDECODE_SERVICE_PORT": "80",
+        "POLYDECODE_SERVICE_PORT_HTTP": "80",
+        "POLYDECODE_PORT": f"tcp://{address}:80",
+        "POLYDECODE_PORT_80_TCP": f"tcp://{address}:80",
+        "POLYDECODE_PORT_80_TCP_ADDR": address,
+    }
+    assert load([], {**links, "POLYDECODE_MAX_QUEUE": "7"}) == load([], {"POLYDECODE_MAX_QUEUE": "7"})
 
 
 def test_an_unknown_flag_ends_the_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,8 +132,10 @@ def test_every_setting_has_a_section_and_a_description() -> None:
 
 def test_every_limit_of_a_request_is_a_setting() -> None:
     assert load([], {}).settings.limits == Limits()
-    settings = load([f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields], {}).settings
-    assert [field.name for field in fields(Limits) if getattr(settings.limits, field.name) != 7] == []
+    flags = [f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields]
+    limits = load([*flags, "--max-body-bytes=7777"], {}).settings.limits
+    assert {field.name for field in fields(Limits) if getattr(limits, field.name) != 7} == {"max_body_bytes"}
+    assert limits.max_body_bytes == 7777
 
 
 def test_the_default_file_is_current_and_says_nothing_but_defaults() -> None:

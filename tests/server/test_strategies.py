@@ -408,6 +408,7 @@ async def test_the_strategies_are_listed_with_schemas_and_defaults(client: httpx
     assert by_id["contrastive"]["parameters"]["required"] == ["top_k"]
     assert "edt" not in by_id["beam"]["combines_with"]
     assert body["bounds"]["max_rows"] == 64
+    assert body["bounds"]["max_body_bytes"] == 8 << 20
 
 
 async def test_the_bounds_are_those_of_the_settings(served: Served) -> None:

@@ -14,7 +14,7 @@ from decoding.frames import Chunk, Output
 from server.errors import ApiError
 from server.limits import Limits
 from server.served import Served
-from tests.server.fake_engine import FakeBatcher, finished, make_app, saying
+from tests.server.fake_engine import FakeBatcher, make_app, saying
 from tests.server.world import SECONDS
 
 COMPLETIONS = "/v1/completions"
@@ -165,11 +165,6 @@ async def test_an_error_later_is_the_last_event_and_nothing_is_done(
     assert len(events) == 2
     assert (events[1]["error"]["type"], events[1]["error"]["code"]) == kind
     assert "secret" not in json.dumps(events)
-
-
-async def test_a_choice_that_the_engine_gave_up_is_an_error(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:
-    batcher.script = lambda _: [Output(0, (Chunk(0, (), finish_reason="error"),)), finished()]
-    assert (await client.post(COMPLETIONS, json={"prompt": "a"})).status_code == 500
 
 
 async def test_a_failing_prompt_fails_the_request_and_frees_the_others(

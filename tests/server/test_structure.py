@@ -94,7 +94,7 @@ async def test_text_asks_for_nothing(client: httpx.AsyncClient, batcher: FakeBat
         (form(SCHEMA | {"x-guidance": {}}), "response_format.json_schema.schema", "x-guidance"),
         (form(NESTED), "response_format.json_schema.schema", "at most 64 deep"),
         (form({"enum": ["x" * 70000]}), "response_format.json_schema.schema", "at most 65536 bytes"),
-        (form([1]), "response_format.json_schema.schema", "dictionary"),
+        (form([1]), "response_format.json_schema.schema", "must be an object"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "goes with"),
         ({"response_format": {"type": "json_object", "json_schema": {"name": "x", "schema": {}}}},
          "response_format.json_schema", "goes with"),
