@@ -18,7 +18,7 @@ if not torch.cuda.is_available():
 from decoding.embedded import ensure_directory
 from tests.running_server import RunningServer, running_server
 
-LONG = ("test_smollm2_strategies.py", "test_docker.py", "test_lifecycle.py", "test_promises.py", "test_mixed.py")
+LONG = tuple(f"test_{name}.py" for name in "smollm2_strategies docker lifecycle promises mixed parity".split())
 
 
 @pytest.hookimpl(optionalhook=True)
