@@ -18,7 +18,14 @@ if not torch.cuda.is_available():
 from decoding.embedded import ensure_directory
 from tests.running_server import RunningServer, running_server
 
-LONG = tuple(f"test_{name}.py" for name in "smollm2_strategies docker lifecycle promises mixed parity".split())
+LONG = (
+    "test_smollm2_strategies.py",
+    "test_docker.py",
+    "test_lifecycle.py",
+    "test_promises.py",
+    "test_mixed.py",
+    "test_parity.py",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
