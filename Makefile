@@ -23,8 +23,9 @@ help:  ## what there is to make
 serve: install  ## install, then serve on 127.0.0.1:8000
 	@exec $(bin)/polydecode serve $(ARGS)
 
-test: install-dev  ## the whole test suite
-	@$(bin)/python -m pytest $(ARGS)
+# Two, because most tests wait for processes; -n 0 for one, with its output as it comes.
+test: install-dev  ## the whole test suite; ARGS="-n 0 -k sampling"
+	@$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install-dev  ## ruff, mypy, hadolint
 	@$(bin)/ruff check .

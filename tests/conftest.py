@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,34 @@ if not torch.cuda.is_available():
 
 from decoding.embedded import ensure_directory
 from tests.running_server import RunningServer, running_server
+
+LONG = (
+    "test_smollm2_strategies.py",
+    "test_docker.py",
+    "test_lifecycle.py",
+    "test_promises.py",
+    "test_mixed.py",
+    "test_parity.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Each file's tests run in one process, and so do those of all files that share a server."""
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - the tests run without it, too
+
+    class Together(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "smol_server" if "smol_server" in (config.rootpath / file).read_text(encoding="utf-8") else file
+
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes, none shall end with a long file while the others have nothing left to do."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,9 @@
 
 The image's folders (/venv, /app, /cache, /tmp) become folders of a temporary one; COPY copies from the repository, RUN
 runs, and ENTRYPOINT, CMD and HEALTHCHECK are executed with the image's environment.
+
+Of the packages that the locks pin, and of no others, those that these tests run with are linked in before pip comes,
+which installs the rest: that an index has them, `make install` has shown.
 """
 
 from __future__ import annotations
@@ -14,17 +17,22 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.running_server import RunningServer, clean_environment, free_port, managed
 
 ROOT = Path(__file__).parent.parent
 IMAGE_FOLDERS = ("venv", "app", "cache", "tmp")
 SETTINGS_OF_THE_IMAGE_BUILD = ("PIP_NO_CACHE_DIR",)  # here the packages may come from pip's cache
+OURS = {"NUMBA_OPT": "0"}  # kernels that are not optimized compile in a third of the time; numba keeps the two apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +153,7 @@ def _inside(root: Path, text: str) -> str:
 def _stage_environment(root: Path, stage: list[Step]) -> dict[str, str]:
     base = clean_environment()
     own = {k: _inside(root, v).replace("$PATH", base["PATH"]) for k, v in _environment(stage).items()}
-    return {k: v for k, v in (base | own).items() if k not in SETTINGS_OF_THE_IMAGE_BUILD}
+    return {k: v for k, v in (base | own | OURS).items() if k not in SETTINGS_OF_THE_IMAGE_BUILD}
 
 
 def _copy(root: Path, argument: str) -> None:
@@ -159,6 +167,29 @@ def _copy(root: Path, argument: str) -> None:
             shutil.copy(source, destination)
 
 
+def _link_packages(venv: Path) -> None:
+    """Those that are installed here in the pinned version."""
+    target = Path(sysconfig.get_path("platlib", vars={"base": str(venv), "platbase": str(venv)}))
+    for lock in ("requirements.lock", "requirements-embedded.lock"):
+        for pin in map(Requirement, (ROOT / lock).read_text().splitlines()):
+            with suppress(metadata.PackageNotFoundError):
+                package = metadata.distribution(pin.name)
+                if pin.specifier.contains(package.version):
+                    _link(package, target)
+
+
+def _link(package: metadata.Distribution, target: Path) -> None:
+    """Without its programs, which name another Python."""
+    for file in package.files or ():
+        source = Path(str(package.locate_file(file)))
+        if ".." not in file.parts and source.exists():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source, target / file)
+            except OSError:  # on another file system
+                shutil.copy2(source, target / file)
+
+
 def _build(root: Path) -> None:
     """The build stage. Bytecode is left out (pip wants a 0 for that): it would double the time."""
     environment = _stage_environment(root, BUILD) | {"PIP_NO_COMPILE": "0", "TORCH_INDEX": ""}
@@ -168,6 +199,8 @@ def _build(root: Path) -> None:
     for step in BUILD:
         if step.instruction == "COPY":
             _copy(root, step.argument)
+            if "requirements.lock" in step.argument:
+                _link_packages(root / "venv")
         elif step.instruction == "RUN":
             command = ["sh", "-ec", _inside(root, step.argument)]
             done = subprocess.run(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.loadtest.fake_server import Request, answer, plain, serving
-from tests.loadtest.test_contender import free_port
 from tests.loadtest.test_process import content, state
 from tests.loadtest.until import until
+from tests.running_server import free_port
 
 
 async def loadtest(*arguments: str) -> tuple[int | None, str]:

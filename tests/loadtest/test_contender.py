@@ -1,5 +1,4 @@
 import shlex
-import socket
 import sys
 
 import pytest
@@ -9,13 +8,7 @@ from loadtest.contender import NotReady, Paused, Ready, Restarted, Running
 from loadtest.process import ServerDied, ServerProcess
 from loadtest.target import Target, dialect
 from tests.loadtest.fake_server import Request, plain, serving
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.running_server import free_port
 
 
 def fake(port: int) -> ServerProcess:

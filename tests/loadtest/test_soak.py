@@ -19,7 +19,7 @@ from loadtest.target import DIALECTS, Target
 from tests.conformance.scripted_server import COMMAND, SHORT_DELAY, scripted_model
 from tests.loadtest.fake_server import Request, serving
 from tests.loadtest.test_command import loadtest
-from tests.loadtest.test_contender import free_port
+from tests.running_server import free_port
 
 PLAN = Plan(seconds=60, users=1, kill_every=0, burst_every=0, burst=1, sample_every=1, timeout=5, seed=1)
 ERROR = b'{"error": {"message": "no", "type": "invalid_request_error", "param": null, "code": null}}'

@@ -17,6 +17,7 @@ from decoding.frames import Chunk, Finished, Output, TraceEvent
 from server.errors import ApiError
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, saying
+from tests.server.world import SECONDS
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -170,4 +171,4 @@ async def test_closing_the_socket_cancels_the_ticket(
     async with httpx.AsyncClient() as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post(f"{url}/v1/completions", json={"prompt": "a", "stream": streams}, timeout=0.3)
-    await asyncio.wait_for(batcher.cancelled.wait(), 2)
+    await asyncio.wait_for(batcher.cancelled.wait(), SECONDS)

@@ -15,6 +15,7 @@ from server.errors import ApiError
 from server.limits import Limits
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, saying
+from tests.server.world import SECONDS
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -225,9 +226,9 @@ async def test_a_client_that_leaves_frees_its_tickets_at_once(
 
     batcher.script = lambda _: [*begun, Marked()]
     caller = Caller(batcher, {"prompt": prompt, "stream": streams})
-    await asyncio.wait_for(waiting.wait(), 5)
+    await asyncio.wait_for(waiting.wait(), SECONDS)
     caller.left.set()
-    await asyncio.wait_for(caller.task, 5)
+    await asyncio.wait_for(caller.task, SECONDS)
     assert all(ticket.num_cancels > 0 for ticket in batcher.tickets)
     assert len(batcher.tickets) == (1 if prompt == "a" else 2)
     assert others() == set()
@@ -242,9 +243,9 @@ def others() -> set[str]:
 @pytest.mark.parametrize("prompt", ["a", ["a", "b"]])
 async def test_a_client_that_leaves_before_the_headers_frees_its_tickets(batcher: FakeBatcher, prompt: Any) -> None:
     caller = Caller(batcher, {"prompt": prompt, "stream": True}, reads=0)
-    await asyncio.wait_for(caller.has_headers.wait(), 5)
+    await asyncio.wait_for(caller.has_headers.wait(), SECONDS)
     caller.left.set()
-    await asyncio.wait_for(caller.task, 5)
+    await asyncio.wait_for(caller.task, SECONDS)
     assert [message["type"] for message in caller.sent] == ["http.response.start"]
     assert all(ticket.num_cancels > 0 for ticket in batcher.tickets)
     assert others() == set()
@@ -257,10 +258,10 @@ async def test_headers_do_not_wait_for_ever_for_the_first_event(
     begun = asyncio.Event()
     batcher.script = lambda _: [begun, ApiError(503, "waited too long", code="queue_timeout")]
     caller = Caller(batcher, {"prompt": "a", "stream": True})
-    await asyncio.wait_for(caller.has_headers.wait(), 5)
+    await asyncio.wait_for(caller.has_headers.wait(), SECONDS)
     assert caller.sent[0]["status"] == 200
     begun.set()
-    await asyncio.wait_for(caller.task, 5)
+    await asyncio.wait_for(caller.task, SECONDS)
     body = b"".join(message["body"] for message in caller.sent[1:])
     assert b"queue_timeout" in body
     assert b"[DONE]" not in body
@@ -268,7 +269,7 @@ async def test_headers_do_not_wait_for_ever_for_the_first_event(
 
 async def test_a_client_that_stops_reading_is_cut_off(batcher: FakeBatcher) -> None:
     caller = Caller(batcher, {"prompt": "a", "stream": True}, reads=2, limits=Limits(send_seconds=0.05))
-    await asyncio.wait_for(caller.task, 5)
+    await asyncio.wait_for(caller.task, SECONDS)
     assert len(caller.sent) == 3
     assert batcher.tickets[0].num_cancels > 0
 

@@ -8,7 +8,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +21,15 @@ from server.served import Served
 from server.text import Tokenizer
 
 FAKE_WORKER = (sys.executable, "-m", "tests.server.fake_worker")
-QUICK = Patience(stall_seconds=0.4, stall_kill_seconds=0.8, load_timeout=5.0, worker_restarts=2, restart_delay=0.02)
+SECONDS = 60.0  # far more than anything takes, on any machine
+PATIENT = Patience(
+    stall_seconds=2 * SECONDS,
+    stall_kill_seconds=3 * SECONDS,
+    load_timeout=SECONDS,
+    worker_restarts=2,
+    restart_delay=0.02,
+)
+QUICK = replace(PATIENT, stall_seconds=0.4, stall_kill_seconds=0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +74,11 @@ def describe(loaded: Loaded) -> Served:
 
 @asynccontextmanager
 async def world(
-    plan: str = "{}", *, patience: Patience = QUICK, rules: QueueRules | None = None, is_awaited: bool = True
+    plan: str = "{}", *, patience: Patience = PATIENT, rules: QueueRules | None = None, is_awaited: bool = True
 ) -> AsyncIterator[World]:
     """A batcher and a mailbox on a fake worker, loaded unless told otherwise; all processes are gone afterwards."""
     metrics = Metrics("test")
-    batcher = Batcher(rules or QueueRules(100, 5.0, 10.0), metrics)
+    batcher = Batcher(rules or QueueRules(100, 2 * SECONDS, 3 * SECONDS), metrics)
     mailbox = Mailbox(batcher, patience, FAKE_WORKER)
     batcher.connect(mailbox, describe)
     supervision = asyncio.create_task(mailbox.run(Start(model=plan)))
@@ -83,8 +91,8 @@ async def world(
         await asyncio.wait({supervision})
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SECONDS):
         while not condition():  # noqa: ASYNC110 - most conditions are another process's
             await asyncio.sleep(0.005)
 
