@@ -122,13 +122,10 @@ class PageCache:
     def adopt_prefix(self, table: PageTable, ids: np.ndarray, salt: bytes, limit: int) -> int:
         """Extend the table by indexed pages that hold ids' next full pages, at most up to `limit` positions.
 
-        The table must end on a page border. Returns the number of positions adopted.
+        Returns the number of positions adopted.
         """
         start = table.length
-        if not self.has_prefix_index or len(table.digests) * self.page_size != start:
-            return 0
-        while table.length + self.page_size <= limit:
-            digest = self._digest(table, ids, salt)
+        while (digest := self.next_digest(table, ids, salt, limit)) is not None:
             page = self._page_of.get(digest)
             if page is None:
                 break
@@ -138,6 +135,13 @@ class PageCache:
             table.digests.append(digest)
             table.length += self.page_size
         return table.length - start
+
+    def next_digest(self, table: PageTable, ids: np.ndarray, salt: bytes, limit: int) -> bytes | None:
+        """What the table's next page will be known by; None for one that is begun, or not full at `limit`."""
+        is_at_border = len(table.digests) * self.page_size == table.length and len(table.pages) == len(table.digests)
+        if not self.has_prefix_index or not is_at_border or table.length + self.page_size > limit:
+            return None
+        return self._digest(table, ids, salt)
 
     def publish(self, table: PageTable, ids: np.ndarray, salt: bytes, limit: int) -> None:
         """Put the table's full pages up to position `limit` into the index.

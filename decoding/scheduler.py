@@ -85,6 +85,7 @@ class Scheduler:
             live.is_running = True
             if live.admitted_at is None:
                 live.admitted_at = now
+                self.counters.prefix_queries += live.works[0].row.log.length
                 fresh.append(live)
         return fresh
 
@@ -97,8 +98,9 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last.
 
-        Sources are encoded whole, within the budget of long ones unless they exceed it alone. Sets `starved` to the
-        requests that no preemption can make room for; they must be ended.
+        Of long ones that go on with the same page one runs, and the others adopt what it publishes: prompts that begin
+        alike and come at once are computed once. Sources are encoded whole, within the budget of long ones unless they
+        exceed it alone. Sets `starved` to the requests that no preemption can make room for; they must be ended.
         """
         self.starved = []
         chosen: dict[LiveRequest, list[Scheduled]] = {}
@@ -106,11 +108,11 @@ class Scheduler:
             for work in self._ready_works(live):
                 if 0 < work.row.num_pending <= SHORT_FEED:
                     self._place(live, work, work.row.num_pending, chosen)
-        budget = self._tick_tokens
+        budget, begun = self._tick_tokens, set[tuple[str, bytes]]()
         for live in list(self.running):
             budget -= self._place_sources(live, budget, chosen)
             for work in self._ready_works(live):
-                if work.row.num_pending > SHORT_FEED and budget > 0:
+                if work.row.num_pending > SHORT_FEED and budget > 0 and self._is_first(live, work, begun):
                     count = self._chunk_length(work, budget)
                     budget -= self._place(live, work, count, chosen)
         return [scheduled for of_request in chosen.values() for scheduled in of_request]
@@ -153,10 +155,23 @@ class Scheduler:
             unfinished = [w for w in live.works if w.row.model == model and not w.is_done]
             fed = [w for w in unfinished if w.row.table.length]
             if unfinished and not fed:
-                self._adopt(live, unfinished[0])
                 fed = unfinished[:1]
+            for work in fed:
+                if work.row.num_pending > SHORT_FEED or not work.row.table.length:
+                    self._adopt(live, work)
             ready += fed
         return ready
+
+    def _is_first(self, live: LiveRequest, work: Work, begun: set[tuple[str, bytes]]) -> bool:
+        """Whether nobody in this tick has begun the page that the work goes on with."""
+        row = work.row
+        limit = min(work.next_read, row.indexable_length)
+        digest = self._caches[row.model].next_digest(row.table, row.log.ids, live.salt, limit)
+        if digest is None:
+            return True
+        is_first = (row.model, digest) not in begun
+        begun.add((row.model, digest))
+        return is_first
 
     def _chunk_length(self, work: Work, budget: int) -> int:
         """Tokens of a long feed for this tick; borders lie on multiples of the chunk, whatever the load."""
@@ -217,14 +232,13 @@ class Scheduler:
         return last
 
     def _adopt(self, live: LiveRequest, work: Work) -> None:
-        """Take what the prefix index has of an empty row."""
+        """Take what the prefix index has of the row from where it is."""
         row = work.row
         limit = min(work.next_read, row.indexable_length)
         adopted = self._caches[row.model].adopt_prefix(row.table, row.log.ids, live.salt, limit)
-        is_prompt = work is live.works[0]
-        if is_prompt and not live.num_computed and not live.num_preemptions:
+        is_prompt = work is live.works[0] and live.first_token_at is None
+        if is_prompt and not live.num_preemptions:
             live.num_cached += adopted
-            self.counters.prefix_queries += row.log.length
             self.counters.prefix_hits += adopted
 
     def _preempt(self, live: LiveRequest) -> None:

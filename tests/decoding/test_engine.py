@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,6 +176,29 @@ def test_a_shared_prefix_is_computed_once_and_reported_as_cached() -> None:
     assert answer.usage is not None
     assert answer.usage.cached_tokens == 20
     assert model.num_tokens - before == 1
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_prompts_that_begin_alike_and_come_at_once_compute_their_beginning_once(later: int) -> None:
+    """Also where some of it was computed, chunk by chunk, before the others came."""
+    shared = tuple(np.random.default_rng(3).integers(3, 40, 200).tolist())
+    asked = [Request((*shared, 3 + i), logits=GREEDY, stopping=StoppingParams(2)) for i in range(6)]
+    model = TableModel(num_pages=400)
+    engine = table_engine(models={"main": model}, tick_tokens=48)
+    answers = [Answer() for _ in asked]
+    for number, request in enumerate(asked):
+        engine.add(number, request, build)
+        outputs = [output for _ in range(later) for output in engine.tick()]
+        for output in outputs:
+            answers[output.request_id].take(output)
+    for output in drain(engine):
+        answers[output.request_id].take(output)
+    assert [answer.said for answer in answers] == [run(table_engine(num_pages=400), [each])[0].said for each in asked]
+    assert model.num_tokens <= 200 + 6 * 10  # the last 9 of each prompt are a short feed, which waits for nobody
+    counters = engine.scheduler.counters
+    assert counters.prefix_queries == 6 * 201
+    assert counters.prefix_hits == sum(answer.usage.cached_tokens for answer in answers if answer.usage)
+    assert counters.prefix_hits >= 5 * 192
 
 
 def test_salts_and_the_switch_keep_prefixes_apart() -> None:
