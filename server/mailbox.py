@@ -66,6 +66,7 @@ class Mailbox:
         self._command = tuple(command)
         self._log = structlog.get_logger("mailbox")
         self._worker: WorkerProcess | None = None
+        self._is_told = False
         self._last_progress = 0.0
         self._loaded_at: float | None = None
         self._was_ever_loaded = False
@@ -89,6 +90,11 @@ class Mailbox:
         return self._worker is not None and self._worker.is_congested
 
     @property
+    def is_told(self) -> bool:
+        """There is a worker that knows what to load: it can be told to stop, too."""
+        return self._is_told
+
+    @property
     def worker_pid(self) -> int | None:
         return self._worker.pid if self._worker is not None else None
 
@@ -101,8 +107,11 @@ class Mailbox:
         if self._worker is not None:
             self._worker.send(Cancel(request_id))
 
-    async def run(self, start: Start) -> None:
-        """Keeps a worker alive until `stop`. Raises WorkerGaveUp."""
+    async def run(self, start: asyncio.Future[Start]) -> None:
+        """Keeps a worker alive until `stop`. Raises WorkerGaveUp, and whatever `start` ends with.
+
+        A worker imports its libraries for seconds before it can load anything: what it is told then may come later.
+        """
         while not self._is_stopping:
             reason = await self._live(start)
             if self._is_stopping:
@@ -124,7 +133,7 @@ class Mailbox:
         if self._worker is not None:
             self._worker.kill()
 
-    async def _live(self, start: Start) -> str:
+    async def _live(self, start: asyncio.Future[Start]) -> str:
         """One worker from start to end; says how it ended."""
         self._loaded_at, self._crash, self._last_progress = None, None, _now()
         try:
@@ -133,13 +142,14 @@ class Mailbox:
             return self._lose(f"it could not be started: {error.strerror}")
         self._worker, self._is_down = worker, False
         try:
-            worker.send(start)
+            worker.send(await start)
+            self._is_told, self._last_progress = True, _now()
             reason = self._lose(await self._watch(worker))
         except BaseException:  # cancelled: leave no process behind
             worker.kill()
             raise
         finally:
-            self._worker = None
+            self._worker, self._is_told = None, False
             ending = await worker.reap()
         return f"{reason} ({ending})"
 

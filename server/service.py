@@ -71,7 +71,7 @@ class Service:
         if reaping is not None:
             reaping.cancel()
         await self._mailbox.stop()
-        if self._mailbox.worker_pid is None:  # still preparing, or waiting for the next try
+        if not self._mailbox.is_told:  # still preparing, or waiting for the next try
             working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await working

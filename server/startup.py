@@ -46,18 +46,27 @@ class Startup:
         settings = self._settings
         try:
             directory = await resolve(settings.model, self._display.show, may_download=settings.allow_download)
-            tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
-            if settings.chat_template:
-                template = ChatTemplate.from_file(Path(settings.chat_template), directory)
-                tokenizer = tokenizer.with_template(template)
-            defaults = recommended(directory) if settings.generation_defaults == "model" else {}
-            special_tokens = tokenizer.special_tokens()
-            draft = await self._draft_directory(token_bytes) if settings.draft_model else None
-            with contextlib.closing(GrammarCheck(special_tokens, settings.grammar_seconds)) as grammars:
-                self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars, defaults))
-                await mailbox.run(start_frame(settings, directory, token_bytes, special_tokens, draft))
+            with contextlib.ExitStack() as until_the_end:
+                preparing = asyncio.create_task(self._prepare(mailbox, directory, until_the_end))
+                until_the_end.callback(preparing.cancel)
+                await mailbox.run(preparing)
         finally:
             self._display.close()
+
+    async def _prepare(self, mailbox: Mailbox, directory: Path, until_the_end: contextlib.ExitStack) -> Start:
+        """What the worker is to load, and the batcher's connection to it, made while the worker starts up."""
+        settings = self._settings
+        tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+        if settings.chat_template:
+            template = ChatTemplate.from_file(Path(settings.chat_template), directory)
+            tokenizer = tokenizer.with_template(template)
+        defaults = recommended(directory) if settings.generation_defaults == "model" else {}
+        special_tokens = tokenizer.special_tokens()
+        draft = await self._draft_directory(token_bytes) if settings.draft_model else None
+        grammars = GrammarCheck(special_tokens, settings.grammar_seconds)
+        until_the_end.callback(grammars.close)
+        self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars, defaults))
+        return start_frame(settings, directory, token_bytes, special_tokens, draft)
 
     def worker_progressed(self, progress: Progress) -> None:
         self._display.show(progress.stage, progress.fraction)

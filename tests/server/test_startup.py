@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -10,14 +14,14 @@ import pytest
 
 from decoding.frames import Start
 from server.batcher import Batcher, QueueRules
-from server.mailbox import Mailbox
+from server.mailbox import Mailbox, Patience
 from server.metrics import Metrics
 from server.model_files import ModelError
 from server.progress import LineDisplay
 from server.settings import load
 from server.startup import Startup, start_frame
 from server.text import Tokenizer
-from tests.server.world import model_directory
+from tests.server.world import FAKE_WORKER, SECONDS, model_directory, until
 
 
 class FixedTokens:
@@ -38,8 +42,8 @@ class Recorder:
 
     start: Start | None = None
 
-    async def run(self, start: Start) -> None:
-        self.start = start
+    async def run(self, start: asyncio.Future[Start]) -> None:
+        self.start = await start
 
 
 async def started(*flags: str) -> Start:
@@ -50,6 +54,46 @@ async def started(*flags: str) -> Start:
     await startup.run(cast(Mailbox, recorder))
     assert recorder.start is not None
     return recorder.start
+
+
+class Preparing:
+    """A start-up with a real mailbox whose tokenizer is read once a worker runs; then `read` says what it is."""
+
+    def __init__(self, model: Path, read: Callable[[], Tokenizer]) -> None:
+        self._read = read
+        batcher = Batcher(QueueRules(8, 10.0, 10.0), Metrics("test"))
+        settings = load(["--model", str(model)], {}).settings
+        self.startup = Startup(settings, batcher, LineDisplay(io.StringIO()), self._tokenizer)
+        self.mailbox = Mailbox(self.startup, Patience(), FAKE_WORKER)
+        self.pid = 0
+
+    def _tokenizer(self, _: Path) -> Tokenizer:  # in a thread
+        limit = time.monotonic() + SECONDS
+        while self.mailbox.worker_pid is None:
+            assert time.monotonic() < limit, "no worker was started"
+            time.sleep(0.01)
+        self.pid = self.mailbox.worker_pid
+        return self._read()
+
+
+async def test_the_worker_starts_up_while_the_tokenizer_is_read(tmp_path: Path) -> None:
+    preparing = Preparing(model_directory(tmp_path / "m"), lambda: cast(Tokenizer, FixedTokens(tmp_path)))
+    running = asyncio.create_task(preparing.startup.run(preparing.mailbox))
+    await until(lambda: preparing.mailbox.is_told)
+    assert preparing.mailbox.worker_pid == preparing.pid
+    await preparing.mailbox.stop()
+    await running
+
+
+async def test_a_tokenizer_that_cannot_be_read_leaves_no_worker_behind(tmp_path: Path) -> None:
+    def read() -> Tokenizer:
+        raise Exception("no such tokenizer")
+
+    preparing = Preparing(model_directory(tmp_path / "m"), read)
+    with pytest.raises(ModelError, match="tokenizer cannot be read"):
+        await preparing.startup.run(preparing.mailbox)
+    with pytest.raises(ProcessLookupError):
+        os.kill(preparing.pid, 0)
 
 
 async def test_the_worker_is_told_the_draft_models_directory(tmp_path: Path) -> None:

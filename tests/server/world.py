@@ -81,7 +81,9 @@ async def world(
     batcher = Batcher(rules or QueueRules(100, 2 * SECONDS, 3 * SECONDS), metrics)
     mailbox = Mailbox(batcher, patience, FAKE_WORKER)
     batcher.connect(mailbox, describe)
-    supervision = asyncio.create_task(mailbox.run(Start(model=plan)))
+    start: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
+    start.set_result(Start(model=plan))
+    supervision = asyncio.create_task(mailbox.run(start))
     try:
         if is_awaited:
             await until(lambda: batcher.status == "ready")
