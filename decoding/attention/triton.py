@@ -77,6 +77,9 @@ class TritonAttention(ReferenceAttention):
         super().__init__(shapes, device=device, dtype=dtype, page_size=page_size)
         self._block, self._span = block, span
         self._many_lanes = FEW_LANES if is_uniform else MANY_LANES
+        # Not where one kernel's sums must be another's to the bit: a compiler contracts each as it likes.
+        self._is_fused = not is_uniform
+        self._is_wide = device.type == "cpu"
         self._groups = sorted({shape.group for shape in shapes})
         self._most_kv_heads = max(shape.kv_heads for shape in shapes)
         self.generation = 0
@@ -167,6 +170,7 @@ class TritonAttention(ReferenceAttention):
         options: dict[str, Any] = {
             "window": spec.sliding_window or 0, "GROUP": shape.group, "M": tiles.lanes, "SPAN": self._span,
             "V_DIM": _padded(shape.v_head_dim), "HAS_SINKS": spec.sinks is not None,
+            "enable_fp_fusion": self._is_fused,
         }  # fmt: skip
         grid = (len(tiles.rows), shape.kv_heads)
         kernels.attend[(*grid, tiles.num_spans)](
@@ -176,7 +180,7 @@ class TritonAttention(ReferenceAttention):
             query.stride(0), query.stride(1), out.stride(0), plan.page_tables.stride(0), spec.scaling,
             shape.head_dim, shape.v_head_dim, self.page_size, softcap=spec.softcap or 0.0,
             DIM=_padded(shape.head_dim), BLOCK=self._block_for(shape), IS_SPLIT=is_split,
-            WIDE=self._device.type == "cpu", **options,
+            WIDE=self._is_wide, **options,
         )  # fmt: skip
         if is_split:
             kernels.combine[grid](

@@ -1,0 +1,141 @@
+"""`python -m tests.decoding.gpu_compile`: compiles what a GPU's ticks launch, for compute capability 9.0, without one.
+
+Runs the launching code itself over tensors of the CPU, with Triton told that there is an H100 and that nothing is to be
+launched; prints one JSON line for each kernel compiled. Not for pytest's process, where Triton interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from decoding.attention.interface import Batch, LayerSpec
+from decoding.attention.pages import LayerShape
+from decoding.attention.triton import TritonAttention
+from decoding.graphs import unpack
+from decoding.layer_ops import triton as layer_ops
+from decoding.layer_ops.norm import Norm
+from decoding.topk.triton import triton_topk
+
+CPU = torch.device("cpu")
+MODELS: dict[str, tuple[LayerShape, dict[str, Any], torch.dtype]] = {
+    "llama": (LayerShape(32, 8, 128, 128), {}, torch.bfloat16),
+    "smollm2": (LayerShape(9, 3, 64, 64), {}, torch.bfloat16),
+    "gemma": (LayerShape(8, 4, 256, 256), {"sliding_window": 4096, "softcap": 50.0}, torch.bfloat16),
+    "gpt_oss": (LayerShape(64, 8, 64, 64), {"sliding_window": 128, "sinks": torch.zeros(64)}, torch.bfloat16),
+    "llama_float32": (LayerShape(32, 8, 128, 128), {}, torch.float32),
+}
+
+
+class H100:
+    """Stands for the driver."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+class Compiled:
+    """Whatever was compiled, once each."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def launch(self, function: Any, grid: Any) -> Any:
+        def compile_only(*args: Any, **options: Any) -> None:
+            kernel = function.run(*args, grid=grid, warmup=True, **options)
+            if id(kernel) not in self._seen:
+                self._seen.add(id(kernel))
+                ptx = kernel.asm["ptx"]
+                product = "wgmma" if "wgmma.mma" in ptx else "mma" if "mma.sync" in ptx else None
+                line = {"kernel": function.fn.__name__, "shared": kernel.metadata.shared, "product": product}
+                print(json.dumps(line | {"copies": ptx.count("cp.async.cg")}), flush=True)
+
+        return compile_only
+
+
+def batch(counts: list[int], contexts: list[int]) -> Batch:
+    """Rows that feed so many tokens, the last of so many positions."""
+    pages = -(-max(contexts) // 16)
+    tables = 1 + np.arange(len(counts) * pages).reshape(-1, pages)
+    positions = np.concatenate([np.arange(c - n, c) for n, c in zip(counts, contexts, strict=True)])
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return Batch(
+        token_ids=np.zeros_like(positions),
+        positions=positions,
+        slots=tables[rows, positions // 16] * 16 + positions % 16,
+        query_starts=np.cumsum([0, *counts]),
+        kv_lengths=np.array(contexts),
+        page_tables=tables,
+    )
+
+
+def attend(shape: LayerShape, options: dict[str, Any], dtype: torch.dtype) -> None:
+    """Ticks of decode and of prefill, split by keys and not, of many numbers of rows and of pages."""
+    attention = TritonAttention([shape], device=CPU, dtype=dtype)
+    attention._is_wide = False
+    attention.allocate(2)
+    spec = LayerSpec(0, 0.125, **options)
+    many = [1] * 40
+    ticks = [batch([1], [9]), batch([1, 1], [300, 20]), batch([1, 1, 1], [700, 20, 3]), batch(many, [33] * 40),
+             batch([5, 1], [5, 9]), batch([300, 20, 1], [300, 30, 400]), batch([40] * 17, [41] * 17)]  # fmt: skip
+    plans = [(attention.plan(tick), tick.num_tokens) for tick in ticks]
+    for rows in (1, 2, 64):
+        for pages in (16, 64):
+            packed = torch.zeros(rows * (4 + pages), dtype=torch.int64)
+            plans.append((attention.decode_plan(unpack(packed, rows, pages)), rows))
+    row = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
+    for plan, tokens in plans:
+        parts = torch.zeros(1, tokens, row, dtype=dtype).split_with_sizes(sizes, -1)
+        query, key, value = (part.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2) for part in parts)
+        attention.forward(spec, query, key, value, plan)
+
+
+def score() -> None:
+    for vocab in (128256, 151936):
+        for rows, k in ((1, 0), (3, 1), (7, 5), (2, 15), (2, 20)):
+            for normalises in (True, False):
+                triton_topk(torch.zeros(rows, vocab), k, normalises)
+    triton_topk(torch.zeros(1, 262144), 128, normalises=True)
+
+
+def layer(shape: LayerShape, dtype: torch.dtype) -> None:
+    by, head = Norm(torch.zeros(4096, dtype=dtype), 1e-5), Norm(torch.zeros(shape.head_dim, dtype=dtype), 1e-5)
+    for tokens in (1, 3, 40):
+        x, angle = torch.zeros(1, tokens, 4096, dtype=dtype), torch.zeros(1, tokens, shape.head_dim, dtype=dtype)
+        layer_ops.norm(x, by)
+        layer_ops.add_norm(x, x, by)
+        layer_ops.silu_product(torch.zeros(1, tokens, 2 * 14336, dtype=dtype))
+        heads = torch.zeros(1, tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype)
+        layer_ops.rotate(heads, shape, (angle, angle), None)
+        layer_ops.rotate(heads, shape, (angle, angle), (head, head))
+
+
+def main(names: list[str]) -> None:
+    driver.set_active(H100())
+    compiled = Compiled()
+    JITFunction.__getitem__ = compiled.launch
+    for name in names:
+        if name in MODELS:
+            attend(*MODELS[name])
+        elif name == "layer":
+            layer(MODELS["llama"][0], torch.bfloat16)
+        else:
+            score()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
