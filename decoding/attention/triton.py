@@ -154,6 +154,7 @@ class TritonAttention(ReferenceAttention):
             key, value, slots, self._pages.keys[layer], self._pages.values[layer],
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
             shape.head_dim, shape.v_head_dim, self.page_size, _padded(shape.head_dim), _padded(shape.v_head_dim),
+            enable_fp_fusion=self._is_fused,
         )  # fmt: skip
 
     def _launch(

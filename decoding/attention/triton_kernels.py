@@ -105,7 +105,7 @@ def _attend_span(
         is_read = is_key[None, :] & (at < dim)[:, None]
         key = tl.load(key_pages + places[None, :] * dim + at[:, None], mask=is_read, other=0.0)
         scores = _dot(query, key, WIDE) * scaling
-        if softcap:
+        if softcap > 0:  # a float is no condition to the compiler
             scores = _tanh(scores / softcap) * softcap
         is_seen = is_key[None, :] & (keys[None, :] <= positions[:, None])
         if window:

@@ -34,7 +34,7 @@ def _add_norm(
     padded = _power_of_two(width)
     kernels.add_norm[(x.numel() // width,)](
         x, y, by.weight, total, normed, by.eps, width, padded, adds,
-        num_warps=min(16, max(1, padded // 512)),
+        num_warps=min(16, max(1, padded // 512)), enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def rotate(
         heads if query_norm is None else query_norm.weight, heads if key_norm is None else key_norm.weight,
         0.0 if query_norm is None else query_norm.eps, shape.heads,
         row, dim, _power_of_two(dim // 2), norms is not None, angles is not None,
-        num_warps=1,
+        num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -62,7 +62,9 @@ def silu_product(both: torch.Tensor) -> torch.Tensor:  # [..., 2 * width] -> [..
     both = both.contiguous()
     width = both.shape[-1] // 2
     out = both.new_empty(*both.shape[:-1], width)
-    kernels.silu_product[(both.numel() // (2 * width), -(-width // BLOCK))](both, out, width, BLOCK)
+    kernels.silu_product[(both.numel() // (2 * width), -(-width // BLOCK))](
+        both, out, width, BLOCK, enable_fp_fusion=False
+    )
     return out
 
 

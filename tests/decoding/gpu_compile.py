@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,23 +48,27 @@ class H100:
         return 0
 
 
-class Compiled:
-    """Whatever was compiled, once each."""
+def described(kernel: Any) -> dict[str, Any]:
+    ptx = kernel.asm["ptx"]
+    product = "wgmma" if "wgmma.mma" in ptx else "mma" if "mma.sync" in ptx else None
+    return {"shared": kernel.metadata.shared, "product": product, "copies": ptx.count("cp.async.cg")}
 
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
 
-    def launch(self, function: Any, grid: Any) -> Any:
-        def compile_only(*args: Any, **options: Any) -> None:
+def compile_only(describe: Callable[[Any], dict[str, Any]] = described) -> None:
+    """Launch nothing from here on, but compile what would be, and print each kernel once."""
+    seen = []
+
+    def launch(function: Any, grid: Any) -> Any:
+        def compiled(*args: Any, **options: Any) -> None:
             kernel = function.run(*args, grid=grid, warmup=True, **options)
-            if id(kernel) not in self._seen:
-                self._seen.add(id(kernel))
-                ptx = kernel.asm["ptx"]
-                product = "wgmma" if "wgmma.mma" in ptx else "mma" if "mma.sync" in ptx else None
-                line = {"kernel": function.fn.__name__, "shared": kernel.metadata.shared, "product": product}
-                print(json.dumps(line | {"copies": ptx.count("cp.async.cg")}), flush=True)
+            if not any(kernel is other for other in seen):
+                seen.append(kernel)
+                print(json.dumps({"kernel": function.fn.__name__} | describe(kernel)), flush=True)
 
-        return compile_only
+        return compiled
+
+    driver.set_active(H100())
+    JITFunction.__getitem__ = launch
 
 
 def batch(counts: list[int], contexts: list[int]) -> Batch:
@@ -82,26 +87,29 @@ def batch(counts: list[int], contexts: list[int]) -> Batch:
     )
 
 
-def attend(shape: LayerShape, options: dict[str, Any], dtype: torch.dtype) -> None:
-    """Ticks of decode and of prefill, split by keys and not, of many numbers of rows and of pages."""
+def attend(name: str, ticks: Sequence[Batch], recorded: Sequence[tuple[int, int]] = ()) -> None:
+    """recorded: rows and pages of recorded decode steps."""
+    shape, options, dtype = MODELS[name]
     attention = TritonAttention([shape], device=CPU, dtype=dtype)
     attention._is_wide = False
     attention.allocate(2)
-    spec = LayerSpec(0, 0.125, **options)
-    many = [1] * 40
-    ticks = [batch([1], [9]), batch([1, 1], [300, 20]), batch([1, 1, 1], [700, 20, 3]), batch(many, [33] * 40),
-             batch([5, 1], [5, 9]), batch([300, 20, 1], [300, 30, 400]), batch([40] * 17, [41] * 17)]  # fmt: skip
     plans = [(attention.plan(tick), tick.num_tokens) for tick in ticks]
-    for rows in (1, 2, 64):
-        for pages in (16, 64):
-            packed = torch.zeros(rows * (4 + pages), dtype=torch.int64)
-            plans.append((attention.decode_plan(unpack(packed, rows, pages)), rows))
+    for rows, pages in recorded:
+        packed = torch.zeros(rows * (4 + pages), dtype=torch.int64)
+        plans.append((attention.decode_plan(unpack(packed, rows, pages)), rows))
     row = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     sizes = [heads * shape.head_dim for heads in (shape.heads, shape.kv_heads, shape.kv_heads)]
     for plan, tokens in plans:
         parts = torch.zeros(1, tokens, row, dtype=dtype).split_with_sizes(sizes, -1)
         query, key, value = (part.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2) for part in parts)
-        attention.forward(spec, query, key, value, plan)
+        attention.forward(LayerSpec(0, 0.125, **options), query, key, value, plan)
+
+
+def attend_always(name: str) -> None:
+    """Ticks of decode and of prefill, split by keys and not, of many numbers of rows and of pages."""
+    ticks = [batch([1], [9]), batch([1, 1], [300, 20]), batch([1, 1, 1], [700, 20, 3]), batch([1] * 40, [33] * 40),
+             batch([5, 1], [5, 9]), batch([300, 20, 1], [300, 30, 400]), batch([40] * 17, [41] * 17)]  # fmt: skip
+    attend(name, ticks, [(rows, pages) for rows in (1, 2, 64) for pages in (16, 64)])
 
 
 def score() -> None:
@@ -125,17 +133,18 @@ def layer(shape: LayerShape, dtype: torch.dtype) -> None:
 
 
 def main(names: list[str]) -> None:
-    driver.set_active(H100())
-    compiled = Compiled()
-    JITFunction.__getitem__ = compiled.launch
     for name in names:
-        if name in MODELS:
-            attend(*MODELS[name])
+        if name == "scores":
+            score()
         elif name == "layer":
             layer(MODELS["llama"][0], torch.bfloat16)
+        elif name == "variants":
+            attend("gemma", [batch([1], [9])])
+            attend("gpt_oss", [batch([5], [5])])
         else:
-            score()
+            attend_always(name)
 
 
 if __name__ == "__main__":
+    compile_only()
     main(sys.argv[1:])
