@@ -108,16 +108,16 @@ class LinearPart(nn.Module):
 
     def __init__(self, merged: MergedLinear, index: int) -> None:
         super().__init__()
-        self.merged = merged
+        self._merged = merged
         self._index = index
 
     @property
     def weight_bytes(self) -> int:
         """Of all parts, at the first of them."""
-        return weight_bytes(self.merged.product) if self._index == 0 else 0
+        return weight_bytes(self._merged.product) if self._index == 0 else 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
-        return self.merged.part(self._index, x)
+        return self._merged.part(self._index, x)
 
 
 def weight_bytes(module: nn.Module) -> int:

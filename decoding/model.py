@@ -8,7 +8,7 @@ our attention comes in through its attention interface, our linears by replacing
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,7 +22,6 @@ from transformers.utils.logging import disable_progress_bar
 from decoding import kernels
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
-from decoding.attention.pages import LayerShape
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.linear import weight_bytes
 from decoding.plug import NAME, PluggedAttention, register, trace
@@ -328,27 +327,12 @@ def wrap(
         invariant(causal_lm)
     else:
         make_fast(causal_lm)
-    if device.type == "cuda" and hasattr(backend, "decode_plan"):
-        capture = CudaCapture() if capture is None else capture
-        if not is_batch_invariant:
-            make_lean(causal_lm, plugged, backend, shapes)
+    if capture is None and device.type == "cuda" and hasattr(backend, "decode_plan"):
+        capture = CudaCapture()
     info = _describe(causal_lm, len(shapes))
     model = Model(causal_lm, info, backend, plugged, is_compiled=is_compiled, capture=capture)
     agreement.check(lambda batch: model.forward(batch).last, model.attention)
     return model
-
-
-def make_lean(
-    causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, shapes: Sequence[LayerShape]
-) -> None:
-    """Fewer launches where layers can be replaced. Needs triton."""
-    from decoding.gpu_layers import replace_layers  # noqa: PLC0415 - needs triton
-
-    try:
-        blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
-    except UnsupportedModel:  # no list of layers
-        return
-    replace_layers(blocks, plugged, backend, shapes)
 
 
 def invariant(causal_lm: Any) -> None:

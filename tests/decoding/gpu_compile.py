@@ -21,8 +21,6 @@ from decoding.attention.interface import Batch, LayerSpec
 from decoding.attention.pages import LayerShape
 from decoding.attention.triton import TritonAttention
 from decoding.graphs import unpack
-from decoding.layer_ops import triton as layer_ops
-from decoding.layer_ops.norm import Norm
 from decoding.topk.triton import triton_topk
 
 CPU = torch.device("cpu")
@@ -120,24 +118,10 @@ def score() -> None:
     triton_topk(torch.zeros(1, 262144), 128, normalises=True)
 
 
-def layer(shape: LayerShape, dtype: torch.dtype) -> None:
-    by, head = Norm(torch.zeros(4096, dtype=dtype), 1e-5), Norm(torch.zeros(shape.head_dim, dtype=dtype), 1e-5)
-    for tokens in (1, 3, 40):
-        x, angle = torch.zeros(1, tokens, 4096, dtype=dtype), torch.zeros(1, tokens, shape.head_dim, dtype=dtype)
-        layer_ops.norm(x, by)
-        layer_ops.add_norm(x, x, by)
-        layer_ops.silu_product(torch.zeros(1, tokens, 2 * 14336, dtype=dtype))
-        heads = torch.zeros(1, tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim, dtype=dtype)
-        layer_ops.rotate(heads, shape, (angle, angle), None)
-        layer_ops.rotate(heads, shape, (angle, angle), (head, head))
-
-
 def main(names: list[str]) -> None:
     for name in names:
         if name == "scores":
             score()
-        elif name == "layer":
-            layer(MODELS["llama"][0], torch.bfloat16)
         elif name == "variants":
             attend("gemma", [batch([1], [9])])
             attend("gpt_oss", [batch([5], [5])])

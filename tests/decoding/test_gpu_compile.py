@@ -46,8 +46,7 @@ def test_windows_soft_caps_and_sinks_compile(tmp_path: Path) -> None:
     assert len(compiled(tmp_path, "variants")["attend"]) == 2
 
 
-def test_scores_and_layers_compile_once_for_each_vocabulary_and_width(tmp_path: Path) -> None:
-    found = compiled(tmp_path, "scores", "layer")
-    assert {name: len(lines) for name, lines in found.items()} == {
-        "scan": 1, "settle": 3, "add_norm": 2, "rotate": 2, "silu_product": 1,
-    }  # fmt: skip
+def test_scores_compile_once_for_each_vocabulary(tmp_path: Path) -> None:
+    """And once more where very many of the best are asked for."""
+    found = compiled(tmp_path, "scores")
+    assert {name: len(lines) for name, lines in found.items()} == {"scan": 1, "settle": 3}
