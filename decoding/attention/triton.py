@@ -24,6 +24,8 @@ FEW_LANES = 16
 """Query heads of a program that decodes: the least that a tensor core takes."""
 MANY_LANES = 64
 """Query heads of a program that prefills."""
+FEW_WARPS, MANY_WARPS = 4, 8
+"""With four, the sums of many lanes do not fit into registers (compiled for an H100: 75 stores to local memory)."""
 BLOCK_BYTES = 16384
 """Of the keys of one product, and of their values."""
 ENOUGH_PROGRAMS = 256
@@ -181,7 +183,7 @@ class TritonAttention(ReferenceAttention):
             query.stride(0), query.stride(1), out.stride(0), plan.page_tables.stride(0), spec.scaling,
             shape.head_dim, shape.v_head_dim, self.page_size, softcap=spec.softcap or 0.0,
             DIM=_padded(shape.head_dim), BLOCK=self._block_for(shape), IS_SPLIT=is_split,
-            WIDE=self._is_wide, **options,
+            WIDE=self._is_wide, num_warps=MANY_WARPS if tiles.lanes >= MANY_LANES else FEW_WARPS, **options,
         )  # fmt: skip
         if is_split:
             kernels.combine[grid](
