@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -66,11 +66,10 @@ class CudaCapture:
 
         return replay
 
-    def _pool(self) -> tuple[int, int]:
+    def _pool(self) -> Any:
         """That of the graphs there are: torch takes none whose last graph is gone."""
         alive = next(iter(self._graphs), None)
-        pool: tuple[int, int] = torch.cuda.graph_pool_handle() if alive is None else alive.pool()
-        return pool
+        return torch.cuda.graph_pool_handle() if alive is None else alive.pool()
 
     def _warm_up(self, run: Run) -> None:
         """Kernels are compiled and loaded outside of the recording."""

@@ -97,7 +97,7 @@ def copy_stacked(stacks: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]
         return
     sources, destinations = to_device(np.asarray(pairs, dtype=np.int64), stacks[0].device).unbind(1)
     for stack in stacks:
-        for layers in stack.split(LAYERS_AT_ONCE):
+        for layers in torch.split(stack, LAYERS_AT_ONCE):
             layers.index_copy_(1, destinations, layers.index_select(1, sources))
 
 
