@@ -21,6 +21,10 @@ from decoding.strategies import build
 CPU_TICK_TOKENS = 256
 GPU_TICK_TOKENS = 8192
 
+CANARY = (0, 1, 2)
+GPU_CANARY_TOKENS = 300
+"""Enough that attention is split by keys (`attention/triton.py`), which takes kernels of its own."""
+
 
 AnyModel = Model | Seq2SeqModel
 
@@ -47,7 +51,8 @@ def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -
     for name, each in models.items():
         each.attention.allocate(sizes.num_pages[name])
         own = Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]}, sizes.max_source_len)
-        _decode_canary(_engine(start, {MAIN: each}, own), has_encoder=isinstance(each, Seq2SeqModel))
+        for prompt in canaries(each, own):
+            _decode_canary(_engine(start, {MAIN: each}, own), prompt, has_encoder=isinstance(each, Seq2SeqModel))
     info = model.info
     loaded = Loaded(
         vocab_size=info.vocab_size,
@@ -155,19 +160,29 @@ def launches_ahead(start: Start, device: torch.device) -> bool:
 def _default_kv_memory(device: torch.device) -> int:
     """Nine tenths of the free memory of a GPU; on a CPU a quarter of what is available, at most 4 GiB."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # merged weights leave their parts' memory with torch, where it does not count as free
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * 0.9)
     return min(4 << 30, available_memory() // 4)
 
 
-def _decode_canary(engine: Engine, *, has_encoder: bool) -> None:
-    """One greedy token end to end: proves that the model runs before the server says it is ready.
+def canaries(model: AnyModel, sizes: Sizes) -> list[tuple[int, ...]]:
+    """Prompts whose decoding brings every kernel of the model to be compiled now, and not while requests wait."""
+    if model.info.device.type == "cpu" or isinstance(model, Seq2SeqModel):
+        return [CANARY]
+    longest = min(sizes.max_model_len, (sizes.num_pages[MAIN] - 1) * model.attention.page_size) - 2
+    long = tuple(i % model.info.vocab_size for i in range(min(GPU_CANARY_TOKENS, longest)))
+    return [CANARY, long] if len(long) > len(CANARY) else [CANARY]
+
+
+def _decode_canary(engine: Engine, prompt: tuple[int, ...], *, has_encoder: bool) -> None:
+    """Two greedy tokens end to end: proves that the model runs before the server says it is ready.
 
     With log-probs, so that no later request waits for what computes them to be compiled.
     """
-    source = (0, 1, 2) if has_encoder else ()
+    source = CANARY if has_encoder else ()
     request = Request(
-        (0, 1, 2),
+        prompt,
         logits=LogitsParams(temperature=0),
         stopping=StoppingParams(max_tokens=2),
         logprobs=LogprobsParams(output=1),

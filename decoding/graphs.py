@@ -7,9 +7,12 @@ the host is inside a recording but the two sizes of its bucket. Knows neither mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -36,19 +39,26 @@ class CannotCapture(Exception):
 
 
 class CudaCapture:
-    """CUDA graphs that share one pool: their memory is that of the largest, and each overwrites another's results."""
+    """CUDA graphs that share one pool: their memory is that of the largest, and each overwrites another's results.
+
+    All are recorded on one stream of their own, where each forward runs first: what torch keeps for every stream that
+    multiplies is made once, and not in the pool. A recording that failed would leave torch's allocator believing in it
+    for good (pytorch 180395, 190348), so what cannot be recorded is found out before.
+    """
 
     def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._graphs: WeakSet[torch.cuda.CUDAGraph] = WeakSet()
 
     def __call__(self, run: Run) -> Run:
         self._warm_up(run)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool(), stream=self._stream):
                 out = run()
         except RuntimeError as error:
             raise CannotCapture(str(error)) from error
+        self._graphs.add(graph)
 
         def replay() -> torch.Tensor:
             graph.replay()
@@ -56,21 +66,47 @@ class CudaCapture:
 
         return replay
 
+    def _pool(self) -> Any:
+        """That of the graphs there are: torch takes none whose last graph is gone."""
+        alive = next(iter(self._graphs), None)
+        return torch.cuda.graph_pool_handle() if alive is None else alive.pool()
+
     def _warm_up(self, run: Run) -> None:
-        """Kernels are compiled and workspaces allocated outside of the recording."""
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        """Kernels are compiled and loaded outside of the recording."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
             run()
-        current.wait_stream(side)
+            with _refusing_to_wait():
+                run()
+        current.wait_stream(self._stream)
+
+
+@contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """Whatever would make the host wait for the GPU, which no recording can hold, raises CannotCapture."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise CannotCapture(str(error)) from error
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """packed: all inputs, one after the other, int64; `inputs` are views of it."""
+    """packed: all inputs, one after the other, int64; `inputs` are views of it.
+
+    forward: what was recorded; whatever memory it reads must not be given to others while it can be replayed.
+    """
 
     packed: torch.Tensor
     inputs: DecodeInputs
+    forward: Run
     replay: Run
 
 
@@ -113,9 +149,11 @@ class DecodeGraphs:
     def _record(self, bucket: tuple[int, int], packed: np.ndarray) -> _Recorded | None:
         held = torch.from_numpy(packed).to(self._device, copy=True)
         inputs = unpack(held, *bucket)
+        forward = self._decode(inputs)
         try:
-            found = _Recorded(held, inputs, self._capture(self._decode(inputs)))
-        except CannotCapture:
+            found = _Recorded(held, inputs, forward, self._capture(forward))
+        except CannotCapture as error:
+            warnings.warn(f"decode steps are slow, for this model's cannot be recorded: {error}", stacklevel=2)
             self.is_able = False
             self._recorded.clear()
             return None

@@ -47,11 +47,16 @@ def attend(
 
 
 def register(causal_lm: PreTrainedModel) -> None:
-    """Make the model use our attention, and the experts' forward whose products can be watched."""
+    """Make the model use our attention, and on a CPU the experts' forward whose products can be watched.
+
+    On a GPU that one would wait for the router in every layer; transformers' default, grouped products, does not.
+    """
     AttentionInterface.register(NAME, attend)
     causal_lm.set_attn_implementation(NAME)
     if causal_lm.config._attn_implementation != NAME:
         raise UnsupportedModel(type(causal_lm).__name__, "does not accept another attention implementation")
+    if causal_lm.device.type != "cpu":
+        return
     if hasattr(causal_lm, "set_experts_implementation") and causal_lm._can_set_experts_implementation():
         causal_lm.set_experts_implementation("eager")
 

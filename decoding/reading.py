@@ -23,10 +23,12 @@ from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
 from decoding.topk.scores import RowScores, log_softmax_topk, topk
-from decoding.transfer import Arriving, indices, to_device
+from decoding.transfer import Arriving, indices, is_asynchronous, to_device
 
 SLICE_ROWS = 128
 """Rows that go through the head at once: bounds the memory of scores to SLICE_ROWS x vocab floats."""
+GPU_SLICE_ROWS = 256
+"""Each slice reads the whole output matrix, and the host launches its steps one by one."""
 
 
 class Head(Protocol):
@@ -110,15 +112,16 @@ class HostCopy:
 def enqueue(model: Head, hidden: HiddenStates, reads: Sequence[Read], copy: HostCopy) -> list[ReadSlice]:
     """Launch the work of all reads of one forward."""
     slices = []
-    for start in range(0, len(reads), SLICE_ROWS):
-        part = ReadSlice(reads[start : start + SLICE_ROWS], copy)
+    size = GPU_SLICE_ROWS if is_asynchronous(hidden.last.device) else SLICE_ROWS
+    for start in range(0, len(reads), size):
+        part = ReadSlice(reads[start : start + size], copy)
         part.enqueue(model, hidden)
         slices.append(part)
     return slices
 
 
 class ReadSlice:
-    """Up to SLICE_ROWS reads that go through the head together."""
+    """Reads that go through the head together."""
 
     def __init__(self, reads: Sequence[Read], copy: HostCopy) -> None:
         self._reads = reads
@@ -160,7 +163,9 @@ class ReadSlice:
         """Hidden states, logits of early layers, attention scores: whatever does not pass the pipeline."""
         states = [i for i, read in enumerate(self._reads) if read.want.hidden]
         if states:
-            self._add("hidden", states, _rows(hidden.last, [self._reads[i].index for i in states]).float())
+            # A copy also where it is float32 and whole: the next recorded forward writes to where this one's result is.
+            own = _rows(hidden.last, [self._reads[i].index for i in states]).to(torch.float32, copy=True)
+            self._add("hidden", states, own)
         for i, read in enumerate(self._reads):
             at = slice(read.index, read.index + 1)
             if read.want.attention:

@@ -2,17 +2,19 @@
 
 Needs torch, triton and transformers only. Builds a model of a real shape with random weights, measures what the machine
 can do, checks that the engine is right and that a row's tokens do not depend on the batch, times decode, prefill and
-beams, prints each as a share of the time that reading the weights and the cache or multiplying takes at the least, and
-writes all of it as JSON. Exits 1 where a check fails.
+beams, and after them the peers; prints each as soon as it is known, as a share of the time that reading the weights and
+the cache or multiplying takes at the least, and writes all of it as JSON. A measurement that fails is printed as such
+and ends no other. Exits 1 where a check or a measurement of ours fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +53,10 @@ class Result:
     note: str | None = None
 
     @property
+    def is_failed(self) -> bool:
+        return self.value is None
+
+    @property
     def share(self) -> float | None:
         """Of the limit: 1 is all that the machine can do."""
         if self.value is None or self.floor is None:
@@ -69,12 +75,10 @@ def own_logprobs(causal_lm: Any, prompt: Sequence[int]) -> tuple[float, ...]:
     return tuple(scores.gather(1, ids[0, 1:, None])[:, 0].tolist())
 
 
-def check(bench: Bench, options: Options, prompt: Sequence[int], expected: Sequence[float]) -> list[Check]:
-    return [
-        _check_scores("prefill agrees with transformers", _scored(bench, prompt), expected, options.dtype),
-        _check_decode(bench, options),
-        _check_batch(bench, options),
-    ]
+def check(bench: Bench, options: Options, prompt: Sequence[int], expected: Sequence[float]) -> Iterator[Check]:
+    yield _check_scores("prefill agrees with transformers", _scored(bench, prompt), expected, options.dtype)
+    yield _check_decode(bench, options)
+    yield _check_batch(bench, options)
 
 
 def _scored(bench: Bench, prompt: Sequence[int]) -> tuple[float, ...]:
@@ -119,18 +123,17 @@ def _check_batch(bench: Bench, options: Options) -> Check:
 # measurements
 
 
-def time_decode(bench: Bench, options: Options, work: Work, box: Box) -> list[Result]:
-    results = []
-    for num_rows in options.rows:
-        bench.run(bench.requests(num_rows, seed=num_rows))
-        run = bench.run(bench.requests(num_rows, seed=num_rows + 1000))
-        floor = decode_floor(work, box, num_rows, options.prompt + options.new // 2)
-        whole = num_rows * options.new / run.seconds
-        results += [
-            Result(f"decode step, {num_rows} rows", run.decode_seconds(num_rows) * 1e3, "ms", floor * 1e3),
-            Result(f"{num_rows} rows, {options.prompt} in, {options.new} out", whole, "tok/s", num_rows / floor),
-        ]
-    return results
+def time_decode(bench: Bench, options: Options, work: Work, box: Box, num_rows: int) -> Iterator[Result]:
+    """What a step takes beyond its forward is reads, and whatever of the host's time is not hidden."""
+    context = options.prompt + options.new // 2
+    floor = decode_floor(work, box, num_rows, context)
+    bench.run(bench.requests(num_rows, seed=num_rows))
+    run = bench.run(bench.requests(num_rows, seed=num_rows + 1000))
+    whole = num_rows * options.new / run.seconds
+    yield Result(f"decode step, {num_rows} rows", run.decode_seconds(num_rows) * 1e3, "ms", floor * 1e3)
+    yield Result(f"{num_rows} rows, {options.prompt} in, {options.new} out", whole, "tok/s", num_rows / floor)
+    alone = bench.forward_seconds(num_rows, context)
+    yield Result(f"forward alone, {num_rows} rows", alone * 1e3, "ms", floor * 1e3)
 
 
 def decode_floor(work: Work, box: Box, num_rows: int, context: int) -> float:
@@ -140,7 +143,7 @@ def decode_floor(work: Work, box: Box, num_rows: int, context: int) -> float:
     return max(read / box.bytes_per_second, multiplied / box.flops_per_second)
 
 
-def time_prefill(bench: Bench, options: Options, work: Work, box: Box) -> Result:
+def time_prefill(bench: Bench, options: Options, work: Work, box: Box) -> Iterator[Result]:
     stopping = StoppingParams(1, ignore_eos=True)
     runs = []
     for seed in range(21, 25):
@@ -148,10 +151,10 @@ def time_prefill(bench: Bench, options: Options, work: Work, box: Box) -> Result
         runs.append(bench.run([Request(prompt, logits=GREEDY, stopping=stopping)]).seconds)
     multiplied = 2 * (options.prefill * work.body_parameters + work.head_parameters)
     floor = max(multiplied / box.flops_per_second, work.weight_bytes / box.bytes_per_second)
-    return Result(f"prefill of {options.prefill}", statistics.median(runs[1:]) * 1e3, "ms", floor * 1e3)
+    yield Result(f"prefill of {options.prefill}", statistics.median(runs[1:]) * 1e3, "ms", floor * 1e3)
 
 
-def time_beams(bench: Bench, options: Options) -> list[Result]:
+def time_beams(bench: Bench, options: Options) -> Iterator[Result]:
     """Rows per second of beam search, and of as many rows that sample."""
     width, count = options.beams
     num_rows = width * count
@@ -161,14 +164,14 @@ def time_beams(bench: Bench, options: Options) -> list[Result]:
     for requests in (beams, sampling):
         bench.run(requests)
         speeds.append(num_rows / bench.run(requests).decode_seconds(num_rows))
-    return [
-        Result(f"beams, {count} x {width}", speeds[0], "tok/s", note=f"{speeds[0] / speeds[1]:.0%} of sampling"),
-        Result(f"sampling, {num_rows} rows", speeds[1], "tok/s"),
-    ]
+    yield Result(f"beams, {count} x {width}", speeds[0], "tok/s", note=f"{speeds[0] / speeds[1]:.0%} of sampling")
+    yield Result(f"sampling, {num_rows} rows", speeds[1], "tok/s")
 
 
-def time_peers(causal_lm: Any, options: Options, work: Work, box: Box) -> list[Result]:
-    results = []
+def time_peers(options: Options, work: Work, box: Box) -> Iterator[Result]:
+    if not options.peers:
+        return
+    causal_lm = build(options.shape, options.device, options.dtype)
     vocab = causal_lm.config.vocab_size
     for name in options.peers:
         for num_rows in options.rows:
@@ -178,8 +181,7 @@ def time_peers(causal_lm: Any, options: Options, work: Work, box: Box) -> list[R
             limit = num_rows / decode_floor(work, box, num_rows, options.prompt + options.new // 2)
             speed = None if seconds is None else num_rows * options.new / seconds
             label = f"{num_rows} rows, {options.prompt} in, {options.new} out"
-            results.append(Result(label, speed, "tok/s", limit, peer=name, note=failure))
-    return results
+            yield Result(label, speed, "tok/s", limit, peer=name, note=failure)
 
 
 # the command
@@ -189,25 +191,62 @@ def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print)
     options = _parse(argv)
     box = measure(options.device, options.dtype)
     show(f"{box.device}, {box.bytes_per_second / 1e9:.0f} GB/s copied, {box.flops_per_second / 1e12:.1f} TFLOP/s")
+    work, checks, results = _measure_own(options, box, show)
+    is_sound = all(done.is_passed for done in checks) and not any(result.is_failed for result in results)
+    gc.collect()  # the peers need the memory
+    if options.device.type == "cuda":
+        torch.cuda.empty_cache()
+    results += shown([("peers", lambda: time_peers(options, work, box))], show)
+    if options.json is not None:
+        options.json.write_text(_document(options, box, checks, results))
+    return 0 if is_sound else 1
+
+
+def _measure_own(options: Options, box: Box, show: Callable[[str], None]) -> tuple[Work, list[Check], list[Result]]:
     causal_lm = build(options.shape, options.device, options.dtype)
     work = work_of(causal_lm)
     prompt = torch.randint(0, causal_lm.config.vocab_size, (64,), generator=torch.Generator().manual_seed(1)).tolist()
     expected = own_logprobs(causal_lm, prompt)
-    results = time_peers(causal_lm, options, work, box)
     attention = uniform_attention if options.is_batch_invariant else default_attention
     model = wrap(causal_lm, attention=attention, is_batch_invariant=options.is_batch_invariant)
     bench = Bench(model, options)
-    checks = check(bench, options, prompt, expected)
-    for done in checks:
+    checks = []
+    for done in check(bench, options, prompt, expected):
         show(f"{'ok  ' if done.is_passed else 'FAIL'} {done.name}: {done.detail}")
-    results += [*time_decode(bench, options, work, box), time_prefill(bench, options, work, box)]
-    results += time_beams(bench, options)
+        checks.append(done)
+    steps: list[Step] = [
+        (f"{rows} rows", lambda rows=rows: time_decode(bench, options, work, box, rows))  # type: ignore[misc]
+        for rows in options.rows
+    ]
+    steps += [
+        ("prefill", lambda: time_prefill(bench, options, work, box)),
+        ("beams", lambda: time_beams(bench, options)),
+        ("no page lost", lambda: _lost(bench)),
+    ]
+    return work, checks, shown(steps, show)
+
+
+def _lost(bench: Bench) -> Iterator[Result]:
+    """Nothing; raises where the engine has lost a page."""
     bench.engine.check_integrity()
-    for result in results:
-        show(_line(result))
-    if options.json is not None:
-        options.json.write_text(_document(options, box, checks, results))
-    return 0 if all(done.is_passed for done in checks) else 1
+    yield from ()
+
+
+Step = tuple[str, Callable[[], Iterable[Result]]]
+
+
+def shown(steps: Sequence[Step], show: Callable[[str], None]) -> list[Result]:
+    """The results of all steps, each shown as it comes; whatever one of them fails of, the others run."""
+    results = []
+    for name, step in steps:
+        try:
+            for result in step():
+                show(_line(result))
+                results.append(result)
+        except Exception as error:
+            results.append(Result(name, None, "", note=f"{type(error).__name__}: {error}"[:300]))
+            show(_line(results[-1]))
+    return results
 
 
 def _line(result: Result) -> str:

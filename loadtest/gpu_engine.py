@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from decoding.attention.interface import Batch
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.model import Model
 from decoding.output import Output
 from decoding.params import MAIN, LogitsParams, Request, StoppingParams
 from decoding.strategies import build as build_strategy
+from loadtest.gpu_box import seconds
 
 GREEDY = LogitsParams(temperature=0)
 
@@ -63,7 +66,7 @@ class Bench:
 
     def __init__(self, model: Model, options: Options) -> None:
         self._options = options
-        self._device = options.device
+        self._model = model
         longest = max(options.prompt + options.new, options.prefill + 1)
         num_rows = max(*options.rows, options.beams[0] * options.beams[1])
         size = model.attention.page_size
@@ -90,7 +93,30 @@ class Bench:
         stopping = StoppingParams(self._options.new, ignore_eos=True)
         return [Request(p, logits=GREEDY, stopping=stopping) for p in self.prompts(count, self._options.prompt, seed)]
 
+    def forward_seconds(self, num_rows: int, context: int) -> float:
+        """Of the forward of a decode step by itself, over rows of so many positions. While no request is running."""
+        size = self._model.attention.page_size
+        pages = -(-context // size)
+        tables = 1 + np.arange(num_rows * pages).reshape(num_rows, pages)
+        batch = Batch(
+            token_ids=np.zeros(num_rows, dtype=np.int64),
+            positions=np.full(num_rows, context - 1),
+            slots=tables[:, -1] * size + (context - 1) % size,
+            query_starts=np.arange(num_rows + 1),
+            kv_lengths=np.full(num_rows, context),
+            page_tables=tables,
+        )
+        return seconds(lambda: self._model.forward(batch), self._options.device)
+
     def run(self, requests: Sequence[Request]) -> Run:
+        try:
+            return self._run(requests)
+        except Exception:
+            for at in range(len(requests)):  # the next run must not meet them
+                self.engine.cancel(at)
+            raise
+
+    def _run(self, requests: Sequence[Request]) -> Run:
         ticks: list[Tick] = []
         outputs: list[Output] = []
         started = time.perf_counter()

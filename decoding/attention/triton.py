@@ -24,6 +24,8 @@ FEW_LANES = 16
 """Query heads of a program that decodes: the least that a tensor core takes."""
 MANY_LANES = 64
 """Query heads of a program that prefills."""
+FEW_WARPS, MANY_WARPS = 4, 8
+"""With four, the sums of many lanes do not fit into registers (compiled for an H100: 75 stores to local memory)."""
 BLOCK_BYTES = 16384
 """Of the keys of one product, and of their values."""
 ENOUGH_PROGRAMS = 256
@@ -77,6 +79,9 @@ class TritonAttention(ReferenceAttention):
         super().__init__(shapes, device=device, dtype=dtype, page_size=page_size)
         self._block, self._span = block, span
         self._many_lanes = FEW_LANES if is_uniform else MANY_LANES
+        # Not where one kernel's sums must be another's to the bit: a compiler contracts each as it likes.
+        self._is_fused = not is_uniform
+        self._is_wide = device.type == "cpu"
         self._groups = sorted({shape.group for shape in shapes})
         self._most_kv_heads = max(shape.kv_heads for shape in shapes)
         self.generation = 0
@@ -151,6 +156,7 @@ class TritonAttention(ReferenceAttention):
             key, value, slots, self._pages.keys[layer], self._pages.values[layer],
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
             shape.head_dim, shape.v_head_dim, self.page_size, _padded(shape.head_dim), _padded(shape.v_head_dim),
+            enable_fp_fusion=self._is_fused,
         )  # fmt: skip
 
     def _launch(
@@ -167,6 +173,7 @@ class TritonAttention(ReferenceAttention):
         options: dict[str, Any] = {
             "window": spec.sliding_window or 0, "GROUP": shape.group, "M": tiles.lanes, "SPAN": self._span,
             "V_DIM": _padded(shape.v_head_dim), "HAS_SINKS": spec.sinks is not None,
+            "enable_fp_fusion": self._is_fused,
         }  # fmt: skip
         grid = (len(tiles.rows), shape.kv_heads)
         kernels.attend[(*grid, tiles.num_spans)](
@@ -176,7 +183,7 @@ class TritonAttention(ReferenceAttention):
             query.stride(0), query.stride(1), out.stride(0), plan.page_tables.stride(0), spec.scaling,
             shape.head_dim, shape.v_head_dim, self.page_size, softcap=spec.softcap or 0.0,
             DIM=_padded(shape.head_dim), BLOCK=self._block_for(shape), IS_SPLIT=is_split,
-            WIDE=self._device.type == "cpu", **options,
+            WIDE=self._is_wide, num_warps=MANY_WARPS if tiles.lanes >= MANY_LANES else FEW_WARPS, **options,
         )  # fmt: skip
         if is_split:
             kernels.combine[grid](

@@ -10,8 +10,14 @@ T tokens, R rows, P pages a table; M lanes a program, each one query head of one
 import triton
 import triton.language as tl
 
+# Numbers of the batch and where its tables lie differ from tick to tick. Triton would compile a kernel anew for every
+# combination of those that are 1, or multiples of 16 (pointers: bytes), while everybody waits; what is read through
+# them is single numbers, which gain nothing by it.
+_TABLES = ["slots", "tile_rows", "tile_queries", "query_starts", "kv_lengths", "tables"]
+_NUMBERS = ["table_row", "num_spans"]
 
-@triton.jit
+
+@triton.jit(do_not_specialize_on_alignment=_TABLES)
 def scatter(
     key,  # [kv_heads, T, dim]
     value,  # [kv_heads, T, v_dim]
@@ -99,7 +105,7 @@ def _attend_span(
         is_read = is_key[None, :] & (at < dim)[:, None]
         key = tl.load(key_pages + places[None, :] * dim + at[:, None], mask=is_read, other=0.0)
         scores = _dot(query, key, WIDE) * scaling
-        if softcap:
+        if softcap > 0:  # a float is no condition to the compiler
             scores = _tanh(scores / softcap) * softcap
         is_seen = is_key[None, :] & (keys[None, :] <= positions[:, None])
         if window:
@@ -157,7 +163,7 @@ def _store(
     tl.store(places, result.to(out.dtype.element_ty), mask=is_query[:, None] & (at < v_dim)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_TABLES)
 def attend(
     out,  # [T, heads, v_dim]
     query,  # [heads, T, dim]
@@ -236,7 +242,7 @@ def attend(
         _store(out, out_token, best, total, result, sinks, tokens, heads, is_query, v_dim, V_DIM, HAS_SINKS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_TABLES)
 def combine(
     out,
     tile_rows,

@@ -27,10 +27,12 @@ def triton_topk(
     candidates, keys = (
         torch.empty(rows, width, dtype=torch.int64, device=z.device) for width in (segments * kept, max(kept - 1, 0))
     )
-    kernels.scan[(rows, segments)](z, peaks, totals, candidates, vocab, kept, segment)
+    kernels.scan[(rows, segments)](z, peaks, totals, candidates, vocab, kept, segment, enable_fp_fusion=False)
+    lanes = _power_of_two(max(LANES, segments * kept))
     kernels.settle[(rows,)](
         z, peaks, totals, candidates, normalisers, keys, vocab, segments, kept, int(normalises),
-        segment, _power_of_two(segments), _power_of_two(max(LANES, segments * kept)),
+        segment, _power_of_two(segments), lanes,
+        num_warps=min(16, max(4, lanes // 512)), enable_fp_fusion=False,
     )  # fmt: skip
     peak, log_total = normalisers.unbind(1)
     if k > MOST:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 _LOWEST = tl.constexpr(-(2**63))
+_ASKED = ["kept", "normalises"]  # differ from tick to tick: Triton would compile anew for 1 and for multiples of 16
 
 
 @triton.jit
@@ -41,7 +42,7 @@ def _take(keys, places, count):
     return best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ASKED)
 def scan(
     z,  # float32 [rows, vocab]
     peaks,  # [rows, segments]
@@ -64,7 +65,7 @@ def scan(
         _take(_keys(x, ids, ids < vocab, vocab), candidates + part * kept, kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ASKED)
 def settle(
     z,  # float32 [rows, vocab]
     peaks,  # [rows, segments]

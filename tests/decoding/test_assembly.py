@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
 
-from decoding.assembly import build_engine, launches_ahead, size_caches
+from decoding.assembly import (
+    GPU_CANARY_TOKENS,
+    Sizes,
+    _default_kv_memory,
+    build_engine,
+    canaries,
+    launches_ahead,
+    size_caches,
+)
 from decoding.frames import Start
 from decoding.model import Model, wrap
 from decoding.params import DRAFT, MAIN
@@ -82,3 +92,22 @@ def test_forwards_are_launched_ahead_where_it_gains_or_is_asked_for(
     frame = Start("", launch_ahead=switch)
     assert launches_ahead(frame, torch.device("cpu")) is on_cpu
     assert launches_ahead(frame, torch.device("cuda")) is on_cuda
+
+
+def test_memory_that_torch_holds_without_using_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged weights leave their parts' memory behind, gigabytes of it."""
+    free = [60]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 40))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free[0], 200))
+    assert _default_kv_memory(torch.device("cuda")) == 90
+
+
+def test_a_gpu_decodes_what_splits_attention_before_it_serves(model: Model) -> None:
+    on_gpu: Any = SimpleNamespace(
+        info=replace(model.info, device=torch.device("cuda")), attention=SimpleNamespace(page_size=16)
+    )
+    assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4096, {MAIN: 100}))] == [3, GPU_CANARY_TOKENS]
+    assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4096, {MAIN: 5}))] == [3, 62]
+    assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4, {MAIN: 5}))] == [3]
+    assert max(canaries(on_gpu, Sizes(4096, {MAIN: 100}))[1]) < model.info.vocab_size
+    assert [len(prompt) for prompt in canaries(model, Sizes(4096, {MAIN: 100}))] == [3]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from decoding.attention.interface import AttentionBackend, Batch, DecodeInputs
 from decoding.attention.pages import LayerShape
 from decoding.cache import PageCache
 from decoding.engine import Engine
-from decoding.graphs import CannotCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
 from decoding.model import wrap
 from decoding.params import Beam, LogitsParams, Request, Sampling, StoppingParams
 from decoding.strategies import build
@@ -108,9 +111,142 @@ def test_a_forward_that_cannot_be_recorded_is_not_tried_again() -> None:
         raise CannotCapture("it reads a number back")
 
     graphs = DecodeGraphs(Spy().decode, refuse, CPU)
-    assert graphs.run(decode_batch(5), 1) is None
+    with pytest.warns(UserWarning, match="it reads a number back"):
+        assert graphs.run(decode_batch(5), 1) is None
     assert graphs.run(decode_batch(5, 5), 1) is None
     assert len(tries) == 1
+
+
+class Table:
+    """Device memory that a forward reads beside its inputs."""
+
+
+def test_what_a_recording_reads_stays_while_it_can_be_replayed() -> None:
+    """A CUDA graph holds addresses: the forward that was recorded is needed by nobody else any more."""
+    tables: list[weakref.ref[Table]] = []
+
+    def decode(inputs: DecodeInputs) -> Run:
+        table = Table()
+        tables.append(weakref.ref(table))
+
+        def forward() -> torch.Tensor:
+            assert table
+            return inputs.token_ids
+
+        return forward
+
+    def record(run: Run) -> Run:
+        out = run()
+        return lambda: out
+
+    graphs = DecodeGraphs(decode, record, CPU)
+    graphs.run(decode_batch(5), 1)
+    gc.collect()
+    assert tables[0]() is not None
+    graphs.run(decode_batch(5), 2)
+    gc.collect()
+    assert tables[0]() is None, "the recording is void, and so is what it read"
+
+
+class FakeCuda:
+    """torch.cuda as far as recordings go: notes what happens, and refuses to wait where it is told to."""
+
+    def __init__(self) -> None:
+        self.mode: int | str = 0
+        self.events: list[str] = []
+        self.handles = 0
+
+    def Stream(self) -> FakeCuda:
+        return self
+
+    current_stream = Stream
+
+    def wait_stream(self, _stream: FakeCuda) -> None:
+        self.events.append("wait")
+
+    def stream(self, _stream: FakeCuda) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def graph(self, graph: FakeGraph, *, pool: tuple[int, int], stream: FakeCuda) -> AbstractContextManager[None]:
+        assert stream is self
+        graph.its_pool = pool
+        self.events.append("record")
+        return nullcontext()
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        self.handles += 1
+        return (0, self.handles)
+
+    def get_sync_debug_mode(self) -> int | str:
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.mode = mode
+
+    def item(self) -> None:
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+
+class FakeGraph:
+    its_pool = (0, 0)
+
+    def pool(self) -> tuple[int, int]:
+        return self.its_pool
+
+    def replay(self) -> None: ...
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    for name in ("Stream", "current_stream", "stream", "graph", "graph_pool_handle", "get_sync_debug_mode",
+                 "set_sync_debug_mode"):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    return fake
+
+
+def test_a_forward_that_waits_for_the_gpu_is_found_out_before_it_is_recorded(cuda: FakeCuda) -> None:
+    """A recording that fails leaves torch's allocator as if it were still going on."""
+
+    def forward() -> torch.Tensor:
+        cuda.item()
+        return torch.zeros(1)
+
+    with pytest.raises(CannotCapture, match="synchronizing"):
+        CudaCapture()(forward)
+    assert "record" not in cuda.events
+    assert cuda.mode == 0
+
+
+def test_what_memory_lacks_is_no_reason_to_record_nothing(cuda: FakeCuda) -> None:
+    def forward() -> torch.Tensor:
+        if cuda.mode == "error":
+            raise torch.OutOfMemoryError
+        return torch.zeros(1)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture()(forward)
+
+
+def test_recordings_share_a_pool_and_none_goes_into_one_that_is_gone(cuda: FakeCuda) -> None:
+    """torch asserts that a pool it is given has a graph, or is new."""
+    capture = CudaCapture()
+    pools: list[tuple[int, int]] = []
+
+    def recorded() -> Run:
+        replay = capture(lambda: torch.zeros(1))
+        (graph,) = (c.cell_contents for c in replay.__closure__ or () if isinstance(c.cell_contents, FakeGraph))
+        pools.append(graph.its_pool)
+        return replay
+
+    first, second = recorded(), recorded()
+    assert pools == [(0, 1), (0, 1)]
+    del first, second
+    gc.collect()
+    recorded()
+    assert pools[2] == (0, 2)
 
 
 def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_other() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from decoding.logits.pipeline import NEUTRAL
 from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
-from decoding.reading import HostCopy
+from decoding.reading import HostCopy, Read, enqueue
+from decoding.rows import TokenLog
+from decoding.seam import Reading, Want
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine
 
@@ -18,6 +23,36 @@ def test_the_host_copy_keeps_shapes_and_exact_ids() -> None:
     copy.fetch()
     assert int(copy.get(big)[0]) == 2**52 + 1
     assert copy.get(matrix).shape == (2, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """A model's last forward, whose memory the next one uses again."""
+
+    last: torch.Tensor
+    layers: dict[int, torch.Tensor]
+    probed: dict[int, torch.Tensor]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+    project = head
+
+
+def test_hidden_states_are_those_of_their_own_forward() -> None:
+    """A tick may have two; recorded ones leave their results in one place, and all is sent after the second."""
+    states, copy = States(torch.ones(1, 4), {}, {}), HostCopy()
+    log = TokenLog()
+    log.append((5,), is_injected=False)
+    read = Read(0, 0, 0, Want(hidden=True), NEUTRAL, 0, log, 1, None)
+    (part,) = enqueue(states, states, [read], copy)
+    states.last.zero_()
+    copy.send()
+    copy.fetch()
+    (found,) = part.collect()
+    assert isinstance(found, Reading)
+    assert found.hidden is not None
+    assert found.hidden.tolist() == [1, 1, 1, 1]
 
 
 def test_a_prompt_longer_than_a_slice_is_scored_at_every_position() -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from decoding import rewrite
 from decoding.linear import FIXED_ROWS
+from decoding.plug import register
 from decoding.rewrite import NotRowExact, make_batch_invariant, make_fast
 from tests.decoding.tiny import tiny
 
@@ -82,3 +83,11 @@ def test_a_fast_model_computes_the_same_in_fewer_operations(name: str) -> None:
         torch.testing.assert_close(logits(model, 20), expected, rtol=1e-4, atol=1e-4)
     norms = 2 * 3 + 1 if name == "llama" else 4 * 3 + 1
     assert len(after) == len(before) - 3 * 3 + norms  # q|k|v and gate|up are one product each in three layers
+
+
+@pytest.mark.parametrize(("device", "experts"), [("cpu", "eager"), ("meta", "grouped_mm")])
+def test_only_a_cpu_goes_through_experts_one_by_one(device: str, experts: str) -> None:
+    """Which waits for the router's choice: no GPU's forward could be recorded."""
+    lm = tiny("mixtral", num_hidden_layers=1).to(device)  # type: ignore[arg-type]
+    register(lm)
+    assert lm.config._experts_implementation == experts

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loadtest.gpu_bench import Result, main
+from loadtest.gpu_bench import Result, Step, main, shown
 from loadtest.gpu_shapes import SHAPES, build, work_of
 
 TINY = ["--device", "cpu", "--dtype", "float32", "--shape", "tiny", "--rows", "1", "3", "--prompt", "20", "--new", "12",
@@ -24,13 +25,28 @@ def test_it_checks_times_and_writes(tmp_path: Path) -> None:
     assert "3 of 3 rows give the same tokens, 3 the same log-probs" in document["checks"][2]["detail"]
     measured = {(result["peer"], result["name"]): result["value"] for result in document["results"]}
     assert {name for peer, name in measured if peer is None} == {
-        "decode step, 1 rows", "1 rows, 20 in, 12 out", "decode step, 3 rows", "3 rows, 20 in, 12 out",
+        "decode step, 1 rows", "1 rows, 20 in, 12 out", "forward alone, 1 rows",
+        "decode step, 3 rows", "3 rows, 20 in, 12 out", "forward alone, 3 rows",
         "prefill of 80", "beams, 2 x 2", "sampling, 4 rows",
     }  # fmt: skip
     assert all(value > 0 for value in measured.values())
     assert ("static-cache", "3 rows, 20 in, 12 out") in measured
     assert {"date", "box", "options"} <= document.keys()
     assert any("of the limit" in line for line in lines)
+
+
+def test_a_measurement_that_fails_ends_no_other() -> None:
+    def broken() -> Iterator[Result]:
+        yield Result("first", 1.0, "ms")
+        raise RuntimeError("out of luck")
+
+    lines: list[str] = []
+    steps: list[Step] = [("broken", broken), ("sound", lambda: [Result("second", 2.0, "ms")])]
+    results = shown(steps, lines.append)
+    assert [result.name for result in results if result.is_failed] == ["broken"]
+    assert len(results) == 3
+    assert ["failed" in line for line in lines] == [False, True, False]
+    assert "out of luck" in lines[1]
 
 
 def test_a_share_is_of_the_limit_whatever_the_unit() -> None:

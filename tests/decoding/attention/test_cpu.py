@@ -11,7 +11,7 @@ import torch
 
 from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import AttentionBackend, LayerSpec
-from decoding.attention.pages import LayerShape
+from decoding.attention.pages import LAYERS_AT_ONCE, LayerShape, Pages, copy_stacked
 from decoding.attention.reference import ReferenceAttention
 from decoding.attention.tiles import block_edges
 from tests.decoding.layout import PageBook, Row
@@ -148,6 +148,22 @@ def test_copy_pages_copies_keys_and_values_of_all_layers_as_they_were(make) -> N
     for pages, old in zip(tensors, before, strict=True):
         assert torch.equal(pages[9], old[3])
         assert torch.equal(pages[4], old[9])
+
+
+def test_stacked_layers_are_copied_as_single_ones() -> None:
+    """What a GPU does, which copies the pages of many layers in one launch."""
+    shapes = [SHAPES["two-dims"]] * LAYERS_AT_ONCE + [SHAPES["grouped"]] * 3
+    pages = Pages(shapes, 16, torch.float32, torch.device("cpu"))
+    pages.allocate(11)
+    tensors = [*pages.keys, *pages.values]
+    for tensor in tensors:
+        tensor.normal_()
+    before = [tensor.clone() for tensor in tensors]
+    copy_stacked(pages.stacks, [(3, 9), (9, 4)])
+    for tensor, old in zip(tensors, before, strict=True):
+        old[[9, 4]] = old[[3, 9]]
+        assert torch.equal(tensor, old)
+    assert sum(stack.nbytes for stack in pages.stacks) == 11 * pages.bytes_per_page()
 
 
 @pytest.mark.parametrize("spec_name", ["plain", "softcap", "window"])
