@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ class Loader:
 
     startup: Startup | None = None
 
-    async def run(self, _: Start) -> None:
+    async def run(self, start: asyncio.Future[Start]) -> None:
+        await start
         assert self.startup is not None
         self.startup.worker_loaded(Loaded(308, 512, (301,), 4, 16, 8, "cpu", "float32", "TinyForCausalLM"))
 
