@@ -213,8 +213,6 @@ def _serve(link: Link) -> None:
     during = "load"
     try:
         start = link.receive_one()
-        if isinstance(start, Shutdown):
-            raise ParentGone
         if not isinstance(start, Start):
             raise TypeError("the first frame must be Start")
         worker, loaded = _build(start, link)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import socket
@@ -12,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import TypeVar, cast
 
 import pytest
+import torch
 
 from decoding.cache import PageCache
 from decoding.engine import Engine
@@ -36,8 +39,10 @@ from decoding.frames import (
     encode,
     submit_frame,
 )
+from decoding.link import Link
 from decoding.model import wrap
 from decoding.params import Assisted, LogitsParams, LogprobsParams, PromptLookup, Request, Sampling, StoppingParams
+from decoding.worker import _build
 from tests.decoding.drive import run
 from tests.decoding.tiny import tiny
 
@@ -116,6 +121,19 @@ def loaded(model_directory: Path) -> Iterator[Peer]:
         ready = peer.until(Loaded)
         assert (ready.vocab_size, ready.eos_token_ids, ready.architecture) == (97, (2,), "LlamaForCausalLM")
         yield peer
+
+
+def test_garbage_is_collected_once_the_model_is_loaded(model_directory: Path) -> None:
+    """The process imports without; with cycles of every tick left lying it would grow for as long as it serves."""
+    link, threads = cast(Link, SimpleNamespace(send=lambda _: None)), torch.get_num_threads()
+    gc.disable()
+    try:
+        _build(Start(model=str(model_directory), device="cpu", dtype="float32", threads=1), link)
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
+        torch.set_num_threads(threads)
 
 
 def tokens(outputs: list[Output], choice: int) -> list[int]:

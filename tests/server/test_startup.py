@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,27 @@ async def test_a_tokenizer_that_cannot_be_read_leaves_no_worker_behind(tmp_path:
         await preparing.startup.run(preparing.mailbox)
     with pytest.raises(ProcessLookupError):
         os.kill(preparing.pid, 0)
+
+
+async def test_a_stop_while_the_tokenizer_is_read_leaves_no_worker_behind(tmp_path: Path) -> None:
+    is_over = threading.Event()
+
+    def read() -> Tokenizer:
+        is_over.wait(SECONDS)
+        return cast(Tokenizer, FixedTokens(tmp_path))
+
+    preparing = Preparing(model_directory(tmp_path / "m"), read)
+    running = asyncio.create_task(preparing.startup.run(preparing.mailbox))
+    try:
+        await until(lambda: bool(preparing.pid))
+        assert not preparing.mailbox.is_told
+        await preparing.mailbox.stop()
+        running.cancel()  # as the service does with one that is not told
+        await asyncio.wait({running}, timeout=SECONDS)
+        with pytest.raises(ProcessLookupError):
+            os.kill(preparing.pid, 0)
+    finally:
+        is_over.set()
 
 
 async def test_the_worker_is_told_the_draft_models_directory(tmp_path: Path) -> None:
