@@ -8,9 +8,10 @@ from pathlib import Path
 from types import FrameType
 
 from server import logs
+from server.error_stream import ErrorStream, never_waiting
 from server.http_server import BindError, bind
 from server.model_files import ModelError, about_the_draft, check
-from server.progress import for_terminal
+from server.progress import progress_display
 from server.settings import Settings, SettingsError, load
 from server.settings_text import default_toml, effective_toml
 
@@ -38,10 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def serve(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, _leave)  # until HTTP is up: a first process has no default that would end it
+    with never_waiting() as errors:
+        return _serve(settings, errors)
+
+
+def _serve(settings: Settings, errors: ErrorStream) -> int:
     from server.chat_template import template_source  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
     from server.service import Service  # noqa: PLC0415
 
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level, is_terminal=errors.is_terminal)
     try:
         check(settings.model, may_download=settings.allow_download)
         if settings.draft_model:
@@ -53,7 +59,7 @@ def serve(settings: Settings) -> int:
     except (BindError, ModelError) as error:
         return _fail(str(error))
     with listener:
-        failure = Service(settings, for_terminal()).run(listener)
+        failure = Service(settings, progress_display(is_terminal=errors.is_terminal), errors=errors).run(listener)
     return 0 if failure is None else _fail(failure)
 
 

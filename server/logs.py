@@ -20,8 +20,11 @@ MAX_FRAMES = 6
 QUIET_LIBRARIES = ("sse_starlette", "uvicorn", "httpx", "httpcore", "asyncio")
 
 
-def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
-    """Sets up this process's logging; libraries that chat, or log request content, are kept at warnings."""
+def configure(log_format: Literal["auto", "console", "json"], level: str, *, is_terminal: bool = False) -> None:
+    """Sets up this process's logging; libraries that chat, or log request content, are kept at warnings.
+
+    is_terminal: whether what reaches standard error is shown on one, in colours.
+    """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,7 +43,7 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(log_format)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _renderer(log_format, is_terminal)],
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
@@ -48,10 +51,10 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
 
 
-def _renderer(log_format: str) -> Processor:
-    if log_format == "json" or (log_format == "auto" and not sys.stderr.isatty()):
+def _renderer(log_format: str, is_terminal: bool) -> Processor:
+    if log_format == "json" or (log_format == "auto" and not is_terminal):
         return structlog.processors.JSONRenderer()
-    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    return structlog.dev.ConsoleRenderer(colors=is_terminal)
 
 
 def name_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

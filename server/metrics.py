@@ -6,7 +6,7 @@ client. Counters that the worker restarts at 0 keep growing here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -14,10 +14,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from decoding.frames import Loaded, Stats
 from decoding.params import PARAMS
@@ -73,6 +76,16 @@ class Totals:
             stats.drafted_total,
             stats.accepted_total,
         )
+
+
+class _Count(Collector):
+    """A counter that is kept elsewhere."""
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name, self._text, self._read = name, text, read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 class Metrics:
@@ -163,6 +176,12 @@ class Metrics:
         """Reads these two at every scrape."""
         self.queue_rows.set_function(num_rows)
         self.waiting_requests.set_function(num_waiting)
+
+    def watch_log(self, num_dropped: Callable[[], int]) -> None:
+        """Reads it at every scrape."""
+        self.registry.register(
+            _Count("polydecode_log_lines_dropped", "Log lines that nobody read in time.", num_dropped)
+        )
 
     def worker_loaded(self, loaded: Loaded) -> None:
         self.kv_pages.set(loaded.num_pages)

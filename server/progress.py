@@ -39,7 +39,7 @@ class BarDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=Console(file=stream), transient=True)
+        self._progress = Progress(*columns, console=Console(file=stream, force_terminal=True), transient=True)
         self._task: TaskID | None = None
 
     def show(self, stage: str, fraction: float) -> None:
@@ -54,5 +54,6 @@ class BarDisplay:
             self._task = None
 
 
-def for_terminal(stream: TextIO = sys.stderr) -> ProgressDisplay:
-    return BarDisplay(stream) if stream.isatty() else LineDisplay(stream)
+def progress_display(*, is_terminal: bool) -> ProgressDisplay:
+    """On standard error."""
+    return BarDisplay(sys.stderr) if is_terminal else LineDisplay(sys.stderr)

@@ -16,6 +16,7 @@ from fastapi import APIRouter, FastAPI
 from server.app import Surface, api_routers, create_app
 from server.batcher import Batcher, QueueRules
 from server.body_limit import WireLimits
+from server.error_stream import ErrorStream
 from server.http_protocol import ConnectionLimits, limited
 from server.http_server import HttpServer
 from server.limits import Limits
@@ -42,12 +43,20 @@ class Parts:
 
 
 class Service:
-    def __init__(self, settings: Settings, display: ProgressDisplay, parts: Parts | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        display: ProgressDisplay,
+        parts: Parts | None = None,
+        errors: ErrorStream | None = None,
+    ) -> None:
         parts = parts or Parts()
         self._settings = settings
         self._log = structlog.get_logger("service")
         self._failure: str | None = None
         self._metrics = _metrics(settings)
+        if errors is not None:
+            self._metrics.watch_log(lambda: errors.num_dropped)
         rules = QueueRules(settings.max_queue, settings.queue_timeout, settings.request_timeout)
         self._batcher = Batcher(rules, self._metrics)
         self._startup = Startup(settings, self._batcher, display, parts.load_tokenizer)

@@ -18,12 +18,13 @@ from starlette.responses import Response
 
 from server import logs
 from server.batcher import Batcher
+from server.error_stream import ErrorStream, never_waiting
 from server.errors import ApiError
 from server.http_server import bind
 from server.limits import Limits
 from server.progress import LineDisplay
 from server.service import Parts, Service
-from server.settings import load
+from server.settings import Settings, load
 from server.text import Tokenizer
 from server.ticket import Ticket
 from tests.server.world import FAKE_WORKER, request
@@ -80,11 +81,17 @@ async def events(ticket: Ticket) -> AsyncIterator[bytes]:
 
 def main() -> int:
     settings = load(sys.argv[1:]).settings
+    with never_waiting() as errors:
+        return serve(settings, errors)
+
+
+def serve(settings: Settings, errors: ErrorStream) -> int:
     logs.configure(settings.log_format, settings.log_level)
     parts = Parts(FAKE_WORKER, load_tokenizer, lambda batcher, limits: [router(batcher, limits)])
     with bind(settings.host, settings.port) as listener:
-        failure = Service(settings, LineDisplay(sys.stderr), parts).run(listener)
-    print(failure or "", file=sys.stderr)
+        failure = Service(settings, LineDisplay(sys.stderr), parts, errors).run(listener)
+    if failure:
+        print(failure, file=sys.stderr)
     return 1 if failure else 0
 
 
