@@ -13,6 +13,7 @@ from server.auth import OPEN_PATHS, Auth
 from server.batcher import Batcher
 from server.body_limit import BodyLimit, WireLimits
 from server.errors import add_error_handlers
+from server.host_names import HostNames
 from server.limits import Limits
 from server.metrics import Metrics
 from server.request_id import RequestId
@@ -30,6 +31,7 @@ class Surface:
     has_docs: bool = False
     is_metrics_open: bool = True
     is_access_logged: bool = True
+    host_names: tuple[str, ...] | None = None  # those from elsewhere that are allowed; None: every name is
 
 
 def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
@@ -62,6 +64,8 @@ def create_app(
     open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS
     app.add_middleware(BodyLimit, limits=surface.wire)  # the last one added is the outermost
     app.add_middleware(Auth, keys=surface.api_keys, open_paths=open_paths)
+    if surface.host_names is not None:
+        app.add_middleware(HostNames, allowed=surface.host_names)
     app.add_middleware(Access, metrics=metrics, is_logged=surface.is_access_logged)
     app.add_middleware(RequestId)
     return app

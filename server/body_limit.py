@@ -81,7 +81,8 @@ class BodyLimit:
 
 
 def _check_type(headers: Headers) -> None:
-    media_type, _, parameters = headers.get("content-type", "application/json").partition(";")
+    """A body without a type is refused too: a browser sends such from any page, without asking us first."""
+    media_type, _, parameters = headers.get("content-type", "").partition(";")
     charset = parameters.partition("charset=")[2].strip(' "').lower()
     is_json = media_type.strip().lower() == "application/json" and charset in {"", "utf-8", "utf8"}
     if not is_json or len(headers.getlist("content-type")) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -12,6 +13,7 @@ from server.errors import ApiError
 from server.refusal import raw_answer
 
 LINGER_SECONDS = 2.0
+MAX_PIPELINED = 16  # requests that wait for the answer to another one on the same connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,11 @@ class ConnectionLimits:
     max_header_bytes: int
     header_timeout: float
     body_timeout: float
+    send_timeout: float
+
+
+class _Refused(Exception):
+    """Stops the parser: what follows on this connection is not read any more."""
 
 
 class _Careful:
@@ -38,17 +45,20 @@ class _Careful:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Made concrete by `limited`. One timer per connection: until the headers are here, then until the body is."""
+    """Made concrete by `limited`. Unless a request is being worked on, some time always runs out on a connection: that
+    for headers, for a body or for the next request; and beside these the time for taking an answer."""
 
     limits: ClassVar[ConnectionLimits]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, _Careful(transport)))
+        transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of every byte that was not taken
         self._is_refused = False
-        self._cycles: list[RequestResponseCycle] = []  # requests without an answer: one runs, others are pipelined
+        self._cycles: deque[RequestResponseCycle] = deque()  # without an answer: one runs, others are pipelined
         self._is_in_headers = True
-        self._num_header_bytes = 0
+        self._num_header_bytes = 0  # since the last byte of a body: headers, trailers, chunk headers, blank lines
         self._timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.max_connections:
             self._refuse(ApiError(503, "too many connections", code="too_many_connections", retry_after=1))
             return
@@ -56,15 +66,31 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._disarm_reader()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
         self._num_header_bytes += len(data)
+        waiting, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        was_idle = self._is_idle
         super().data_received(data)
-        if self._is_in_headers and self._num_header_bytes > self.limits.max_header_bytes and not self._is_refused:
-            self._refuse(ApiError(431, "the request line and headers are too large", code="headers_too_large"))
+        if waiting is not None:  # uvicorn would stop it at any byte, also at a blank line
+            self._wait_on(waiting, is_idle=was_idle and self._is_idle)
+        if self._num_header_bytes > self.limits.max_header_bytes and not self._is_refused:
+            self._refuse(_headers_too_large())
+
+    @property
+    def _is_idle(self) -> bool:
+        """Between two requests."""
+        return not self._is_in_headers and not self._cycles_left()
+
+    def _wait_on(self, waiting: asyncio.TimerHandle, *, is_idle: bool) -> None:
+        if is_idle and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = waiting
+        else:
+            waiting.cancel()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -72,19 +98,66 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0
         self._arm(self.limits.header_timeout)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_headers:  # trailers are dropped: what a proxy checked in front of us were the headers
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
         self._arm(self.limits.body_timeout + LINGER_SECONDS)  # the app itself answers a slow body before that
         super().on_headers_complete()
-        self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if not cycle.response_complete]
+        self._cycles_left()
+        self._cycles.append(self.cycle)
+        if len(self.pipeline) > MAX_PIPELINED:
+            self._refuse(ApiError(400, "too many requests at once on one connection", code="too_many_pipelined"))
+            raise _Refused
+
+    def on_body(self, body: bytes) -> None:
+        self._num_header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._disarm()
         self._num_header_bytes = 0
         super().on_message_complete()
 
+    def _cycles_left(self) -> int:
+        """Requests without an answer. They are answered in the order in which they came."""
+        while self._cycles and self._cycles[0].response_complete:
+            self._cycles.popleft()
+        return len(self._cycles)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader()
+
+    def resume_writing(self) -> None:
+        self._disarm_reader()
+        super().resume_writing()
+
+    def _await_reader(self) -> None:
+        self._disarm_reader()
+        size = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(self.limits.send_timeout, self._judge_reader, size)
+
+    def _judge_reader(self, size: int) -> None:
+        """A slow reader is waited for, one that took nothing of what was there is not. `close` would wait for it."""
+        if self.transport.get_write_buffer_size() < size:
+            self._await_reader()
+        else:
+            self.transport.abort()
+
+    def _disarm_reader(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An Upgrade header may be ignored (RFC 9110, 7.8), and a client must not fill the log with it."""
+
     def send_400_response(self, msg: str) -> None:
-        self._refuse(ApiError(400, "the request is not valid HTTP", code="invalid_http"))
+        if not self._is_refused:
+            self._refuse(ApiError(400, "the request is not valid HTTP", code="invalid_http"))
 
     def _refuse(self, error: ApiError) -> None:
         """Answers and closes, but reads on a little: closing on unread data would reset the answer away."""
@@ -114,6 +187,10 @@ class LimitedProtocol(HttpToolsProtocol):
     def _cut_off(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def _headers_too_large() -> ApiError:
+    return ApiError(431, "the request line and headers are too large", code="headers_too_large")
 
 
 def limited(limits: ConnectionLimits) -> type[LimitedProtocol]:

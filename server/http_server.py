@@ -16,6 +16,7 @@ from sse_starlette.sse import AppStatus
 
 # A signal to a process group reaches us twice when make, or a shell, passes its own copy on: that is still one signal.
 SAME_SIGNAL_SECONDS = 0.3
+HANG_UP_SECONDS = 1.0  # before uvicorn loses patience
 
 
 class BindError(Exception):
@@ -37,6 +38,16 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        patience = self.config.timeout_graceful_shutdown or HANG_UP_SECONDS
+        asyncio.get_running_loop().call_later(patience - HANG_UP_SECONDS, self._hang_up)
+        await super().shutdown(sockets)
+
+    def _hang_up(self) -> None:
+        """On those who do not take their answer: uvicorn would cancel its requests, as if something had failed here."""
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -17,6 +17,7 @@ from server.app import Surface, api_routers, create_app
 from server.batcher import Batcher, QueueRules
 from server.body_limit import WireLimits
 from server.error_stream import ErrorStream
+from server.host_names import is_loopback
 from server.http_protocol import ConnectionLimits, limited
 from server.http_server import HttpServer
 from server.limits import Limits
@@ -134,12 +135,17 @@ def _surface(settings: Settings) -> Surface:
         has_docs=settings.docs,
         is_metrics_open=not settings.metrics_auth,
         is_access_logged=settings.access_log,
+        host_names=settings.allowed_hosts if is_loopback(settings.host) and not settings.api_keys else None,
     )
 
 
 def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
     limits = ConnectionLimits(
-        settings.max_connections, settings.max_header_bytes, settings.header_timeout, settings.body_timeout
+        settings.max_connections,
+        settings.max_header_bytes,
+        settings.header_timeout,
+        settings.body_timeout,
+        settings.send_timeout,
     )
     return uvicorn.Config(
         app,

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +31,9 @@ ENV_PREFIX = "POLYDECODE_"
 _SERVICE_LINK = re.compile(
     ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-REPEATABLE = ("--served-model-name", "--api-key")
+REPEATABLE = ("--served-model-name", "--api-key", "--allowed-hosts")
+_NEVER_EMPTY = (f"{ENV_PREFIX}API_KEY",)  # set, but empty, it is refused; others then count as not set
+_EMPTY_KEY = "a key is empty; leave api_key out to ask for none"
 GIB = 1 << 30
 _QUANTIZED = {"cpu": ("int8", "int4"), "cuda": ("fp8", "int4")}
 _COMPUTED_IN = {"cpu": "float32", "cuda": "bfloat16"}
@@ -43,8 +46,20 @@ def _split(value: object) -> object:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
+def _keys(value: object) -> object:
+    """Like names, but an empty key is a mistake (a variable that is not set) and must not open the server."""
+    if not isinstance(value, str):
+        return value
+    keys = [part.strip() for part in value.split(",")]  # a mounted secret ends with a line end
+    if not all(keys):
+        raise ValueError(_EMPTY_KEY)
+    if len(keys) > 1 and min(map(len, keys)) == 1:
+        raise ValueError("a key has one character; commas divide keys and cannot be part of one")
+    return keys
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Secrets = Annotated[tuple[Annotated[SecretStr, Field(min_length=1)], ...], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[tuple[Annotated[SecretStr, Field(min_length=1)], ...], NoDecode, BeforeValidator(_keys)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -121,9 +136,15 @@ class NetworkSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one, named in the log.")
     api_key: Secrets = Field(
         (),
-        description="Keys of which a request must bear one (repeatable); empty: none. `ps` shows flags, not variables.",
+        description="Keys of which a request must bear one (repeatable, or divided by commas); none: none is asked for."
+        " `ps` shows flags, not variables.",
     )
     metrics_auth: bool = Field(False, description="Ask for the key on /metrics too; /health and /ready never do.")
+    allowed_hosts: Names = Field(
+        (),
+        description="Names that a Host header may bear (repeatable) beside localhost, addresses and names without dots;"
+        ' "*": any. Checked where no key is asked for and only this machine is listened to: against DNS rebinding.',
+    )
     docs: bool = Field(False, description="Serve /docs and /openapi.json.")
     max_connections: int = Field(4096, ge=1, description="Most open connections; one more is answered 503 and closed.")
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30, description="Largest request body; above: 413.")
@@ -175,9 +196,7 @@ class LimitSettings(BaseModel):
     max_grammar_chars: int = Field(65536, ge=1, description="Characters of structured.regex, .choice and .grammar.")
     max_choices: int = Field(1024, ge=1, description="Entries of structured.choice.")
     grammar_seconds: Seconds = Field(1.0, description="Processor time that a grammar may take to compile.")
-    send_timeout: Seconds = Field(
-        30.0, description="Seconds a client may leave a piece of a stream unread; then it is cut off."
-    )
+    send_timeout: Seconds = Field(30.0, description="Seconds a client may leave its answer unread; then it is cut off.")
 
 
 class WorkerSettings(BaseModel):
@@ -335,6 +354,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
 
 
 def _flags(arguments: Sequence[str]) -> dict[str, Any]:
+    if ("--api-key", "") in pairwise(arguments) or "--api-key=" in arguments:  # pydantic-settings leaves such flags out
+        raise SettingsError(f"api_key (flag): {_EMPTY_KEY}")
     source: CliSettingsSource[Any] = CliSettingsSource(
         CommandLine,
         cli_prog_name="polydecode [serve | config | default-config]",
@@ -371,7 +392,7 @@ def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
     if unknown:
         raise SettingsError(f"unknown environment variable: {', '.join(unknown)}")
     source = EnvSettingsSource(CommandLine)
-    source.env_vars = {name.lower(): value for name, value in mine.items() if value}
+    source.env_vars = {name.lower(): value for name, value in mine.items() if value or name.upper() in _NEVER_EMPTY}
     return source()
 
 
