@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -134,6 +135,15 @@ class Engine:
         if self._token_bytes and self._eos_token_ids:
             _ = self._pipelines.grammars
 
+    def begin(self, request: Request) -> Future[Any] | None:
+        """What `add` would wait for, under way in a thread; None where it waits for nothing."""
+        return self._pipelines.begin(request.logits)
+
+    def rest(self) -> None:
+        """Nothing is left to do: forget what only running requests need. Raises cache.IntegrityError."""
+        self._pipelines.rest()
+        self.check_integrity()
+
     def cancel(self, request_id: int) -> None:
         """Forget the request at once: pages and rows are back when this returns. Unknown ids are ignored."""
         live = self._live.pop(request_id, None)
@@ -147,6 +157,7 @@ class Engine:
         self._encoding.run(self._sources_due())
         self._decoding.run([s for s in scheduled if s.live.is_running])  # forward and read
         self._advance()
+        self._pipelines.settle()
         outputs = list(self._outputs.values())
         self._outputs = {}
         return outputs

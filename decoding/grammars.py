@@ -10,12 +10,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from decoding.json_schema import Inexact, exact
 from decoding.params import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 OPTIONS = '%llguidance {"no_forcing": true}\n'
+MAX_ITEMS = 5_000
+"""Of the parser's for one mask, which bounds its time to some milliseconds. Schemas need tens of them, an ambiguous
+rule such as `s: s s | "a"` more with every token: ten times as many take half a second a mask."""
+
 JSON_FORM = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """Regular expressions: a blank or none. Free whitespace would let a model go on for ever without saying anything."""
 
@@ -63,7 +68,11 @@ def compile_grammar(grammar: Grammar, tokens: LLTokenizer) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits  # noqa: PLC0415
 
     limits = LLParserLimits(
-        initial_lexer_fuel=500_000, step_lexer_fuel=50_000, max_lexer_states=50_000, max_grammar_size=100_000
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=50_000,
+        step_max_items=MAX_ITEMS,
+        max_lexer_states=50_000,
+        max_grammar_size=100_000,
     )
     text = LLMatcher.grammar_from_lark(OPTIONS + _lark(grammar))
     matcher = LLMatcher(tokens, text, log_level=0, limits=limits)
@@ -91,7 +100,12 @@ def with_form(text: str) -> dict[str, object]:
         schema = {} if schema else {"not": {}}
     if not isinstance(schema, dict):
         raise InvalidGrammar("the schema is no object")
-    return schema | {"x-guidance": JSON_FORM | schema.get("x-guidance", {})}
+    form = JSON_FORM | schema.get("x-guidance", {})
+    try:
+        told: dict[str, object] = exact(schema, is_lenient=bool(form.get("lenient")))
+    except Inexact as error:
+        raise InvalidGrammar(f"Inexact: {error}") from None
+    return told | {"x-guidance": form}
 
 
 def _slashed(pattern: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from pathlib import Path
 
 MEMINFO = Path("/proc/meminfo")
@@ -12,6 +14,12 @@ GUESS = 8 << 30
 def available_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int:
     """Bytes: what the kernel calls available (page cache counts), at most what the container's limit leaves."""
     return min(_machine(meminfo), _container(cgroup))
+
+
+def give_back() -> None:
+    """Return to the system what C code has freed and the allocator keeps. Does nothing where the C library cannot."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _machine(meminfo: Path) -> int:

@@ -19,6 +19,8 @@ import struct
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 
@@ -46,11 +48,14 @@ from decoding.frames import (
 from decoding.frames import Output as OutputFrame
 from decoding.link import Link, ParentGone
 from decoding.loading import load
+from decoding.memory import give_back
 from decoding.output import Output
+from decoding.params import Request
 from decoding.seam import Emit
 from decoding.strategies import build
 
 HEARTBEAT_SECONDS = 0.5
+PREPARING_SECONDS = 0.01  # between two looks whether a grammar is compiled
 _PR_SET_PDEATHSIG = 1
 
 
@@ -63,6 +68,7 @@ class Worker:
         self._vocab_size = vocab_size
         self._last_sent = 0.0
         self._is_checked = False
+        self._preparing: dict[int, tuple[Request, Future[Any]]] = {}  # by request id, in the order in which they came
 
     def run(self) -> None:
         """Until the parent is gone. Any other exception is a crash."""
@@ -76,22 +82,25 @@ class Worker:
     def _rest(self) -> None:
         """Nothing to do: prove once that nothing leaked, and let the server know that all is well."""
         if not self._is_checked:
-            self._engine.check_integrity()
+            self._engine.rest()
+            give_back()
             self._is_checked = True
         if time.monotonic() - self._last_sent >= HEARTBEAT_SECONDS:
             self._send((), 0.0)
 
     def _drain(self) -> None:
         """Take every frame that waits; sleep for one only while there is nothing to do."""
-        timeout = 0.0 if self._engine.has_work else HEARTBEAT_SECONDS
+        timeout = 0.0 if self._engine.has_work else PREPARING_SECONDS if self._preparing else HEARTBEAT_SECONDS
         for frame in self._link.receive(timeout):
             self._take(frame)
+        for request_id in [i for i, (_, preparation) in self._preparing.items() if preparation.done()]:
+            self._engine.add(request_id, self._preparing.pop(request_id)[0], build)
 
     def _take(self, frame: ToWorker) -> None:
         if isinstance(frame, Submit):
             self._submit(frame)
         elif isinstance(frame, Cancel):
-            self._engine.cancel(frame.request_id)
+            self._cancel(frame.request_id)
         elif isinstance(frame, Shutdown):
             raise ParentGone
 
@@ -105,7 +114,18 @@ class Worker:
             self._report(error)
             self._send((refused(frame.request_id),), 0.0)
             return
-        self._engine.add(frame.request_id, request, build)
+        preparation = self._engine.begin(request)
+        if preparation is None:
+            self._engine.add(frame.request_id, request, build)
+        else:  # nobody waits for it but the request itself
+            self._preparing[frame.request_id] = request, preparation
+
+    def _cancel(self, request_id: int) -> None:
+        _, preparation = self._preparing.pop(request_id, (None, None))
+        is_wanted = any(other is preparation for _, other in self._preparing.values())
+        if preparation is not None and not is_wanted:
+            preparation.cancel()
+        self._engine.cancel(request_id)
 
     def _tick(self) -> None:
         self._is_checked = False
@@ -130,7 +150,7 @@ class Worker:
             live_rows[live.request.strategy.NAME] += len(live.rows)
         return Stats(
             running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
+            waiting=len(scheduler.waiting) + len(self._preparing),
             live_rows=dict(live_rows),
             used_pages=engine.used_pages,
             tick_seconds=seconds,

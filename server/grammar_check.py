@@ -10,11 +10,14 @@ import json
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from decoding.params import Grammar
+from server.errors import ApiError
 
 REMEMBERED = 256
+MAX_WAITING = 16  # questions behind the one that is being answered, each of which may take a second
 
 
 class GrammarCheck:
@@ -25,16 +28,30 @@ class GrammarCheck:
         self._seconds = seconds
         self._lock = asyncio.Lock()
         self._process: subprocess.Popen[str] | None = None
+        self._num_waiting = 0
         self._known: OrderedDict[Grammar, str | None] = OrderedDict()
 
     async def problem(self, grammar: Grammar) -> str | None:
         """What is wrong with it, to follow the field's name; None where it compiles."""
-        if grammar not in self._known:
-            async with self._lock:
-                self._known[grammar] = await asyncio.to_thread(self._ask, grammar)
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
-        self._known.move_to_end(grammar)
+        if grammar in self._known:
+            self._known.move_to_end(grammar)
+            return self._known[grammar]
+        if self._num_waiting >= MAX_WAITING:
+            raise ApiError(429, "too many grammars wait to be checked", code="grammar_queue_full", retry_after=2)
+        self._num_waiting += 1
+        try:
+            return await self._found(grammar)
+        finally:
+            self._num_waiting -= 1
+
+    async def _found(self, grammar: Grammar) -> str | None:
+        """Cancelled while it waits for its turn, it is never asked; later, its answer is remembered all the same."""
+        async with self._lock:
+            if grammar not in self._known:
+                answer = await _to_the_end(asyncio.to_thread(self._ask, grammar))
+                self._known[grammar] = answer
+                if len(self._known) > REMEMBERED:
+                    self._known.popitem(last=False)
         return self._known[grammar]
 
     def close(self) -> None:
@@ -68,3 +85,13 @@ class GrammarCheck:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(self._special_tokens) + "\n")
         return self._process
+
+
+async def _to_the_end(work: Coroutine[Any, Any, str | None]) -> str | None:
+    """The work's result, and if this is cancelled not before it is done: one process answers one question at a time."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -40,6 +40,8 @@ def problem(kind: str, reason: str) -> str:
     if kind == "json_schema" and reason.startswith("Unimplemented keys"):
         named = [keyword for keyword in KEYWORDS if f'"{keyword}"' in reason]
         return f"uses keywords that cannot be enforced: {', '.join(named) or 'unknown ones'}"
+    if reason.startswith("Inexact: "):
+        return f"cannot be enforced exactly, for {reason.removeprefix('Inexact: ')}"
     return WORDS[kind]
 
 

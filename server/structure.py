@@ -8,6 +8,7 @@ from typing import Any
 
 from decoding.params import Grammar, InvalidParam, choice_grammar
 from server.limits import Limits
+from server.schema_fit import enforceable
 from server.served import Served
 from server.structure_fields import ResponseFormat, Structured, StructureFields
 
@@ -17,10 +18,12 @@ ANY_OBJECT = '{"type":"object"}'
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A grammar and the wire field it comes from."""
+    """A grammar and the wire field it comes from. schema: where it is one; is_strict: whether all of it must hold."""
 
     field: str
     grammar: Grammar
+    schema: dict[str, Any] | None = None
+    is_strict: bool = True
 
 
 def structure_of(wire: StructureFields) -> Asked | None:
@@ -49,17 +52,19 @@ async def grammar_of(wire: StructureFields, served: Served) -> Grammar | None:
     asked = structure_of(wire)
     if asked is None:
         return None
-    await check_grammar(asked, served)
-    return asked.grammar
-
-
-async def check_grammar(asked: Asked, served: Served) -> None:
-    """Raises InvalidParam unless it compiles within its bounds."""
-    if not served.eos_token_ids:
-        raise InvalidParam(asked.field, "is not supported: the model has no end of text")
+    check_ending(asked.field, served)
+    if asked.schema is not None:
+        return _schema(await enforceable(asked.field, asked.schema, served, is_strict=asked.is_strict))
     problem = await served.grammars.problem(asked.grammar)
     if problem is not None:
         raise InvalidParam(asked.field, problem)
+    return asked.grammar
+
+
+def check_ending(field: str, served: Served) -> None:
+    """Raises InvalidParam where no answer could end."""
+    if not served.eos_token_ids:
+        raise InvalidParam(field, "is not supported: the model has no end of text")
 
 
 def _structured(structured: Structured) -> Asked:
@@ -67,7 +72,7 @@ def _structured(structured: Structured) -> Asked:
     if len(given) != 1:
         raise InvalidParam("structured", "needs exactly one of json, regex, choice and grammar")
     if structured.json_ is not None:
-        return Asked("structured.json", _schema(structured.json_))
+        return Asked("structured.json", _schema(structured.json_), structured.json_)
     if structured.regex is not None:
         return Asked("structured.regex", Grammar("regex", structured.regex))
     if structured.choice is not None:
@@ -82,8 +87,9 @@ def _response_format(wanted: ResponseFormat) -> Asked | None:
         return None
     if wanted.json_schema is None:
         return Asked("response_format", Grammar("json_schema", ANY_OBJECT))
-    form = {"x-guidance": {"lenient": True}} if wanted.json_schema.strict is False else {}
-    return Asked(SCHEMA, _schema(wanted.json_schema.schema_ | form))
+    is_strict = wanted.json_schema.strict is not False
+    schema = wanted.json_schema.schema_ | ({} if is_strict else {"x-guidance": {"lenient": True}})
+    return Asked(SCHEMA, _schema(schema), schema, is_strict)
 
 
 def _schema(schema: dict[str, Any]) -> Grammar:

@@ -9,7 +9,7 @@ from decoding.params import Grammar, InvalidParam
 from server.reasoning import BEGIN, END
 from server.served import Served
 from server.tool_parsers.tool_format import Literal
-from server.tool_use import ToolUse, arguments_schema
+from server.tool_use import ToolUse, arguments_of
 
 ANYTHING = r"/(.|\n)*/"
 
@@ -19,7 +19,8 @@ def message_grammar(
 ) -> Grammar | None:
     """What a message must match, None where anything goes. Raises InvalidParam.
 
-    answer: the form that the request wants of the text. is_thinking: the prompt opens the reasoning.
+    use: with schemas that can be enforced (`tool_use.enforced`). answer: the form that the request wants of the text.
+    is_thinking: the prompt opens the reasoning.
     """
     if use is None and (answer is None or not served.has_reasoning or answer.kind != "json_schema"):
         return answer
@@ -73,7 +74,7 @@ def _functions(use: ToolUse) -> list[str]:
         head = f'{{"name": {json.dumps(tool.function.name)}, "{use.form.ARGUMENTS}": '
         lines += [
             f"call_{i}: {_quoted(head)} arguments_{i} {_quoted('}')}",
-            f"arguments_{i}: %json {arguments_schema(tool)}",
+            f"arguments_{i}: %json {json.dumps(with_form(json.dumps(arguments_of(tool))))}",
         ]
     return lines
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from decoding.grammars import JSON_FORM
-from decoding.params import Grammar, InvalidParam
+from decoding.params import InvalidParam
 from server.chat_fields import NamedChoice, Tool
 from server.errors import ApiError
 from server.limits import Limits
 from server.protocol import ChatRequest
+from server.schema_fit import enforceable
 from server.served import Served
-from server.structure import Asked, check_grammar, check_schema
+from server.structure import check_ending, check_schema
 from server.tool_parsers.tool_format import ToolFormat
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -82,17 +81,20 @@ def check_tools(wire: ChatRequest, limits: Limits) -> None:
             raise InvalidParam(_field(i), "must be the schema of an object")
 
 
-async def check_parameters(tools: Sequence[Tool], served: Served) -> None:
-    """Whether arguments can be held to the schemas. Raises InvalidParam."""
-    for i, tool in enumerate(tools):
-        await check_grammar(Asked(_field(i), Grammar("json_schema", arguments_schema(tool))), served)
+async def enforced(use: ToolUse, served: Served) -> ToolUse:
+    """Its tools with what can be enforced of their schemas. Raises InvalidParam where a strict one cannot be."""
+    check_ending("tools", served)
+    tools = []
+    for i, tool in enumerate(use.tools):
+        schema = await enforceable(_field(i), arguments_of(tool), served, is_strict=bool(tool.function.strict))
+        tools.append(tool.model_copy(update={"function": tool.function.model_copy(update={"parameters": schema})}))
+    return replace(use, tools=tools)
 
 
-def arguments_schema(tool: Tool) -> str:
+def arguments_of(tool: Tool) -> dict[str, Any]:
     """With strict, all of it must be enforceable; otherwise what can be enforced is."""
-    parameters = tool.function.parameters or NO_ARGUMENTS
-    form = JSON_FORM | ({} if tool.function.strict else {"lenient": True})
-    return json.dumps({"type": "object", **parameters, "x-guidance": form}, ensure_ascii=False)
+    form = {} if tool.function.strict else {"x-guidance": {"lenient": True}}
+    return {"type": "object", **(tool.function.parameters or NO_ARGUMENTS), **form}
 
 
 def _field(i: int) -> str:

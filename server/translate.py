@@ -28,7 +28,7 @@ from server.source import check_encoder_fields, check_source, decoder_ids
 from server.strategy import num_beside, num_second_context, strategy_params
 from server.structure import grammar_of
 from server.tool_grammar import message_grammar
-from server.tool_use import ToolUse, check_parameters, effective_tools, tool_use
+from server.tool_use import ToolUse, effective_tools, enforced, tool_use
 from server.words import bad_word_ids, derived, latent_thoughts, pause_ids
 
 DEFAULT_MAX_TOKENS = 16
@@ -72,7 +72,8 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     plan = await _plan(wire, served, (Prompt(encoded.ids),), limit, logprobs=logprobs, shown=shown)
     try:
         if use is not None:
-            await check_parameters(use.tools, served)
+            if use.needs_grammar or plan.requests[0].logits.grammar is not None:
+                use = await enforced(use, served)
             plan = replace(plan, effective=plan.effective | effective_tools(wire))
         is_thinking = opened_by(text) or (bool(wire.continue_final_message) and is_unfinished(last))
         return _with_message(plan, use, served, is_thinking=is_thinking)

@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         error_stream progress presence model_files download heap""",
         # work: text, translation, and the way to the worker
         """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
-        grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits source
+        grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar bounds logits source
         effective conversation generation_defaults translate response_request worker_process mailbox ticket
         reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
@@ -48,6 +48,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "params",
         "frames seam",
         "link output transfer",
+        "json_schema",
         "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
         "quantize",
@@ -110,7 +111,13 @@ ENGINE_BENCHMARKS = (
     "loadtest.tick_profile",
 )  # drive the engine in their own process: a GPU box may have no server
 # All that server/ may know of decoding/
-SHARED_CONTRACTS = ("decoding.params", "decoding.frames", "decoding.answers", "decoding.grammars")
+SHARED_CONTRACTS = (
+    "decoding.params",
+    "decoding.frames",
+    "decoding.answers",
+    "decoding.grammars",
+    "decoding.json_schema",
+)
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest")
 DECODING_REFUSES = ("asyncio", "fastapi", "starlette", "uvicorn", "server", "loadtest")
 DECODING_NEEDS = (

@@ -2,13 +2,15 @@
 
 The mask is a function of the output ids alone. The state after each of the latest histories is kept; a new one is its
 parent's, copied and one token on. So rows fork, roll back, run again after a preemption or look ahead without anybody
-keeping a state in step, and requests with the same grammar share all of it.
+keeping a state in step, and requests with the same grammar share all of it. What a tick did not ask for is soon
+forgotten: a state holds the whole parse, which can be megabytes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +27,8 @@ from decoding.transfer import to_device
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher
 
-MAX_STATES = 2048
-"""Latest histories whose state is kept, of all grammars: many times the rows of a full batch, some 10 kB each."""
+SPARE_STATES = 64
+"""Histories whose state is kept beside twice as many as the last tick asked for: those of rows that waited."""
 
 MAX_GRAMMARS = 32
 """Latest grammars that stay compiled for the next request."""
@@ -48,17 +50,34 @@ class Latest:
 
     def __init__(self) -> None:
         self._states: OrderedDict[tuple[int, bytes], State] = OrderedDict()
+        self._asked: set[tuple[int, bytes]] = set()  # since the last tick ended
+
+    def __len__(self) -> int:
+        return len(self._states)
 
     def get(self, key: tuple[int, bytes]) -> State | None:
-        state = self._states.get(key)
-        if state is not None:
-            self._states.move_to_end(key)
-        return state
+        return self._states.get(key)
 
     def put(self, key: tuple[int, bytes], state: State) -> None:
         self._states[key] = state
-        if len(self._states) > MAX_STATES:
-            self._states.popitem(last=False)
+
+    def ask(self, key: tuple[int, bytes]) -> None:
+        """This one is wanted itself, not as the beginning of another: of all it is to go last."""
+        self._asked.add(key)
+        if key in self._states:
+            self._states.move_to_end(key)
+
+    def settle(self) -> None:
+        """A tick is over. One that asked for nothing, such as a prefill, forgets nothing."""
+        if self._asked:
+            most = 2 * len(self._asked) + SPARE_STATES
+            while len(self._states) > most:
+                self._states.popitem(last=False)
+            self._asked.clear()
+
+    def clear(self) -> None:
+        self._states.clear()
+        self._asked.clear()
 
 
 class States:
@@ -94,6 +113,7 @@ class States:
         for end in range(start + 1, len(ids) + 1):
             state = self._after(state, int(ids[end - 1]))
             self._latest.put((self._name, ids[:end].tobytes()), state)
+        self._latest.ask((self._name, ids.tobytes()))
         return state
 
     def _nearest(self, ids: np.ndarray) -> tuple[int, State]:
@@ -141,6 +161,25 @@ class Grammars:
         self._states = Latest()
         self._num_compiled = 0
         self._latest: OrderedDict[Grammar, GrammarMask] = OrderedDict()
+        self._compiling = ThreadPoolExecutor(1, "grammar")
+        self._begun: dict[Grammar, Future[LLMatcher]] = {}
+
+    def begin(self, grammar: Grammar) -> Future[LLMatcher] | None:
+        """Compile it in a thread, which takes milliseconds to seconds; None where `mask` has nothing to wait for."""
+        if grammar in self._latest:
+            return None
+        if grammar not in self._begun or self._begun[grammar].cancelled():
+            self._begun[grammar] = self._compiling.submit(compile_grammar, grammar, self._tokens)
+        return self._begun[grammar]
+
+    def settle(self) -> None:
+        """A tick is over."""
+        self._states.settle()
+
+    def rest(self) -> None:
+        """Nobody is left: only compiled grammars are kept, for the next request."""
+        self._states.clear()
+        self._begun = {grammar: begun for grammar, begun in self._begun.items() if not begun.done()}
 
     def mask(self, grammar: Grammar) -> GrammarMask:
         """Raises InvalidGrammar."""
@@ -154,8 +193,9 @@ class Grammars:
 
     def _compiled(self, grammar: Grammar) -> States:
         self._num_compiled += 1
+        begun = self._begun.pop(grammar, None)
         return States(
-            compile_grammar(grammar, self._tokens),
+            compile_grammar(grammar, self._tokens) if begun is None else begun.result(),
             self._tokens.vocab_size,
             self._eos_token_ids,
             executor=self._executor,

@@ -15,8 +15,10 @@ min_p before top_k. EDT looks at the scores as they came in, top_n_sigma at the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +72,20 @@ class Pipelines:
         processors = (*masks, *_penalties(params), *self._lengths(params), *_forced(params, stopping))
         warpers = () if params.is_greedy else (*self._temperatures(params), *_filters(params))
         return Pipeline(processors, warpers, params.is_greedy, grammar)
+
+    def begin(self, params: LogitsParams) -> Future[Any] | None:
+        """What `build` would wait for, under way in a thread; None where there is nothing."""
+        return None if params.grammar is None else self.grammars.begin(params.grammar)
+
+    def settle(self) -> None:
+        """A tick is over."""
+        if "grammars" in self.__dict__:
+            self.grammars.settle()
+
+    def rest(self) -> None:
+        """No request is left."""
+        if "grammars" in self.__dict__:
+            self.grammars.rest()
 
     @cached_property
     def grammars(self) -> Grammars:

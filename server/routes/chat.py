@@ -13,6 +13,7 @@ from server.examples import CHAT
 from server.fields import LATER_IN_CHAT, sort_fields
 from server.limits import Limits
 from server.openapi import operation
+from server.presence import while_present
 from server.protocol import ChatRequest
 from server.replies import ChatChunk, ChatCompletion
 from server.respond import respond
@@ -40,7 +41,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         check_limits(wire, limits)
         with batcher.reserve("chat", num_rows(wire)) as reservation:
             served = batcher.served
-            plan = await chat_plan(wire, served)
+            plan = await while_present(request.receive, chat_plan(wire, served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = ChatFormat(plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)

@@ -13,6 +13,7 @@ from server.examples import COMPLETIONS
 from server.fields import sort_fields
 from server.limits import Limits
 from server.openapi import operation
+from server.presence import while_present
 from server.protocol import CompletionRequest
 from server.replies import Completion
 from server.respond import respond
@@ -40,7 +41,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         check_limits(wire, limits)
         with batcher.reserve("completions", num_rows(wire)) as reservation:
             served = batcher.served
-            plan = await completion_plan(wire, served)
+            plan = await while_present(request.receive, completion_plan(wire, served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = CompletionFormat(plan, served.tokenizer.vocabulary)
         return await respond(request, tickets, Answer(plan, served), form, ignored=fields.ignored, limits=limits)

@@ -42,7 +42,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
             raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
         with batcher.reserve("embeddings", num_prompts(wire.input)) as reservation:
-            plan = await embedding_plan(wire, batcher.served)
+            plan = await while_present(request.receive, embedding_plan(wire, batcher.served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         vectors = await while_present(request.receive, gathered(tickets))
         response = JsonResponse(embedding_list(plan, vectors, is_base64=wire.encoding_format == "base64"))

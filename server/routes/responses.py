@@ -51,7 +51,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         check_limits(chat, limits)
         with batcher.reserve("responses", num_rows(chat)) as reservation:
             served = batcher.served
-            plan = await chat_plan(chat, served)
+            plan = await while_present(request.receive, chat_plan(chat, served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = ResponseFormat(wire, plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +13,8 @@ import httpx
 import pytest
 
 from decoding.params import Grammar
-from server.grammar_check import GrammarCheck
+from server.errors import ApiError
+from server.grammar_check import MAX_WAITING, GrammarCheck
 from server.limits import Limits
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
@@ -161,3 +164,58 @@ def test_the_catalogue_knows_both(served: Served) -> None:
 
     entries = {step.id for step in catalogue(served, Limits()).steps}
     assert {"response_format", "structured"} <= entries
+
+
+async def test_bounds_of_sixty_four_bits_are_taken(client: httpx.AsyncClient) -> None:
+    for low, high in ((-(2**63), 2**63 - 1), (0, 2**64 - 1), (-(2**53) + 1, 2**53 - 1), (0, 2**32 - 1)):
+        schema = {"type": "integer", "minimum": low, "maximum": high}
+        assert (await ask(client, {"structured": {"json": schema}})).status_code == 200
+        assert (await ask(client, form(schema, strict=True))).status_code == 200
+
+
+async def test_a_bound_that_no_float_holds_is_refused_where_it_must_hold_and_left_out_elsewhere(
+    client: httpx.AsyncClient, batcher: FakeBatcher
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 2**53 + 1, "maximum": 9}}}
+    assert await refused(client, {"structured": {"json": schema}}) == (
+        "structured.json",
+        "structured.json cannot be enforced exactly, for minimum is beyond what numbers here can hold: "
+        "'minimum' at properties.a",
+    )
+    assert (await ask(client, form(schema, strict=False))).status_code == 200
+
+
+async def test_a_form_that_need_not_hold_leaves_out_what_cannot(
+    client: httpx.AsyncClient, batcher: FakeBatcher
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=a)b", "maxLength": 3}}}
+    assert (await ask(client, form(schema, strict=False))).status_code == 200
+    grammar = batcher.requests[-1].logits.grammar
+    assert grammar is not None
+    assert json.loads(grammar.text)["properties"] == {"a": {"type": "string", "maxLength": 3}}
+
+
+async def test_questions_beyond_a_few_are_told_to_come_later_and_those_given_up_are_not_asked() -> None:
+    check = GrammarCheck()
+    asked: list[Grammar] = []
+    is_asked, may_answer = threading.Event(), threading.Event()
+
+    def ask_slowly(grammar: Grammar) -> None:
+        asked.append(grammar)
+        is_asked.set()
+        may_answer.wait(60)
+
+    check._ask = ask_slowly  # type: ignore[method-assign]
+    grammars = [Grammar("regex", f"a{i}") for i in range(MAX_WAITING + 1)]
+    waiting = [asyncio.create_task(check.problem(grammar)) for grammar in grammars[:MAX_WAITING]]
+    await asyncio.to_thread(is_asked.wait, 60)
+    with pytest.raises(ApiError) as refusal:
+        await check.problem(grammars[-1])
+    assert (refusal.value.status, refusal.value.code) == (429, "grammar_queue_full")
+    for task in waiting[1:]:
+        task.cancel()
+    await asyncio.gather(*waiting[1:], return_exceptions=True)
+    may_answer.set()
+    assert await waiting[0] is None
+    assert await check.problem(grammars[-1]) is None
+    assert asked == [grammars[0], grammars[-1]]

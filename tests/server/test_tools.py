@@ -29,8 +29,8 @@ WEATHER = {
 ADD = {"type": "function", "function": {"name": "add"}}
 
 
-def function(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": "f", "parameters": parameters}}
+def function(parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters, **more}}
 
 
 NAMED = {"type": "function", "function": {"name": "add"}}
@@ -273,11 +273,11 @@ async def test_what_must_be_is_held_to_a_grammar(
         ),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": 5}}]}, "tools"),
         (
-            {"tools": [function({"type": "object", "properties": {"a": {"type": "strnig"}}})]},
+            {"tools": [function({"type": "object", "properties": {"a": {"type": "strnig"}}}, strict=True)]},
             PARAMETERS,
         ),
         (
-            {"tools": [function({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}})]},
+            {"tools": [function({"type": "object", "properties": {"a": {"$ref": "#/$defs/none"}}}, strict=True)]},
             PARAMETERS,
         ),
         ({"tools": [function({"type": "object", "description": "x" * 65536})]}, PARAMETERS),
@@ -333,3 +333,41 @@ async def test_the_answer_says_how_tools_were_to_be_called(client: httpx.AsyncCl
     effective = (await ask(client, tools=[ADD], parallel_tool_calls=False))["decoding"]["effective"]
     assert (effective["tool_choice"], effective["parallel_tool_calls"]) == ("auto", False)
     assert "tool_choice" not in (await ask(client))["decoding"]["effective"]
+
+
+UNENFORCEABLE = (
+    {"type": "string", "pattern": r"^(?!\.)[a-z.]+@x$"},
+    {"type": "string", "pattern": r"(a)\1"},
+    {"type": "string", "pattern": "["},
+    {"$ref": "#/$defs/none"},
+    {"$ref": "https://example.com/schema.json"},
+    {"$ref": "file:///etc/passwd"},
+    {"type": "any"},
+    {"type": "integer", "minimum": 2**53 + 1},
+)
+
+
+@pytest.mark.parametrize("inner", UNENFORCEABLE, ids=str)
+@pytest.mark.parametrize(
+    "choice", ["auto", "none", "required", {"type": "function", "function": {"name": "f"}}], ids=str
+)
+async def test_a_tool_that_cannot_be_enforced_is_no_reason_to_refuse_the_chat(
+    client: httpx.AsyncClient, inner: dict[str, Any], choice: Any
+) -> None:
+    """Tools of MCP servers and zod's patterns: where nothing is asked to hold, what cannot be held to is left out."""
+    tools = [function({"type": "object", "properties": {"a": inner, "b": {"type": "string"}}})]
+    response = await client.post(URL, json={"messages": HELLO, "tools": tools, "tool_choice": choice, "max_tokens": 2})
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("inner", UNENFORCEABLE, ids=str)
+async def test_a_strict_tool_that_cannot_be_enforced_is_refused_by_keyword_and_place(
+    client: httpx.AsyncClient, inner: dict[str, Any]
+) -> None:
+    tools = [function({"type": "object", "properties": {"a": {"type": "array", "items": inner}}}, strict=True)]
+    response = await client.post(URL, json={"messages": HELLO, "tools": tools})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    keyword = next(k for k in ("pattern", "$ref", "minimum", "type") if k in inner)
+    assert error["param"] == PARAMETERS
+    assert f"'{keyword}' at properties.a.items" in error["message"]
