@@ -67,7 +67,9 @@ class PaddedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         flat = x.reshape(-1, x.shape[-1])
-        return self._padded(flat)[: len(flat)].view(*x.shape[:-1], -1)
+        if not len(flat):  # an expert without tokens
+            return x.new_empty(*x.shape[:-1], self.shape[0])
+        return self._padded(flat)[: len(flat)].view(*x.shape[:-1], self.shape[0])
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:  # [rows, K] -> [rows + padding, N]
         x = pad_rows(x, self.multiple)

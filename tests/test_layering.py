@@ -53,6 +53,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "quantize",
         "encoder_memory strategies/ attention/ topk/ linear elementwise rows gguf/",
         "layer_weights plug rewrite support packing live reading unpacking graphs torchao_weights",
+        "checkpoint",
         "fused embedded",
         "model scheduler",
         "perplexity",
