@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
@@ -106,7 +107,8 @@ def _loaded(
         odd = odd_ones(stored)
         if "conversion" not in str(error) or not odd:
             raise
-        raise UnsupportedModel(architecture, f"holds parts of weights that do not fit together: {_some(odd)}") from error
+        reason = f"holds parts of weights that do not fit together: {_some(odd)}"
+        raise UnsupportedModel(architecture, reason) from error
     return model, report
 
 
@@ -114,7 +116,7 @@ def _loaded(
 def _silence() -> Iterator[None]:
     """transformers' tables and advice stay off the terminal: what they say is said here."""
     before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
@@ -154,8 +156,8 @@ def _refuse_quantised(config: Any, architecture: str) -> None:
     for part in (config, *_parts(config)):
         found = getattr(part, "quantization_config", None) or getattr(part, "compression_config", None)
         if found:
-            fields = found if isinstance(found, dict) else vars(found)
-            method = str(getattr(fields.get("quant_method"), "value", fields.get("quant_method") or "an unnamed method"))
+            named = (found if isinstance(found, dict) else vars(found)).get("quant_method")
+            method = getattr(named, "value", named) or "an unnamed method"
             advice = "take the checkpoint it was made of, and --quantize int8 or int4"
             raise UnsupportedModel(architecture, f"is quantised by {method}, which cannot be read here: {advice}")
 
@@ -187,8 +189,8 @@ def _described(auto: Any, config: Any) -> float:
     """How many numbers the model has, found out without making room for one."""
     try:
         with torch.device("meta"), _silence():
-            model = auto.from_config(copy.deepcopy(config))
-    except (OverflowError, RuntimeError) as error:
+            model: nn.Module = auto.from_config(copy.deepcopy(config))
+    except (OverflowError, RuntimeError, TypeError) as error:
         return math.inf if "overflow" in str(error).lower() else 0  # anything else is for the real one to raise
     return sum(weight.numel() for weight in model.parameters())  # shared ones count once
 

@@ -187,7 +187,7 @@ def _keeper(index: int, kept: dict[int, torch.Tensor]) -> Callable[..., None]:
 
 def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
     """The base model's stack of layers, or its decoder's."""
-    for child in (*base.children(), *cast(PreTrainedModel, base).get_decoder().children()):
+    for child in (*base.children(), *cast(Any, base).get_decoder().children()):
         if isinstance(child, nn.ModuleList) and len(child) == num_layers:
             return child
     raise UnsupportedModel(type(base).__name__, f"has no list of {num_layers} decoder layers")

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from decoding.attention.interface import AttentionBackend, Batch
+from decoding.quantize import QuantizeUnsupported
 
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 TRIAL_TOKENS = 24
@@ -38,8 +39,9 @@ def trials(architecture: str) -> Iterator[None]:
     """Whatever a model's code raises while it is tried out is a reason not to serve it. Not: no memory, no support."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        is_ours = isinstance(error, torch.OutOfMemoryError | QuantizeUnsupported) or "allocate memory" in str(error)
+        if is_ours:
             raise
         first = (str(error).strip().splitlines() or [""])[0]
         raise UnsupportedModel(architecture, f"fails over paged attention ({type(error).__name__}: {first})") from error
