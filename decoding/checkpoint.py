@@ -1,8 +1,8 @@
 """The weights of a local directory as a transformers model, all of them: what is missing is refused, never made up.
 
-transformers initialises what a checkpoint lacks at random, and says so in a table on the terminal alone. Here its report
-is read: a model whose weights are not whole cannot be served. Owns what a folder must not hold besides (adapters,
-quantised weights), the prefixes that training tools leave in front of names, and the words of each refusal.
+transformers initialises at random what a checkpoint lacks, and says so in a table on the terminal alone. Here its
+report is read: a model whose weights are not whole cannot be served. Owns what a folder must not hold besides
+(adapters, quantised weights), the prefixes that training tools leave before names, and the words of each refusal.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
 from decoding.rewrite import Progress
-from decoding.support import UnsupportedModel
+from decoding.support import UnsupportedModel, architecture_of
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 # What wrappers put in front of every name: DataParallel, torch.compile, peft, trainers and vision models around one.
 KNOWN_PREFIXES = frozenset({
-    "", "model.", "module.", "_orig_mod.", "base_model.", "base_model.model.", "language_model.", "model.language_model.",
-    "text_model.", "llm.", "transformer.", "_forward_module.", "_fsdp_wrapped_module.",
+    "", "model.", "module.", "_orig_mod.", "base_model.", "base_model.model.", "language_model.",
+    "model.language_model.", "text_model.", "llm.", "transformer.", "_forward_module.", "_fsdp_wrapped_module.",
 })  # fmt: skip
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 SHOWN = 2  # names of a list
@@ -61,7 +61,7 @@ class Stored:
 
 def load_weights(auto: Any, path: str, config: Any, dtype: torch.dtype, progress: Progress) -> Any:
     """The model of transformers' auto class `auto`, on the CPU. Raises UnsupportedModel where it is not whole."""
-    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    architecture = architecture_of(config)
     _refuse_adapter(Path(path), architecture)
     _refuse_quantised(config, architecture)
     progress("loading weights", 0.0)
@@ -69,47 +69,45 @@ def load_weights(auto: Any, path: str, config: Any, dtype: torch.dtype, progress
     stored = read_headers(Path(path))
     check_sizes(auto, config, stored, architecture)
     _refuse_packed(stored, architecture)
-    model, report = _loaded(auto, path, architecture, dtype, stored)
-    renaming = renaming_of(report["missing_keys"], report["unexpected_keys"])
-    if renaming is not None and {*renaming} <= KNOWN_PREFIXES:
-        del model
-        progress(f"reading the weights' prefix {renaming[0]!r} as {renaming[1]!r}", 1.0)
-        mapping = {"^" + re.escape(renaming[0]): renaming[1]}
-        model, report = _loaded(auto, path, architecture, dtype, stored, mapping)
-        renaming = None
+    with _naming_odd_ones(stored, architecture):
+        model, report = _loaded(auto, path, dtype)
+        renaming = renaming_of(report["missing_keys"], report["unexpected_keys"])
+        if renaming is not None and {*renaming} <= KNOWN_PREFIXES:
+            del model
+            progress(f"reading the weights' prefix {renaming[0]!r} as {renaming[1]!r}", 1.0)
+            model, report = _loaded(auto, path, dtype, {"^" + re.escape(renaming[0]): renaming[1]})
+            renaming = None
     _check_report(model, report, renaming, stored)
     _tell_leftovers(report["unexpected_keys"], progress)
     return model
 
 
-def _loaded(
-    auto: Any,
-    path: str,
-    architecture: str,
-    dtype: torch.dtype,
-    stored: Mapping[str, Stored],
-    mapping: dict[str, str] | None = None,
-) -> tuple[Any, dict[str, Any]]:
+def _loaded(auto: Any, path: str, dtype: torch.dtype, mapping: dict[str, str] | None = None) -> tuple[Any, Any]:
     """The model and transformers' report."""
+    with _silence():
+        return auto.from_pretrained(  # type: ignore[no-any-return]
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # or it would raise without naming them
+            key_mapping=mapping,
+        )
+
+
+@contextmanager
+def _naming_odd_ones(stored: Mapping[str, Stored], architecture: str) -> Iterator[None]:
+    """transformers puts some weights together of parts, and does not say which of them it cannot."""
     try:
-        with _silence():
-            model, report = auto.from_pretrained(
-                path,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # or it would raise without naming them
-                key_mapping=mapping,
-            )
+        yield
     except RuntimeError as error:
         odd = odd_ones(stored)
         if "conversion" not in str(error) or not odd:
             raise
         reason = f"holds parts of weights that do not fit together: {_some(odd)}"
         raise UnsupportedModel(architecture, reason) from error
-    return model, report
 
 
 @contextmanager

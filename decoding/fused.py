@@ -204,19 +204,15 @@ def fuse_layers(
     attention: KernelAttention,
     progress: Progress,
     form: Format | None = None,
-    num_positions: int = 1 << 20,
 ) -> bool:
-    """Replace each layer that is recognised and passes its trials; returns whether all were.
-
-    form: of the weights. num_positions: that the model may be asked for.
-    """
+    """Replace each layer that is recognised and passes its trials; returns whether all were. form: of the weights."""
     stack = FusedStack(plugged, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
         weights = None if _takes_positions(layer) else read_weights(layer, form)
-        if weights is None or not _fits(weights, attention.shapes[index]):
+        if weights is None or not fits(weights, attention.shapes[index]):
             continue
-        trials = _trials(layer, index, weights.hidden, num_positions, plugged, attention)
+        trials = _trials(layer, index, plugged, attention)
         if _try(stack, weights, trials, [trial.original(layer) for trial in trials]):
             blocks[index] = FusedLayer(stack, index)
             if hasattr(layer, "attention_type"):
@@ -232,7 +228,7 @@ def _takes_positions(layer: nn.Module) -> bool:
     return forward is not None and "position_ids" in inspect.signature(forward).parameters
 
 
-def _fits(weights: Weights, shape: LayerShape) -> bool:
+def fits(weights: Weights, shape: LayerShape) -> bool:
     """Whether all widths are those that the kernel goes by."""
     hidden, heads = weights.hidden, (shape.heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.v_head_dim
     return (
@@ -259,21 +255,14 @@ def _try(stack: FusedStack, weights: Weights, trials: list[_Trial], expected: li
     return False
 
 
-def _trials(
-    layer: nn.Module,
-    index: int,
-    hidden: int,
-    num_positions: int,
-    plugged: PluggedAttention,
-    attention: KernelAttention,
-) -> list[_Trial]:
-    """The first positions, the last ones, and inputs that make products large, each of which a layer may treat apart."""
+def _trials(layer: Any, index: int, plugged: PluggedAttention, attention: KernelAttention) -> list[_Trial]:
+    """First positions, last ones, and inputs that make products large: a layer may treat any of them apart."""
     generator = torch.Generator().manual_seed(index)
-    x = torch.randn(1, TRIAL_TOKENS, hidden, generator=generator)
+    x = torch.randn(1, TRIAL_TOKENS, len(layer.input_layernorm.weight), generator=generator)
+    loud = torch.cat([x[:, :2], _loud(layer, x.shape[2])], 1)  # a query needs keys to choose from
     first = np.arange(TRIAL_TOKENS)
-    last = first + max(0, num_positions - TRIAL_TOKENS)
-    loud = _loud(layer, hidden)
-    far = np.linspace(0, num_positions - 1, loud.shape[1]).astype(np.int64)
+    last = first + max(0, plugged.num_positions - TRIAL_TOKENS)
+    far = np.linspace(0, plugged.num_positions - 1, loud.shape[1]).astype(np.int64)
     common = (index, plugged, attention)
     return [_Trial(*common, x, first), _Trial(*common, x, last), _Trial(*common, loud, far, slack=LOUD_SLACK)]
 

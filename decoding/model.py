@@ -304,7 +304,7 @@ def wrap(
     check_class(causal_lm)
     causal_lm.eval()
     with trials(type(causal_lm).__name__):
-        return _wrap(causal_lm, quantize, progress, attention, capture, is_batch_invariant)
+        return _wrap(causal_lm, quantize, progress, attention, capture, is_batch_invariant=is_batch_invariant)
 
 
 def _wrap(
@@ -313,6 +313,7 @@ def _wrap(
     progress: Progress,
     attention: AttentionMaker,
     capture: Capture | None,
+    *,
     is_batch_invariant: bool,
 ) -> Model:
     device, dtype = causal_lm.device, causal_lm.dtype
@@ -367,8 +368,7 @@ def fuse(
         blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
     except UnsupportedModel:  # no list of layers: each part is compiled by itself
         return False
-    form = None if quantize == "none" else Format(quantize)
-    return fuse_layers(blocks, plugged, backend, progress, form, position_limit(causal_lm))
+    return fuse_layers(blocks, plugged, backend, progress, None if quantize == "none" else Format(quantize))
 
 
 def _describe(causal_lm: Any, num_layers: int, agreement: Agreement) -> ModelInfo:

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from decoding.attention.interface import AttentionBackend, LayerSpec
 from decoding.attention.pages import LayerShape
-from decoding.support import UnsupportedModel
+from decoding.support import UnsupportedModel, position_limit
 
 NAME = "polydecode"
 # What attention calls may carry that changes nothing here: masks and caches are never made, dropout is off.
@@ -93,9 +93,13 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True)
 class PluggedAttention:
-    """What every layer asks of attention; the same for every call, so it is read once."""
+    """What every layer asks of attention; the same for every call, so it is read once.
+
+    num_positions: that a row may have.
+    """
 
     specs: tuple[LayerSpec, ...]
+    num_positions: int
 
     def bind(self, attention: AttentionBackend, plan: Any) -> Receiver:
         return _Bound(self.specs, attention, plan)
@@ -156,4 +160,5 @@ def trace(causal_lm: PreTrainedModel) -> tuple[PluggedAttention, tuple[LayerShap
             type(causal_lm).__name__, f"has {num_layers} layers of which {len(tracer.specs)} use plain attention"
         )
     layers = range(num_layers)
-    return PluggedAttention(tuple(tracer.specs[i] for i in layers)), tuple(tracer.shapes[i] for i in layers)
+    specs = tuple(tracer.specs[i] for i in layers)
+    return PluggedAttention(specs, position_limit(causal_lm)), tuple(tracer.shapes[i] for i in layers)

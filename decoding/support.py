@@ -47,9 +47,14 @@ def trials(architecture: str) -> Iterator[None]:
         raise UnsupportedModel(architecture, f"fails over paged attention ({type(error).__name__}: {first})") from error
 
 
+def architecture_of(config: Any) -> str:
+    named: str = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    return named
+
+
 def check_config(config: Any) -> None:
     """Refuse what the configuration alone gives away, before weights are read."""
-    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    architecture = architecture_of(config)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(architecture, "is an encoder-decoder model")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

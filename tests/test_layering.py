@@ -118,6 +118,7 @@ DECODING_NEEDS = (
     "numpy",
     "torch",
     "transformers",
+    "huggingface_hub",  # transformers stands on it; its errors come through
     "triton",
     "safetensors",
     "gguf",
