@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:  # [N, K], [N]
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
+        self.weight = torch.empty(self.shape, dtype=weight.dtype, device="meta")  # models ask for its dtype
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_HINT)
         self.bias = None if bias is None else bias.detach()
 

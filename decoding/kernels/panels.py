@@ -103,6 +103,7 @@ class PanelLinear(torch.nn.Module):
         self.shape = (weight.shape[0], weight.shape[1])
         if bias is not None and len(bias) != self.shape[0]:
             raise ValueError(f"a product of {self.shape[0]} columns was given a bias of {len(bias)}")
+        self.weight = torch.empty(self.shape, dtype=weight.dtype, device="meta")  # models ask for its dtype
         self._panels = pack(weight, form)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
         self._team = team or default_team()
