@@ -6,6 +6,7 @@ hidden states, or the original stays. Owns the packed weights of the layers and 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ from torch import nn
 
 from decoding.attention.interface import Batch
 from decoding.attention.kernel import KernelAttention, KernelPlan
+from decoding.attention.pages import LayerShape
 from decoding.kernels.layer import LAYER, STACK, stacks
 from decoding.kernels.panels import rounded_bytes
 from decoding.kernels.tile import Format
 from decoding.layer_weights import Weights, read_weights
-from decoding.plug import NAME, PluggedAttention
+from decoding.plug import NAME, PluggedAttention, carrying
 from decoding.rewrite import Progress
 
 # Of weights. The last two round the input, too.
 TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2, Format.INT4: 1e-2}
 TRIAL_TOKENS = 7
+LOUD = 30.0  # the root mean square of loud inputs
 
 Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, T, rotary] each
 
@@ -95,6 +98,7 @@ class FusedStack:
         """Layers first : first + count; returns the output of each."""
         x = x.contiguous()
         tokens = x.shape[1]
+        self._check(first, x, angles, plan)
         self._bind(tokens)
         outs = x.new_empty(count, *x.shape)
         step = 4 * x.numel()
@@ -114,6 +118,15 @@ class FusedStack:
         if plan.batch.probe_rows:
             self._attention.probe(self._plugged.specs[last], self._queries(last, tokens), plan)
         return {first + i: out for i, out in enumerate(outs.unbind())}
+
+    def _check(self, first: int, x: torch.Tensor, angles: Angles | None, plan: KernelPlan) -> None:
+        """The kernel would go past the ends of anything else."""
+        wanted = (1, plan.batch.num_tokens, self._weights[first].hidden)
+        if tuple(x.shape) != wanted or x.dtype != torch.float32:
+            raise ValueError(f"a layer of {wanted} was given {tuple(x.shape)} of {x.dtype}")
+        for part in angles or ():
+            if tuple(part.shape[:2]) != wanted[:2] or part.shape[2] > self._attention.shapes[first].head_dim:
+                raise ValueError(f"a layer of {wanted} was given angles of {tuple(part.shape)}")
 
     def _run_length(self, first: int) -> int:
         """How many fused layers of one form follow each other."""
@@ -192,15 +205,15 @@ def fuse_layers(
     progress: Progress,
     form: Format | None = None,
 ) -> bool:
-    """Replace each layer that is recognised and passes its trial; returns whether all were. form: of the weights."""
+    """Replace each layer that is recognised and passes its trials; returns whether all were. form: of the weights."""
     stack = FusedStack(plugged, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
-        weights = read_weights(layer, form)
-        if weights is None:
+        weights = None if _takes_positions(layer) else read_weights(layer, form)
+        if weights is None or not fits(weights, attention.shapes[index]):
             continue
-        trial = _Trial(index, weights.hidden, plugged, attention)
-        if _try(stack, weights, trial, trial.original(layer)):
+        trials = _trials(layer, index, plugged, attention)
+        if _try(stack, weights, trials, [trial.original(layer) for trial in trials]):
             blocks[index] = FusedLayer(stack, index)
             if hasattr(layer, "attention_type"):
                 blocks[index].attention_type = layer.attention_type
@@ -209,40 +222,89 @@ def fuse_layers(
     return all(isinstance(layer, FusedLayer) for layer in blocks)
 
 
-def _try(stack: FusedStack, weights: Weights, trial: _Trial, expected: torch.Tensor | None) -> bool:
+def _takes_positions(layer: nn.Module) -> bool:
+    """Whether its attention wants the positions themselves, of which the kernel knows cosines and sines alone."""
+    forward = getattr(getattr(layer, "self_attn", None), "forward", None)
+    return forward is not None and "position_ids" in inspect.signature(forward).parameters
+
+
+def fits(weights: Weights, shape: LayerShape) -> bool:
+    """Whether all widths are those that the kernel goes by."""
+    hidden, heads = weights.hidden, (shape.heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.v_head_dim
+    return (
+        weights.qkv.panels.columns == heads
+        and weights.out.panels.depth == shape.heads * shape.v_head_dim
+        and weights.out.panels.columns == weights.down.panels.columns == weights.gate_up.panels.depth == hidden
+        and weights.gate_up.panels.columns == 2 * weights.intermediate
+        and all(len(norm.weight) == hidden for norm in (weights.input_norm, weights.middle_norm))
+        and all(len(norm.weight) == shape.head_dim for norm in weights.head_norms or ())
+    )
+
+
+def _try(stack: FusedStack, weights: Weights, trials: list[_Trial], expected: list[torch.Tensor | None]) -> bool:
     """Put the weights into the stack so that the layer comes out as the original gives it, or not at all."""
+    index = trials[0].index
     for rotates in (True, False):
-        stack.put(trial.index, weights, rotates=rotates)
-        if expected is not None and trial.agrees(stack, expected, weights.form):
+        stack.put(index, weights, rotates=rotates)
+        if all(
+            own is not None and trial.agrees(stack, own, weights.form)
+            for trial, own in zip(trials, expected, strict=True)
+        ):
             return True
-    stack.remove(trial.index)
+    stack.remove(index)
     return False
 
 
-class _Trial:
-    """Random hidden states and angles for one layer over one page."""
+def _trials(layer: Any, index: int, plugged: PluggedAttention, attention: KernelAttention) -> list[_Trial]:
+    """First positions, last ones, and inputs that make products large: a layer may treat any of them apart."""
+    generator = torch.Generator().manual_seed(index)
+    x = torch.randn(1, TRIAL_TOKENS, len(layer.input_layernorm.weight), generator=generator)
+    loud = torch.cat([x[:, :2], _loud(layer, x.shape[2])], 1)  # a query needs keys to choose from
+    first = np.arange(TRIAL_TOKENS)
+    last = first + max(0, plugged.num_positions - TRIAL_TOKENS)
+    far = np.linspace(0, plugged.num_positions - 1, loud.shape[1]).astype(np.int64)
+    common = (index, plugged, attention)
+    return [_Trial(*common, x, first), _Trial(*common, x, last), _Trial(*common, loud, far)]
 
-    def __init__(self, index: int, hidden: int, plugged: PluggedAttention, attention: KernelAttention) -> None:
-        generator = torch.Generator().manual_seed(index)
+
+def _loud(layer: nn.Module, hidden: int) -> torch.Tensor:  # [1, T, hidden]
+    """Of each matrix that takes hidden states its longest row: nothing else makes one of its results as large."""
+    matrices = [weight for weight in layer.parameters() if weight.dim() == 2 and weight.shape[1] == hidden]
+    rows = torch.stack([matrix[matrix.norm(dim=1).argmax()].float() for matrix in matrices[:TRIAL_TOKENS]])
+    return LOUD * rows[None] / rows.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
+
+
+class _Trial:
+    """Hidden states and random angles for one layer over one page; positions: what the layer is told they are."""
+
+    def __init__(
+        self,
+        index: int,
+        plugged: PluggedAttention,
+        attention: KernelAttention,
+        x: torch.Tensor,  # [1, T, hidden]
+        positions: np.ndarray,  # int64 [T]
+    ) -> None:
         self.index, self._plugged, self._attention = index, plugged, attention
-        self._x = torch.randn(1, TRIAL_TOKENS, hidden, generator=generator)
-        angles = torch.rand(1, TRIAL_TOKENS, attention.shapes[index].head_dim, generator=generator)
+        self._x, self._positions = x, positions
+        generator = torch.Generator().manual_seed(index)
+        angles = torch.rand(1, x.shape[1], attention.shapes[index].head_dim, generator=generator)
         self._angles = (angles.cos(), angles.sin())
-        self._positions = np.arange(TRIAL_TOKENS)
 
     def original(self, layer: nn.Module) -> torch.Tensor | None:
         """What the layer gives; None where it cannot be called like the others."""
         try:
-            found = layer(
-                self._x,
-                attention_mask=None,
-                position_ids=torch.from_numpy(self._positions)[None],
-                position_embeddings=self._angles,
-                past_key_values=None,
-                use_cache=False,
-                **{NAME: self._plugged.bind(self._attention, self._plan())},
-            )
-        except (TypeError, RuntimeError, ValueError):
+            with carrying(self._plugged.bind(self._attention, self._plan())) as keywords:
+                found = layer(
+                    self._x,
+                    attention_mask=None,
+                    position_ids=torch.from_numpy(self._positions)[None],
+                    position_embeddings=self._angles,
+                    past_key_values=None,
+                    use_cache=False,
+                    **keywords,
+                )
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             return None
         return found if isinstance(found, torch.Tensor) else None
 
@@ -251,12 +313,13 @@ class _Trial:
         return bool((found - expected).norm() < TOLERANCE[form] * (expected - self._x).norm())
 
     def _plan(self) -> KernelPlan:
+        tokens = np.arange(self._x.shape[1])
         batch = Batch(
-            token_ids=self._positions,
-            positions=self._positions,
-            slots=self._positions + self._attention.page_size,
-            query_starts=np.array([0, TRIAL_TOKENS]),
-            kv_lengths=np.array([TRIAL_TOKENS]),
+            token_ids=tokens,
+            positions=tokens,
+            slots=tokens + self._attention.page_size,
+            query_starts=np.array([0, len(tokens)]),
+            kv_lengths=np.array([len(tokens)]),
             page_tables=np.array([[1]]),
         )
         return self._attention.plan(batch)

@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:  # [N, K], [N]
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
+        self.weight = torch.empty(self.shape, dtype=weight.dtype, device="meta")  # models ask for its dtype
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), PACK_HINT)
         self.bias = None if bias is None else bias.detach()
 
@@ -67,7 +68,9 @@ class PaddedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         flat = x.reshape(-1, x.shape[-1])
-        return self._padded(flat)[: len(flat)].view(*x.shape[:-1], -1)
+        if not len(flat):  # an expert without tokens
+            return x.new_empty(*x.shape[:-1], self.shape[0])
+        return self._padded(flat)[: len(flat)].view(*x.shape[:-1], self.shape[0])
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:  # [rows, K] -> [rows + padding, N]
         x = pad_rows(x, self.multiple)

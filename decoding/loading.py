@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM
-from transformers.utils.logging import disable_progress_bar
 
 from decoding import model
+from decoding.checkpoint import load_weights
 from decoding.model import Model, resolve_device, resolve_dtype
 from decoding.quantize import Quantize
 from decoding.rewrite import Progress
@@ -41,15 +41,7 @@ def load(
         raise UnsupportedModel(str(config.model_type), "encoder-decoder models are not quantised")
     if is_batch_invariant and place.type != "cpu":
         raise UnsupportedModel(str(config.model_type), "encoder-decoder models are not batch invariant on a GPU")
-    progress("loading weights", 0.0)
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
-    seq2seq_lm: Any = AutoModelForSeq2SeqLM.from_pretrained(
-        path,
-        dtype=resolve_dtype(dtype, place, config),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    seq2seq_lm.to(place)
+    numbers = resolve_dtype(dtype, place, config)
+    seq2seq_lm: Any = load_weights(AutoModelForSeq2SeqLM, path, config, numbers, progress).to(place)
     progress("loading weights", 1.0)
     return wrap(seq2seq_lm, progress=progress)

@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils.logging import disable_progress_bar
 
 from decoding import kernels
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
+from decoding.checkpoint import load_weights
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.linear import weight_bytes
-from decoding.plug import NAME, PluggedAttention, register, trace
+from decoding.plug import PluggedAttention, carrying, register, trace
 from decoding.quantize import COMPUTES_IN, ROUNDED, Quantize, check_machine, check_model, round_linears
 from decoding.rewrite import (
     NotRowExact,
@@ -35,7 +36,7 @@ from decoding.rewrite import (
     make_fast,
     make_row_exact,
 )
-from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit
+from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit, trials
 from decoding.torchao_weights import quantise_linears
 from decoding.transfer import to_device
 
@@ -46,7 +47,8 @@ __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
 class ModelInfo:
     """vocab_size is the width of the logits; max_model_len counts positions, prompt and output together.
 
-    ties_embeddings: the output matrix is the embedding.
+    hidden_size: of the states that the output matrix reads. ties_embeddings: the output matrix is the embedding.
+    reads_layers: the states between layers have that width, too.
     """
 
     vocab_size: int
@@ -58,6 +60,7 @@ class ModelInfo:
     dtype: torch.dtype
     device: torch.device
     architecture: str
+    reads_layers: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +102,14 @@ class Model:
         self._graphs = None if capture is None else DecodeGraphs(self._decode, capture, info.device)
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> Hidden:
+    def forward(self, batch: Batch, layers: tuple[int, ...] = (), *, shift: int = 0) -> Hidden:
         """Run the batch's tokens, writing their keys and values into its slots.
 
+        shift: the model is told that the whole of every row lies so many positions further on.
         A vector of `batch.embeds` is what the model accepts as `inputs_embeds`: it takes the place of the embedding
         module's output, so Gemma expects it scaled already and Granite scales it itself.
         """
-        if self._graphs is not None and not layers:
+        if self._graphs is not None and not layers and not shift:
             replayed = self._graphs.run(batch, cast(CapturableAttention, self.attention).generation)
             if replayed is not None:
                 return Hidden(replayed, {}, {})
@@ -114,13 +118,10 @@ class Model:
         ids = batch.ids_on(device)[None]
         inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
         kept: dict[int, torch.Tensor] = {}
-        with self._products, self._keeping(layers, kept):
-            out = self._base(
-                **inputs,
-                position_ids=to_device(batch.positions, device)[None],
-                use_cache=False,
-                **{NAME: self._plugged.bind(self.attention, plan)},
-            )
+        positions = to_device(batch.positions + shift, device)[None]
+        bound = carrying(self._plugged.bind(self.attention, plan))
+        with self._products, self._keeping(layers, kept), bound as keywords:
+            out = self._base(**inputs, position_ids=positions, use_cache=False, **keywords)
         last: torch.Tensor = out.last_hidden_state[0]
         if self.info.num_layers in layers:
             kept[self.info.num_layers] = last
@@ -153,8 +154,8 @@ class Model:
 
         def run() -> torch.Tensor:  # [R, hidden]
             ids, positions = inputs.token_ids[None], inputs.positions[None]
-            with self._products:
-                out = self._base(input_ids=ids, position_ids=positions, use_cache=False, **{NAME: bound})
+            with self._products, carrying(bound) as keywords:
+                out = self._base(input_ids=ids, position_ids=positions, use_cache=False, **keywords)
             last: torch.Tensor = out.last_hidden_state[0]
             return last
 
@@ -185,8 +186,8 @@ def _keeper(index: int, kept: dict[int, torch.Tensor]) -> Callable[..., None]:
 
 
 def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
-    """The base model's stack of layers."""
-    for child in base.children():
+    """The base model's stack of layers, or its decoder's."""
+    for child in (*base.children(), *cast(Any, base).get_decoder().children()):
         if isinstance(child, nn.ModuleList) and len(child) == num_layers:
             return child
     raise UnsupportedModel(type(base).__name__, f"has no list of {num_layers} decoder layers")
@@ -202,7 +203,11 @@ class Given(BaseModelOutputWithPast):
 
 
 class _Passthrough(nn.Module):
-    """Stands where the base model was and hands on the hidden states it is given."""
+    """Stands where the base model was, or the decoder in it, and hands on the hidden states it is given."""
+
+    @property
+    def decoder(self) -> _Passthrough:
+        return self
 
     def forward(self, *_args: Any, inputs_embeds: torch.Tensor, **_options: Any) -> Given:
         return Given(last_hidden_state=inputs_embeds)
@@ -260,16 +265,8 @@ def load(
     check_config(config)
     place = resolve_device(device)
     check_machine(quantize, place, dtype, is_batch_invariant=is_batch_invariant)
-    progress("loading weights", 0.0)
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # `progress` is told instead
-    causal_lm: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=resolve_dtype(dtype if quantize == "none" else COMPUTES_IN[place.type], place, config),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
-    causal_lm.to(place)
+    numbers = resolve_dtype(dtype if quantize == "none" else COMPUTES_IN[place.type], place, config)
+    causal_lm: Any = load_weights(AutoModelForCausalLM, path, config, numbers, progress).to(place)
     progress("loading weights", 1.0)
     make = attention or (uniform_attention if is_batch_invariant else default_attention)
     return wrap(causal_lm, quantize=quantize, progress=progress, attention=make, is_batch_invariant=is_batch_invariant)
@@ -279,6 +276,8 @@ def read_config(path: str) -> Any:
     """Raises ValueError where the model comes with code."""
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except StrictDataclassError as error:  # its first line does not say what is wrong
+        raise ValueError(f"config.json: {str(error).strip().splitlines()[-1].strip()}") from error
     except ValueError as error:
         if "trust_remote_code" in str(error):  # what it advises does not exist here
             raise ValueError("the model needs code of its own, and only transformers' is ever run") from None
@@ -304,6 +303,19 @@ def wrap(
     check_config(causal_lm.config)
     check_class(causal_lm)
     causal_lm.eval()
+    with trials(type(causal_lm).__name__):
+        return _wrap(causal_lm, quantize, progress, attention, capture, is_batch_invariant=is_batch_invariant)
+
+
+def _wrap(
+    causal_lm: Any,
+    quantize: Quantize,
+    progress: Progress,
+    attention: AttentionMaker,
+    capture: Capture | None,
+    *,
+    is_batch_invariant: bool,
+) -> Model:
     device, dtype = causal_lm.device, causal_lm.dtype
     is_rounded = quantize in ROUNDED and device.type == "cpu"
     if is_rounded:
@@ -329,9 +341,9 @@ def wrap(
         make_fast(causal_lm)
     if capture is None and device.type == "cuda" and hasattr(backend, "decode_plan"):
         capture = CudaCapture()
-    info = _describe(causal_lm, len(shapes))
+    info = _describe(causal_lm, len(shapes), agreement)
     model = Model(causal_lm, info, backend, plugged, is_compiled=is_compiled, capture=capture)
-    agreement.check(lambda batch: model.forward(batch).last, model.attention)
+    agreement.check(model)
     return model
 
 
@@ -359,20 +371,19 @@ def fuse(
     return fuse_layers(blocks, plugged, backend, progress, None if quantize == "none" else Format(quantize))
 
 
-def _describe(causal_lm: Any, num_layers: int) -> ModelInfo:
+def _describe(causal_lm: Any, num_layers: int, agreement: Agreement) -> ModelInfo:
     config = causal_lm.config.get_text_config(decoder=True)
-    head = causal_lm.get_output_embeddings()
-    width = head(torch.zeros(1, config.hidden_size, dtype=causal_lm.dtype, device=causal_lm.device)).shape[-1]
     return ModelInfo(
-        vocab_size=width,
+        vocab_size=agreement.vocab_size,
         max_model_len=position_limit(causal_lm),
         eos_token_ids=eos_token_ids(causal_lm),
-        hidden_size=config.hidden_size,
+        hidden_size=agreement.hidden_size,
         num_layers=num_layers,
         ties_embeddings=bool(config.tie_word_embeddings),
         dtype=causal_lm.dtype,
         device=causal_lm.device,
         architecture=type(causal_lm).__name__,
+        reads_layers=agreement.hidden_size == config.hidden_size,
     )
 
 

@@ -1,11 +1,15 @@
 """Our attention as one of transformers' attention implementations.
 
 Owns the registered function and the reading of its calls: which layer, window, soft cap and sinks. One keyword of the
-model's forward, NAME, carries the backend and its plan down to every layer, so the registered function has no state.
+model's forward, NAME, carries the backend and its plan down to every layer; for models whose layers do not hand
+keywords on to their attention, `carrying` holds the same for the time of a forward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from decoding.attention.interface import AttentionBackend, LayerSpec
 from decoding.attention.pages import LayerShape
-from decoding.support import UnsupportedModel
+from decoding.support import UnsupportedModel, position_limit
 
 NAME = "polydecode"
 # What attention calls may carry that changes nothing here: masks and caches are never made, dropout is off.
@@ -31,6 +35,19 @@ class Receiver(Protocol):
     ) -> torch.Tensor: ...
 
 
+_carried: ContextVar[Receiver] = ContextVar("carried")
+
+
+@contextmanager
+def carrying(receiver: Receiver) -> Iterator[dict[str, Receiver]]:
+    """What a forward inside needs: keywords for the model, and where they do not arrive, the receiver all the same."""
+    token = _carried.set(receiver)
+    try:
+        yield {NAME: receiver}
+    finally:
+        _carried.reset(token)
+
+
 def attend(
     module: nn.Module,
     query: torch.Tensor,  # [1, heads, T, head_dim]
@@ -42,7 +59,7 @@ def attend(
     """The registered function. No mask is ever made for an implementation that registers no mask function."""
     if attention_mask is not None:
         raise UnsupportedModel(type(module).__name__, "makes an attention mask of its own")
-    receiver: Receiver = options.pop(NAME)
+    receiver: Receiver = options.pop(NAME, None) or _carried.get()
     return receiver.receive(module, query, key, value, options), None
 
 
@@ -76,9 +93,13 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True)
 class PluggedAttention:
-    """What every layer asks of attention; the same for every call, so it is read once."""
+    """What every layer asks of attention; the same for every call, so it is read once.
+
+    num_positions: that a row may have.
+    """
 
     specs: tuple[LayerSpec, ...]
+    num_positions: int
 
     def bind(self, attention: AttentionBackend, plan: Any) -> Receiver:
         return _Bound(self.specs, attention, plan)
@@ -131,11 +152,13 @@ def trace(causal_lm: PreTrainedModel) -> tuple[PluggedAttention, tuple[LayerShap
     """Run one token through the model to learn what each layer's attention is."""
     tracer = _Tracer(causal_lm)
     ids = torch.zeros(1, 1, dtype=torch.long, device=causal_lm.device)
-    causal_lm.base_model(input_ids=ids, position_ids=ids, use_cache=False, **{NAME: tracer})
+    with carrying(tracer) as keywords:
+        causal_lm.base_model(input_ids=ids, position_ids=ids, use_cache=False, **keywords)
     num_layers = causal_lm.config.get_text_config(decoder=True).num_hidden_layers
     if sorted(tracer.specs) != list(range(num_layers)):
         raise UnsupportedModel(
             type(causal_lm).__name__, f"has {num_layers} layers of which {len(tracer.specs)} use plain attention"
         )
     layers = range(num_layers)
-    return PluggedAttention(tuple(tracer.specs[i] for i in layers)), tuple(tracer.shapes[i] for i in layers)
+    specs = tuple(tracer.specs[i] for i in layers)
+    return PluggedAttention(specs, position_limit(causal_lm)), tuple(tracer.shapes[i] for i in layers)

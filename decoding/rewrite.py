@@ -195,7 +195,8 @@ class RowExactProducts(TorchFunctionMode):
         if key not in self._multiples:
             self._multiples[key] = smallest_multiple(product, x)
         padded = pad_rows(flat, self._multiples[key])
-        return product(padded)[: len(flat)].view(*x.shape[:-1], -1)
+        out = product(padded)[: len(flat)]
+        return out.view(*x.shape[:-1], out.shape[-1])  # -1 would be ambiguous for an expert without tokens
 
 
 def smallest_multiple(product: Product, like: torch.Tensor) -> int:

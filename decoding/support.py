@@ -5,8 +5,9 @@ Owns the refusals: by configuration, by class, and by comparing a short forward 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from decoding.attention.interface import AttentionBackend, Batch
+from decoding.quantize import QuantizeUnsupported
 
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 TRIAL_TOKENS = 24
@@ -32,9 +34,27 @@ class UnsupportedModel(Exception):
         self.reason = reason
 
 
+@contextmanager
+def trials(architecture: str) -> Iterator[None]:
+    """Whatever a model's code raises while it is tried out is a reason not to serve it. Not: no memory, no support."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        is_ours = isinstance(error, torch.OutOfMemoryError | QuantizeUnsupported) or "allocate memory" in str(error)
+        if is_ours:
+            raise
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise UnsupportedModel(architecture, f"fails over paged attention ({type(error).__name__}: {first})") from error
+
+
+def architecture_of(config: Any) -> str:
+    named: str = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    return named
+
+
 def check_config(config: Any) -> None:
     """Refuse what the configuration alone gives away, before weights are read."""
-    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
+    architecture = architecture_of(config)
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModel(architecture, "is an encoder-decoder model")
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -73,10 +93,24 @@ def position_limit(causal_lm: PreTrainedModel) -> int:
     return limit
 
 
-class Agreement:
-    """Holds the hidden states a model gives of its own, to compare with what it gives over our attention.
+class Tried(Protocol):
+    """A model of ours, as far as it is compared."""
 
-    Guards against what no flag tells: biases that live in a model's mask, state between layers, a window unknown to us.
+    @property
+    def attention(self) -> AttentionBackend: ...
+
+    def forward(self, batch: Batch, *, shift: int) -> Any:
+        """Something whose `last` is the hidden states."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
+class Agreement:
+    """Holds what a model gives of its own, to compare with what it gives over our attention: at its first positions and
+    at its last ones.
+
+    Guards against what no flag tells: biases that live in a model's mask, state between layers, a window unknown to us,
+    a scale that grows with the position, a head that reads more than the last hidden states.
     """
 
     def __init__(self, causal_lm: PreTrainedModel, *, rounds_inputs: bool = False) -> None:
@@ -88,14 +122,30 @@ class Agreement:
         self._ids = torch.arange(3, 3 + TRIAL_TOKENS, device=causal_lm.device)[None] % config.vocab_size
         # Of transformers' own implementations the eager one leaves nothing out; sdpa has ignored soft caps.
         causal_lm.set_attn_implementation("eager")
-        self._expected = causal_lm.base_model(input_ids=self._ids, use_cache=False).last_hidden_state[0].float()
+        limit = position_limit(causal_lm)
+        self._expected = {shift: self._own(causal_lm, shift) for shift in {0, max(0, limit - TRIAL_TOKENS)}}
+        self.hidden_size = self._expected[0][0].shape[-1]
+        self.vocab_size = self._expected[0][1].shape[-1]
 
-    def check(self, forward: Callable[[Batch], torch.Tensor], attention: AttentionBackend) -> None:
-        """Raise UnsupportedModel unless `forward` gives the same; leaves the backend without pages."""
+    def check(self, model: Tried) -> None:
+        """Raise UnsupportedModel unless `model` gives the same; leaves the backend without pages."""
+        attention = model.attention
         attention.allocate(2 + TRIAL_TOKENS // attention.page_size)
-        found = forward(_trial(self._ids[0].cpu().numpy(), attention.page_size)).float()
+        batch = _trial(self._ids[0].cpu().numpy(), attention.page_size)
+        for shift, (hidden, logits) in self._expected.items():
+            found = model.forward(batch, shift=shift).last
+            self._compare(found.float(), hidden)
+            self._compare(model.head(found), logits)
         attention.allocate(0)
-        error = (found - self._expected).norm(dim=-1) / self._expected.norm(dim=-1).clamp_min(1e-6)
+
+    def _own(self, causal_lm: Any, shift: int) -> tuple[torch.Tensor, torch.Tensor]:  # [T, hidden], [T, vocab]
+        positions = torch.arange(shift, shift + TRIAL_TOKENS, device=causal_lm.device)[None]
+        own = {"input_ids": self._ids, "position_ids": positions, "use_cache": False}
+        hidden = causal_lm.base_model(**own).last_hidden_state[0].float()
+        return hidden, causal_lm(**own).logits[0].float()
+
+    def _compare(self, found: torch.Tensor, expected: torch.Tensor) -> None:
+        error = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(1e-6)
         # In half precision a mixture's router may flip for a token or two, and a token that few others look at may
         # magnify what rounding takes from it; in float32 nothing may differ.
         worst = float(error.max() if self._is_exact else error.median())

@@ -135,7 +135,7 @@ async def _sed(wire: Decoding, served: Served) -> Derived:
 async def _dola(wire: Decoding, served: Served) -> Derived:
     asked = wire.dola_layers
     if served.num_layers == 0:
-        raise InvalidParam("dola_layers", "is not supported: the model does not say how many layers it has")
+        raise InvalidParam("dola_layers", "is not supported: the output matrix does not fit the layers of this model")
     if asked == "low" or asked == "high":  # noqa: PLR1714 - narrows the type
         return {"layers": premature_layers(asked, served.num_layers, is_tied=served.ties_embeddings)}
     layers = tuple(dict.fromkeys(asked or ()))

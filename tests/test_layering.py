@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "quantize",
         "encoder_memory strategies/ attention/ topk/ linear elementwise rows gguf/",
         "layer_weights plug rewrite support packing live reading unpacking graphs torchao_weights",
+        "checkpoint",
         "fused embedded",
         "model scheduler",
         "perplexity",
@@ -124,6 +125,7 @@ DECODING_NEEDS = (
     "numpy",
     "torch",
     "transformers",
+    "huggingface_hub",  # transformers stands on it; its errors come through
     "triton",
     "safetensors",
     "gguf",

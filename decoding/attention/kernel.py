@@ -98,6 +98,7 @@ class KernelAttention:
     def forward(
         self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
     ) -> torch.Tensor:
+        self._check(spec, query, key, value, plan)
         parts = [_readable(part) for part in (query, key, value)]
         out = parts[0].new_empty(query.shape[2], query.shape[1], value.shape[3])
         record = self._record(spec)
@@ -108,6 +109,20 @@ class KernelAttention:
         self.team.run(self._kernel, record.ctypes.data)
         self.probe(spec, parts[0][0].transpose(0, 1), plan)
         return out[None].to(value.dtype)
+
+    def _check(
+        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
+    ) -> None:
+        """The kernel goes by the layer's shape, and would read and write past the ends of any other."""
+        shape, tokens = self.shapes[spec.layer], plan.batch.num_tokens
+        wanted = [
+            (1, shape.heads, tokens, shape.head_dim),
+            (1, shape.kv_heads, tokens, shape.head_dim),
+            (1, shape.kv_heads, tokens, shape.v_head_dim),
+        ]
+        found = [tuple(part.shape) for part in (query, key, value)]
+        if found != wanted:
+            raise ValueError(f"layer {spec.layer} attends with {found} where its shapes are {wanted}")
 
     def probed(self, plan: KernelPlan) -> dict[int, torch.Tensor]:
         return dict(plan.scores)
@@ -153,6 +168,8 @@ class KernelAttention:
         record["v_width"] = _padded(shape.v_head_dim)
         record["window"] = spec.sliding_window or NO_WINDOW
         if spec.sinks is not None:
+            if spec.sinks.numel() != shape.heads:
+                raise ValueError(f"{shape.heads} heads were given {spec.sinks.numel()} sinks")
             self._sinks[spec.layer] = spec.sinks.detach().float().contiguous()
             record["sinks"] = self._sinks[spec.layer].data_ptr()
         record["scaling"], record["softcap"] = spec.scaling, spec.softcap or 0.0

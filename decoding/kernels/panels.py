@@ -101,6 +101,9 @@ class PanelLinear(torch.nn.Module):
     ) -> None:  # [N, K], [N]
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
+        if bias is not None and len(bias) != self.shape[0]:
+            raise ValueError(f"a product of {self.shape[0]} columns was given a bias of {len(bias)}")
+        self.weight = torch.empty(self.shape, dtype=weight.dtype, device="meta")  # models ask for its dtype
         self._panels = pack(weight, form)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
         self._team = team or default_team()
@@ -121,6 +124,8 @@ class PanelLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [..., K] -> [..., N]
         panels, words = self._panels, self._words
+        if x.shape[-1] != self.shape[1] or x.dtype != torch.float32:  # the kernel would go past its ends
+            raise ValueError(f"a product of {self.shape[1]} float32 numbers was given {x.shape[-1]} of {x.dtype}")
         x = x.contiguous() if panels.depth == self.shape[1] else self._padded(x)
         out = x.new_empty(*x.shape[:-1], panels.columns)
         rows = x.numel() // panels.depth

@@ -24,7 +24,7 @@ from decoding.rewrite import Progress, make_row_exact, merge_only
 from decoding.seq2seq.decoder import Decoder
 from decoding.seq2seq.encoder import Encoder
 from decoding.seq2seq.stack import BART_TYPES, T5_TYPES, read_stack
-from decoding.support import TOLERANCE, UnsupportedModel
+from decoding.support import TOLERANCE, UnsupportedModel, architecture_of, trials
 
 UNBOUNDED_POSITIONS = 4096
 """Positions of a model that has no table of them: relative biases go on for ever, but pages must be counted."""
@@ -100,9 +100,8 @@ def headless(seq2seq_lm: Any) -> nn.Module:
 
 
 def check_config(config: Any) -> None:
-    architecture = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if config.model_type not in T5_TYPES | BART_TYPES:
-        raise UnsupportedModel(architecture, "is an encoder-decoder model of an unknown family")
+        raise UnsupportedModel(architecture_of(config), "is an encoder-decoder model of an unknown family")
 
 
 @torch.inference_mode()
@@ -115,6 +114,11 @@ def wrap(
     """Turn a loaded PreTrainedModel into ours. Its modules are replaced: it has no other use after."""
     check_config(seq2seq_lm.config)
     seq2seq_lm.eval()
+    with trials(type(seq2seq_lm).__name__):
+        return _wrap(seq2seq_lm, progress, attention)
+
+
+def _wrap(seq2seq_lm: Any, progress: Progress, attention: AttentionMaker) -> Seq2SeqModel:
     agreement = Agreement(seq2seq_lm)
     bodies = seq2seq_lm if seq2seq_lm.config.model_type in T5_TYPES else seq2seq_lm.model
     encoder = Encoder(read_stack(bodies.encoder, is_decoder=False))

@@ -19,6 +19,8 @@ def kernel_topk(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `plain_topk`, for LEAST_VOCAB columns and more."""
     rows, vocab = z.shape
+    if z.dtype != torch.float32 or vocab < LEAST_VOCAB or not 0 <= k <= vocab:
+        raise ValueError(f"no top {k} of {vocab} columns of {z.dtype}")
     z = z.contiguous()
     normalisers = torch.empty(rows, 2)
     best, ids = torch.empty(rows, k + 1), torch.empty(rows, k + 1, dtype=torch.int64)

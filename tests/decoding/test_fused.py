@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,8 @@ from torch import nn
 pytest.importorskip("numba")
 
 from decoding import kernels
-from decoding.fused import FusedLayer
+from decoding.attention.pages import LayerShape
+from decoding.fused import FusedLayer, fits
 from decoding.layer_weights import read_weights
 from decoding.model import Model, wrap
 from tests.decoding.layout import PageBook, Row
@@ -99,3 +103,59 @@ def test_a_layer_of_the_right_parts_put_together_otherwise_stays() -> None:
     layer.mlp.forward = lambda x: own(x) * 0.5
     kinds = [isinstance(each, FusedLayer) for each in layers(wrap(model))]
     assert kinds == [True, False, True]
+
+
+def scaled_by_position(layer: nn.Module) -> None:
+    """As models do that were stretched beyond the context they were trained with."""
+    own = layer.self_attn.forward
+
+    def forward(*args, position_ids, **kwargs):  # type: ignore[no-untyped-def]
+        out, weights = own(*args, **kwargs)
+        return out * (1 + (position_ids // 64)[..., None]), weights
+
+    layer.self_attn.forward = forward
+
+
+def scaled_by_hidden_position(layer: nn.Module) -> None:
+    """The same, without a name in its signature that says so."""
+    own = layer.self_attn.forward
+
+    def forward(*args, **kwargs):  # type: ignore[no-untyped-def]
+        out, weights = own(*args, **kwargs)
+        return out * (1 + (kwargs["position_ids"] // 64)[..., None]), weights
+
+    layer.self_attn.forward = forward
+
+
+def clipped(layer: nn.Module) -> None:
+    """Products that no ordinary input makes so large."""
+    layer.self_attn.q_proj.register_forward_hook(lambda _module, _args, out: out.clamp(-4.0, 4.0))
+
+
+@pytest.mark.parametrize("change", [scaled_by_position, scaled_by_hidden_position, clipped])
+def test_a_layer_that_differs_at_far_positions_or_large_products_alone_stays(change: Callable[[Any], None]) -> None:
+    model = tiny("llama", initializer_range=0.1)
+    change(model.model.layers[1])
+    kinds = [isinstance(each, FusedLayer) for each in layers(wrap(model))]
+    assert kinds == [True, False, True]
+
+
+def test_a_layer_of_other_widths_than_its_attention_stays() -> None:
+    shape = LayerShape(6, 2, 8, 8)
+    weights = read_weights(tiny("llama").model.layers[0])
+    assert weights is not None
+    assert fits(weights, shape)
+    assert not fits(weights, LayerShape(6, 2, 16, 16))
+    assert not fits(weights, LayerShape(6, 3, 8, 8))
+
+
+def test_a_fused_layer_refuses_what_it_would_run_past_the_end_of() -> None:
+    model = wrap(tiny("llama"))
+    model.attention.allocate(200)
+    plan = model.attention.plan(PageBook(200, model.attention.page_size, 0).batch([(Row(prompts(20)[0]), 20)]))
+    stack = layers(model)[0]._stack
+    for x in (torch.zeros(1, 20, 47), torch.zeros(1, 19, 48), torch.zeros(1, 20, 48, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="a layer of"):
+            stack.run(0, 1, x, None, plan)
+    with pytest.raises(ValueError, match="angles"):
+        stack.run(0, 1, torch.zeros(1, 20, 48), (torch.zeros(1, 20, 10), torch.zeros(1, 20, 10)), plan)

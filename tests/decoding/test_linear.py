@@ -8,7 +8,15 @@ from torch.nn import functional as F
 
 from decoding import kernels, linear
 from decoding.elementwise import row_exact
-from decoding.linear import LinearFactory, LinearPart, MergedLinear, PackedLinear, PaddedLinear, is_row_exact
+from decoding.linear import (
+    FIXED_ROWS,
+    LinearFactory,
+    LinearPart,
+    MergedLinear,
+    PackedLinear,
+    PaddedLinear,
+    is_row_exact,
+)
 
 SIZES = [(96, 64), (33, 40), (576, 1536)]
 
@@ -84,3 +92,8 @@ def test_an_activation_of_a_row_does_not_depend_on_the_rows_around_it(function, 
         torch.set_num_threads(1)
         assert torch.equal(torch.cat(pieces), whole)
         torch.testing.assert_close(whole, function(x))
+
+
+@pytest.mark.parametrize("multiple", [4, FIXED_ROWS])
+def test_no_rows_give_no_rows(multiple: int) -> None:
+    assert PaddedLinear(torch.randn(7, 5), None, multiple)(torch.zeros(2, 0, 5)).shape == (2, 0, 7)

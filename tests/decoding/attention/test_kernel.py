@@ -114,3 +114,18 @@ def test_a_sink_above_every_score_takes_the_weight() -> None:
     sunk = LayerSpec(0, 0.125, sinks=torch.full_like(SINKS, 60.0))
     (found,) = attend(backend(shape), sunk, [sequence(shape, 9, seed=1)], [[9]])
     assert found.abs().max() < 1e-6
+
+
+def test_queries_keys_and_values_of_other_shapes_are_refused_before_the_kernel_runs() -> None:
+    shape = LayerShape(6, 2, 8, 8)
+    attention = KernelAttention([shape])
+    attention.allocate(20)
+    plan = attention.plan(PageBook(20, attention.page_size, 0).batch([(Row(list(range(3, 13))), 10)]))
+    right = [torch.zeros(1, 6, 10, 8), torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 10, 8)]
+    attention.forward(LayerSpec(0, 1.0), *right, plan)
+    for index, wrong in ((0, (1, 5, 10, 8)), (0, (1, 6, 10, 4)), (1, (1, 1, 10, 8)), (2, (1, 2, 9, 8))):
+        parts = [*right[:index], torch.zeros(wrong), *right[index + 1 :]]
+        with pytest.raises(ValueError, match="attends with"):
+            attention.forward(LayerSpec(0, 1.0), *parts, plan)
+    with pytest.raises(ValueError, match="sinks"):
+        attention.new_record(LayerSpec(0, 1.0, sinks=torch.zeros(5)))

@@ -61,3 +61,14 @@ def test_what_is_not_finite_stays_visible() -> None:
     out = PanelLinear(torch.ones(16, 16), None, Team(1))(x)
     assert out[0].isfinite().all()
     assert out[1].isnan().all()
+
+
+@pytest.mark.parametrize("form", Format)
+def test_inputs_of_another_width_or_type_are_refused_before_the_kernel_runs(form: Format) -> None:
+    linear = PanelLinear(torch.randn(48, 32), None, form=form)
+    for x in (torch.zeros(4, 31), torch.zeros(4, 64), torch.zeros(4, 32, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="a product of 32"):
+            linear(x)
+    with pytest.raises(ValueError, match="a bias of 47"):
+        PanelLinear(torch.randn(48, 32), torch.zeros(47), form=form)
+    assert linear(torch.zeros(0, 32)).shape == (0, 48)
