@@ -262,7 +262,7 @@ SEARCHES = (
         "Contrasts the last layer with an earlier one: fewer made-up facts.",
         "Chuang et al. 2023, arXiv 2309.03883",
         ("dola_layers",),
-        renames={"layers": "dola_layers"},
+        renames={"layers": "dola_layers", "relative_top": "dola_relative_top"},
     ),
     Method(
         "guided",

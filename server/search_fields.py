@@ -99,6 +99,9 @@ class SearchFields(Wire):
 
     penalty_alpha: Probability | None = option("Contrastive search's weight of the similarity; 0 is off.", 0.0)
     dola_layers: Literal["low", "high"] | list[Count] | None = option("Layers to contrast the last one with.")
+    dola_relative_top: Annotated[float, Field(gt=0, le=1)] | None = option(
+        "Tokens less likely than this fraction of the likeliest are left out of the contrast.", 0.1
+    )
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = option("Classifier-free guidance; 1 is off.", 1.0)
     negative_prompt: Context | None = option(
         "Text (as it stands, without chat template) or token ids to steer away from; default: the last prompt token."

@@ -134,6 +134,10 @@ def _entropix(rng: random.Random, vocab: int) -> Entropix:
     )  # fmt: skip
 
 
+def _dola(rng: random.Random, vocab: int) -> Dola:
+    return Dola(rng.choice([(1,), (0, 2), (0, 1, 2)]), rng.choice([1, 1, 2]), rng.choice([0.1, 0.1, 0.5]))
+
+
 def _assisted(rng: random.Random, vocab: int) -> Assisted:
     num_tokens = rng.randrange(1, 7)
     return Assisted(num_tokens, rng.choice(["constant", "heuristic"]), rng.choice([0.0, 0.4]), rng.choice([1, 1, 2]))
@@ -147,7 +151,7 @@ MAKERS: dict[str, Make] = {
     GroupBeam.NAME: _group_beam,
     BestFirst.NAME: _best_first,
     Contrastive.NAME: lambda rng, vocab: Contrastive(rng.choice([0.3, 0.6, 1.0]), rng.randrange(1, 5)),
-    Dola.NAME: lambda rng, vocab: Dola(rng.choice([(1,), (0, 2), (0, 1, 2)]), rng.choice([1, 1, 2])),
+    Dola.NAME: _dola,
     Guided.NAME: lambda rng, vocab: Guided(rng.choice([0.5, 1.5]), _ids(rng, vocab, 6), rng.choice([1, 1, 2])),
     KlGuided.NAME: lambda rng, vocab: KlGuided(rng.choice([0.5, 2.0]), _ids(rng, vocab, 6), rng.choice([1, 1, 2])),
     Entropix.NAME: _entropix,

@@ -100,6 +100,7 @@ async def test_a_strategy_s_own_fields_mean_nothing_without_it(client: httpx.Asy
     shared = {"top_k", "use_beam_search", "speculative"} | set(map(field_of, method.when))
     values: Fields = {
         "best_of_rank": "mean", "length_penalty": 2, "length_penalty_type": "gnmt", "coverage_penalty": 0.2,
+        "dola_relative_top": 0.2,
         "early_stopping": True, "beam_prune": 3, "diversity_penalty": 0.5, "negative_prompt": "x",
         "max_matching_ngram_size": 3, "num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.4, "num_beams": 2, "num_beam_groups": 2, "beam_mode": "best_first",
