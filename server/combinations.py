@@ -87,16 +87,18 @@ FILTERS = (
     "eta_cutoff",
     "sampler_order",
 )
-GREEDY_KEYS = ("temperature=0", "do_sample=false")
+GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
+"""The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Each of `keys` has no meaning with each of `others` (of a Method: with it)."""
+    """Each of `keys` has no meaning with each of `others` (of a Method: with it), unless one of `unless` is there."""
 
     keys: tuple[str, ...]
     reason: str
     others: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Method:
     within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
     also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
     it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
+    warped_by: the key with which they act though nothing is drawn.
     """
 
     name: str
@@ -128,6 +131,7 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     rows: str = "n"
     draws: bool = True
+    warped_by: str = ""
     excludes: tuple[Exclusion, ...] = ()
 
     @property
@@ -161,7 +165,11 @@ _NOTHING_DRAWN = Exclusion(("temperature", *FILTERS), "it draws no token at rand
 _NO_SAMPLING = Exclusion(("do_sample=true",), "it draws no token at random")
 _NO_TEMPERATURE = Exclusion(("edt", "adapt"), "it has no temperature to set")
 _ONE_CHOICE = Exclusion(("n",), "it returns one choice")
-_BEAMS_DRAW_NOTHING = Exclusion(("temperature", *FILTERS), "beams draw nothing; with do_sample they would")
+_BEAMS_DRAW_NOTHING = Exclusion(
+    ("temperature", *FILTERS),
+    "beams draw nothing; do_sample false ranks by what these leave, do_sample true draws",
+    unless=("do_sample=false",),
+)
 _OWN_TEMPERATURE = Exclusion(("edt", "adapt"), "it sets the temperature itself")
 _NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
 
@@ -203,6 +211,7 @@ SEARCHES = (
         also=("use_beam_search",),
         rows="num_beams",
         draws=False,
+        warped_by="do_sample=false",
         excludes=(_BEAMS_DRAW_NOTHING, _NO_TEMPERATURE),
     ),
     Method(
@@ -214,7 +223,6 @@ SEARCHES = (
         also=("use_beam_search",),
         fixed={"do_sample": True},
         rows="num_beams",
-        excludes=(_NO_TEMPERATURE,),
     ),
     Method(
         "group_beam",
@@ -442,7 +450,19 @@ NEEDS = (
 
 EXCLUSIONS = (
     Exclusion(("do_sample=true",), "nothing is drawn at temperature 0", ("temperature=0",)),
-    Exclusion(("temperature",), "greedy decoding has none", ("do_sample=false",)),
+    Exclusion(
+        ("temperature",),
+        "greedy decoding has none",
+        ("do_sample=false", "penalty_alpha=0"),
+        unless=("num_beams", "num_beams=1"),
+    ),
+    Exclusion(
+        ("temperature",),
+        "a beam of one draws nothing unless do_sample is true",
+        ("num_beams=1",),
+        unless=("do_sample=false",),
+    ),
+    Exclusion(("n", "best_of"), "nothing is drawn, so there is one answer", ("num_beams=1", "penalty_alpha=0")),
     Exclusion(("edt",), "two ways of setting the temperature", ("adapt",)),
     Exclusion(("adapt",), "it brings the temperatures itself", ("temperature", *GREEDY_KEYS)),
     Exclusion(("edt",), "it scales the temperature", GREEDY_KEYS),

@@ -71,12 +71,14 @@ class Sed(Wire):
 class SearchFields(Wire):
     n: Positive | None = option("Choices returned.", 1)
     num_return_sequences: Positive | None = option("Another name of n.", 1)
-    do_sample: bool | None = option("false: greedy. With num_beams: true makes it beam sample.")
+    do_sample: bool | None = option(
+        "false: greedy. With num_beams: true draws the candidates, false ranks by what temperature and filters leave."
+    )
 
     best_of: Positive | None = option("Choices sampled, of which the n best are returned. With use_beam_search: beams.")
     best_of_rank: Literal["mean", "sum"] | None = option("Rank by log-prob per token or in all.", "mean")
 
-    num_beams: Positive | None = option("Beams; 1 is off.", 1)
+    num_beams: Positive | None = option("Beams; 1 is greedy decoding, unless do_sample is true.")
     use_beam_search: bool | None = option("vLLM's way: best_of, else n, is num_beams.", False)
     beam_mode: Literal["standard", "best_first"] | None = option("In which order hypotheses are expanded.", "standard")
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = option(
@@ -97,7 +99,9 @@ class SearchFields(Wire):
         "Taken from a token's score for each earlier group that has it in this step.", 0.5
     )
 
-    penalty_alpha: Probability | None = option("Contrastive search's weight of the similarity; 0 is off.", 0.0)
+    penalty_alpha: Probability | None = option(
+        "Contrastive search's weight of the similarity; 0 is greedy decoding, unless do_sample is true."
+    )
     dola_layers: Literal["low", "high"] | list[Count] | None = option("Layers to contrast the last one with.")
     dola_relative_top: Annotated[float, Field(gt=0, le=1)] | None = option(
         "Tokens less likely than this fraction of the likeliest are left out of the contrast.", 0.1

@@ -8,6 +8,7 @@ from typing import Any
 from decoding.answers import compile_answer
 from decoding.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
 from server.combinations import Method
+from server.mode import num_beams
 from server.protocol import Decoding
 from server.search_fields import KL_SIGMA
 from server.wire import at
@@ -55,8 +56,8 @@ def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:
     own: dict[str, Any] = {}
     if "n" in method.paths:
         own["n"] = wire.num_choices
-    if "num_beams" in method.paths and wire.use_beam_search and wire.num_beams is None:
-        own["num_beams"] = wire.best_of or wire.num_choices
+    if "num_beams" in method.paths and (width := num_beams(wire)) is not None:
+        own["num_beams"] = width
     if method.params is Guided:
         own["negative_ids"] = (last_id,)
     if wire.kl_guided is not None and wire.kl_guided.sigma is None:

@@ -152,9 +152,21 @@ class LogitsParams:
         return self.adapt is None and self.temperature < self.GREEDY_BELOW
 
     @property
+    def warps(self) -> bool:
+        """Whether a temperature or a filter changes what there is to draw from."""
+        return not self.is_greedy and any(getattr(self, name) != getattr(NEUTRAL, name) for name in WARPING)
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """Every id that a field names."""
         biased = tuple(token_id for token_id, _ in self.logit_bias)
         forced = self.forced_eos_token_ids
         forced += () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)
         return biased + forced + (self.allowed_token_ids or ()) + tuple(i for word in self.bad_words for i in word)
+
+
+NEUTRAL = LogitsParams()
+WARPING = (
+    *("temperature", "top_k", "top_p", "min_p", "top_n_sigma", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("edt", "adapt"),
+)

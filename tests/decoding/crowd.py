@@ -42,7 +42,7 @@ Make = Callable[[random.Random, int], StrategyParams]
 FREELY_HEATED = (Sampling, BestOf, Dola, PromptLookup, Assisted, BeamSample)
 """Strategies that leave the temperature to the pipeline, so that it may be a dynamic one."""
 
-NEVER_DRAWING = (Beam, GroupBeam, BestFirst, Contrastive, CotDecoding, Sed, Pooling)
+NEVER_DRAWING = (GroupBeam, BestFirst, Contrastive, CotDecoding, Sed, Pooling)
 
 
 class DraftTableModel(TableModel):
