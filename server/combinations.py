@@ -64,6 +64,7 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty_window": (0,),
     "no_repeat_ngram_size": (0,),
     "lz_penalty": (0,),
+    "lz_scope": ("output",),
     "eos_penalty": (0,),
     "eos_penalty_until": (0,),
     "bad_words": ([],),
@@ -390,7 +391,7 @@ STEPS = (
     Step("no_repeat_ngram_size", ("no_repeat_ngram_size",), "No n-gram twice.", "Paulus et al. 2017, arXiv 1705.04304"),
     Step(
         "lz_penalty",
-        ("lz_penalty", "lz_buffer", "lz_window"),
+        ("lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
         "Against loops: penalises what LZ77 would compress.",
         "Ginart et al. 2025, arXiv 2504.20131",
     ),
@@ -439,6 +440,7 @@ STEPS = (
 NEEDS = (
     Need("repetition_penalty_scope", "repetition_penalty"),
     Need("repetition_penalty_window", "repetition_penalty"),
+    Need("lz_scope", "lz_penalty"),
     Need("lz_buffer", "lz_penalty"),
     Need("lz_window", "lz_penalty"),
     Need("eos_penalty", "eos_penalty_until"),

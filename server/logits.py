@@ -16,7 +16,7 @@ from server.served import Served
 PLAIN = (
     *("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "sampler_order"),
     *("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window", "frequency_penalty"),
-    *("presence_penalty", "no_repeat_ngram_size", "lz_penalty", "lz_buffer", "lz_window"),
+    *("presence_penalty", "no_repeat_ngram_size", "lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
     *("eos_penalty", "eos_penalty_until"),
 )
 

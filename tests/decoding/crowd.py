@@ -229,6 +229,7 @@ def _logits(rng: random.Random, vocab: int, strategy: StrategyParams) -> LogitsP
         eos_penalty_until=rng.choice([0, 8]),
         exponential_decay_length_penalty=rng.choice([None, None, None, (3, 1.2)]),
         lz_penalty=rng.choice([0.0, 0.0, 0.0, 0.3]),
+        lz_scope=rng.choice(["output", "prompt+output"]),
         lz_buffer=rng.choice([32, 4]),
         lz_window=rng.choice([512, 16]),
         sampler_order=rng.choice(["hf", "vllm"]),

@@ -52,7 +52,7 @@ BEARING: dict[str, Fields] = {
     "frequency_penalty": {"frequency_penalty": 0.5},
     "presence_penalty": {"presence_penalty": -0.5},
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 3},
-    "lz_penalty": {"lz_penalty": 0.15, "lz_buffer": 16, "lz_window": 64},
+    "lz_penalty": {"lz_penalty": 0.15, "lz_scope": "prompt+output", "lz_buffer": 16, "lz_window": 64},
     "eos_penalty": {"eos_penalty": 0.3, "eos_penalty_until": 20},
     "exponential_decay_length_penalty": {"exponential_decay_length_penalty": [5, 1.1]},
     "min_tokens": {"min_tokens": 2},
