@@ -326,7 +326,7 @@ SEARCHES = (
         "Luo et al. 2024, arXiv 2405.16552",
         ("sed",),
         within="sed",
-        renames={"eval_ids": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
+        renames={"eval_ids": "sed.question", "eval_before": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
         rows="sed.k",
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE, _ONE_CHOICE),

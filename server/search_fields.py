@@ -14,6 +14,7 @@ Context = str | list[TokenId]
 
 KL_SIGMA = 1.0
 SED_QUESTION = "\nIs the answer above right? Answer yes or no:"
+JUDGED_TEXT = "{text}"
 SED_YES = " Yes"
 SED_NO = " No"
 
@@ -51,21 +52,32 @@ class CotDecoding(Wire):
     branch_at: Count | None = option("Output position of the branching.", 0)
     aggregate: bool | None = option("Sum the confidence of branches with the same answer, else the surest wins.", True)
     answer_regex: str | None = option("RE2 pattern of the answer, its last match counts; default: the last number.")
-    suffix: str | None = option("Text put behind each finished branch; what follows it is the answer.")
+    suffix: str | None = option(
+        "Text put behind each finished branch; the answer is looked for in the line that follows, by default its last "
+        "number, else all of it. Its confidence is that of the place where the branch says it last."
+    )
     span: Literal["answer", "all"] | None = option("The tokens whose confidence counts.", "answer")
     max_answer: Annotated[int, Field(ge=1, le=1024)] | None = option("Most tokens of the answer behind a suffix.", 16)
 
 
 class Sed(Wire):
-    k: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = option("Candidates at a chaotic point.", 3)
-    delta_ratio: Probability | None = option("Chaotic where p2 / p1 lies above.", 0.9)
-    delta_entropy: Threshold | None = option("Chaotic where the entropy (nats) lies above; default: not looked at.")
-    alpha: Probability | None = option("Weight of the evaluation against the token's own probability.", 0.5)
-    max_rollout: Annotated[int, Field(ge=1, le=4096)] | None = option("Most tokens of a trial continuation.", 64)
-    max_points: Annotated[int, Field(ge=0, le=1024)] | None = option("Most chaotic points of a request.", 8)
-    question: str | None = option("Put behind a trial continuation to have it judged.", SED_QUESTION)
-    yes: str | None = option("The answer that says it is right.", SED_YES)
-    no: str | None = option("The answer that says it is wrong.", SED_NO)
+    """The defaults are the authors'. No candidate that is judged right with less than 0.001 is taken, if all are."""
+
+    k: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = option("Candidates at a chaotic point.", 2)
+    delta_ratio: Probability | None = option("Chaotic where p2 / p1 lies above.", 0.5)
+    min_probability: Probability | None = option("Chaotic where p1 lies below, too.", 0.2)
+    delta_entropy: Threshold | None = option(
+        "Chaotic where the entropy (bits) lies above, instead of by the two above; default: not looked at."
+    )
+    alpha: Probability | None = option("Weight of the evaluation against the token's own probability.", 0.8)
+    max_rollout: Annotated[int, Field(ge=1, le=4096)] | None = option("Most tokens of a trial continuation.", 512)
+    max_points: Annotated[int, Field(ge=0, le=1024)] | None = option("Most chaotic points of a request.", 5)
+    question: str | None = option(
+        "With {text}, which stands for prompt and answer: a prompt of its own; else put behind the answer.",
+        SED_QUESTION,
+    )
+    yes: str | None = option("The answer that says it is right; its probability is the evaluation.", SED_YES)
+    no: str | None = option("The answer that says it is wrong: tells which token of yes is looked at.", SED_NO)
 
 
 class SearchFields(Wire):

@@ -196,7 +196,7 @@ async def _requests(
         Request(
             prompt_ids=opening or prompt.ids,
             source_ids=prompt.ids if opening else (),
-            strategy=strategy_params(method, wire, own, prompt.ids[-1]),
+            strategy=strategy_params(method, wire, own, prompt.ids, served.tokenizer.vocabulary.special_ids),
             logits=logits,
             logprobs=logprobs,
             cache_salt=wire.cache_salt or "",

@@ -24,7 +24,7 @@ from decoding.params import (
 )
 from server.combinations import Method
 from server.protocol import Decoding
-from server.search_fields import SED_NO, SED_QUESTION, SED_YES, Context
+from server.search_fields import JUDGED_TEXT, SED_NO, SED_QUESTION, SED_YES, Context
 from server.served import Served
 from server.wire import at
 
@@ -36,6 +36,7 @@ PLACEHOLDERS: Derived = {
     "context_ids": (0,),
     "suffix_ids": (),
     "eval_ids": (0,),
+    "eval_before": (),
     "yes_id": 0,
     "no_id": 0,
     "think_token_id": None,
@@ -123,13 +124,24 @@ async def _cot_decoding(wire: Decoding, served: Served) -> Derived:
 
 async def _sed(wire: Decoding, served: Served) -> Derived:
     """The two answers behind the question; the first ids in which they differ are what is compared."""
-    question = at(wire, "sed.question") or SED_QUESTION
+    before, has_text, question = _divided(at(wire, "sed.question") or SED_QUESTION)
     answers = (at(wire, "sed.yes") or SED_YES, at(wire, "sed.no") or SED_NO)
     yes, no = [await _continuing(question + answer, "sed.question", served) for answer in answers]
     num_same = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
     if not num_same:
         raise InvalidParam("sed.yes", "and sed.no must begin with different tokens behind sed.question")
-    return {"eval_ids": yes[:num_same], "yes_id": yes[num_same], "no_id": no[num_same]}
+    judge = {"eval_ids": yes[:num_same], "yes_id": yes[num_same], "no_id": no[num_same]}
+    return judge | {"eval_before": await _context(before, "sed.question", served)} if has_text else judge
+
+
+def _divided(question: str) -> tuple[str, bool, str]:
+    """What stands before the judged text, whether it has a place in the question, and what stands behind it."""
+    before, has_text, after = question.rpartition(JUDGED_TEXT)
+    if JUDGED_TEXT in before:
+        raise InvalidParam("sed.question", f"must hold {JUDGED_TEXT} once at most")
+    if has_text and not before:
+        raise InvalidParam("sed.question", f"must say something before {JUDGED_TEXT}")
+    return before, bool(has_text), after
 
 
 async def _dola(wire: Decoding, served: Served) -> Derived:

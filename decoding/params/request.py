@@ -128,7 +128,8 @@ class Request:
     def max_length(self) -> int:
         """The most positions one row can take: the last token is never fed, unless a question follows it or its hidden
         state has a say in the choice."""
-        return self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
+        own = self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
+        return max(own, _num_judged(self.strategy, self.stopping.max_tokens))
 
     @property
     def certain_length(self) -> int:
@@ -156,7 +157,7 @@ def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
     if isinstance(strategy, CotDecoding):
         return strategy.suffix_ids
     if isinstance(strategy, Sed):
-        return (*strategy.eval_ids, strategy.yes_id, strategy.no_id)
+        return (*strategy.eval_before, *strategy.eval_ids, strategy.yes_id, strategy.no_id)
     if isinstance(strategy, Entropix) and strategy.think_token_id is not None:
         return (strategy.think_token_id,)
     return ()
@@ -169,3 +170,10 @@ def _num_behind(strategy: StrategyParams) -> int:
     if isinstance(strategy, Sed):
         return 1 + len(strategy.eval_ids)
     return 1 if isinstance(strategy, Contrastive) else 0
+
+
+def _num_judged(strategy: StrategyParams, max_tokens: int) -> int:
+    """The most positions of a row that is opened only to judge a text."""
+    if isinstance(strategy, Sed) and strategy.eval_before:
+        return len(strategy.eval_before) + max_tokens + len(strategy.eval_ids)
+    return 0

@@ -120,6 +120,8 @@ def _sed(rng: random.Random, vocab: int) -> Sed:
         no_id=5,
         k=rng.randrange(2, 4),
         delta_ratio=rng.choice([0.5, 0.9]),
+        min_probability=rng.choice([0.0, 0.2]),
+        eval_before=rng.choice([(), _ids(rng, vocab, 6)]),
         delta_entropy=rng.choice([None, 2.5]),
         alpha=rng.choice([0.5, 1.0]),
         max_rollout=rng.randrange(1, 8),
