@@ -134,9 +134,13 @@ NOTHING = Want()
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths."""
+    """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths.
+
+    source_ids: what the row reads through the model's encoder, where it is not the request's source.
+    """
 
     model: str = MAIN
+    source_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

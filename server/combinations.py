@@ -481,7 +481,6 @@ ENCODER_FIELDS = ("decoder_prompt", "forced_bos_token_id")
 
 ENCODER_EXCLUSIONS = (
     Exclusion(("dola_layers",), "DoLa is defined for decoder-only models"),
-    Exclusion(("guidance_scale", "kl_guided"), "its second context would need a source of its own"),
     Exclusion(("entropix",), "it looks at attention within the text"),
     Exclusion(("sed",), "its question belongs behind a prompt"),
     Exclusion(("pause_tokens", "latent_thoughts"), "the decoder has no prompt to pause behind"),

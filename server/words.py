@@ -86,9 +86,9 @@ def latent_thoughts(wire: Decoding, served: Served) -> LatentThoughts | None:
 
 
 async def _guided(wire: Decoding, served: Served) -> Derived:
-    """Without a negative prompt it is the last token of each prompt (`strategy.py`)."""
+    """Without a negative prompt it is the last token of each prompt (`strategy.py`), or an empty source."""
     if wire.negative_prompt is None:
-        return {}
+        return {} if served.encoder is None else {"negative_ids": await _no_source("negative_prompt", served)}
     return {"negative_ids": await _context(wire.negative_prompt, "negative_prompt", served)}
 
 
@@ -96,6 +96,8 @@ async def _kl_guided(wire: Decoding, served: Served) -> Derived:
     prompt = at(wire, "kl_guided.prompt")
     if prompt is not None:
         return {"context_ids": await _context(prompt, "kl_guided.prompt", served)}
+    if served.encoder is not None:
+        return {"context_ids": await _no_source("kl_guided.prompt", served)}
     start = served.tokenizer.bos_id
     ids = served.eos_token_ids[:1] if start is None else (start,)
     if not ids:
@@ -175,10 +177,19 @@ _DERIVATIONS: Mapping[type[StrategyParams], Callable[[Decoding, Served], Awaitab
 
 
 async def _context(given: Context, field: str, served: Served) -> tuple[int, ...]:
-    """A prompt of its own, special tokens and all."""
-    if not isinstance(given, str):
-        return _checked(tuple(given), field, served)
-    return _checked((await served.tokenizer.encode_all([given]))[0].ids, field, served)
+    """A prompt of its own, special tokens and all; where there is an encoder, a source."""
+    ids = (await served.tokenizer.encode_all([given]))[0].ids if isinstance(given, str) else tuple(given)
+    if served.encoder is not None and len(ids) > served.encoder.max_source_len:
+        raise InvalidParam(field, f"must have at most the {served.encoder.max_source_len} tokens of a source")
+    return _checked(ids, field, served)
+
+
+async def _no_source(field: str, served: Served) -> tuple[int, ...]:
+    """What an encoder reads where there is no text: the special tokens around it, else the end of text."""
+    ids = (await served.tokenizer.encode_all([""]))[0].ids or served.eos_token_ids[:1]
+    if not ids:
+        raise InvalidParam(field, "is required: the model has no token that ends a text")
+    return ids
 
 
 async def _continuing(text: str, field: str, served: Served) -> tuple[int, ...]:
@@ -192,6 +203,6 @@ def _checked(ids: tuple[int, ...], field: str, served: Served) -> tuple[int, ...
         raise InvalidParam(field, "must hold at least one token")
     if not 0 <= min(ids) <= max(ids) < served.vocab_size:
         raise InvalidParam(field, f"must hold token ids below {served.vocab_size}")
-    if len(ids) >= served.max_model_len:
+    if served.encoder is None and len(ids) >= served.max_model_len:
         raise InvalidParam(field, f"must be shorter than the context of {served.max_model_len} tokens")
     return ids

@@ -50,7 +50,8 @@ PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__a
 class Request:
     """Lower `priority` runs first; equal priorities run in arrival order.
 
-    source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with.
+    source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with, and a
+    strategy's second context is a second source.
     pause_ids: fed after the prompt, unseen by penalties and never part of the answer; latent: thoughts between the two.
     trace: report what the strategy saw and did.
     """
@@ -99,6 +100,11 @@ class Request:
         return len(self.pause_ids) + (0 if self.latent is None else self.latent.num_positions)
 
     @property
+    def sources(self) -> tuple[tuple[int, ...], ...]:
+        """All that an encoder has to read."""
+        return (self.source_ids, *filter(None, [_context_ids(self.strategy)])) if self.source_ids else ()
+
+    @property
     def max_rows(self) -> int:
         """The most rows that can live at once."""
         return self.strategy.max_rows
@@ -139,7 +145,8 @@ class Request:
         return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
 
     def _length(self, num_output: int) -> int:
-        opened = max(len(self.prompt_ids) + self.num_beside, len(_context_ids(self.strategy)))
+        beside = () if self.source_ids else _context_ids(self.strategy)
+        opened = max(len(self.prompt_ids) + self.num_beside, len(beside))
         return opened + max(num_output - 1, 0)
 
 

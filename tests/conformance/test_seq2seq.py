@@ -113,8 +113,7 @@ def test_the_source_is_echoed_without_log_probs(client: httpx.Client) -> None:
     ("body", "field"),
     [
         ({"dola_layers": "low"}, "dola_layers"),
-        ({"guidance_scale": 2.0}, "guidance_scale"),
-        ({"kl_guided": {"sigma": 1.0}}, "kl_guided"),
+        ({"guidance_scale": 2.0, "negative_prompt": [5] * 5000}, "negative_prompt"),
         ({"entropix": {}}, "entropix"),
         ({"sed": {}}, "sed"),
         ({"pause_tokens": {"token_id": 5, "count": 2}}, "pause_tokens"),
@@ -143,4 +142,5 @@ def test_the_models_list_says_what_it_is(client: httpx.Client) -> None:
     supports = entry["supports"]
     assert supports["encoder"]
     assert {"beam", "contrastive", "prompt_lookup", "cot_decoding"} <= set(supports["strategies"])
-    assert not {"dola", "guided", "kl_guided", "entropix", "sed"} & set(supports["strategies"])
+    assert not {"dola", "entropix", "sed"} & set(supports["strategies"])
+    assert {"guided", "kl_guided"} <= set(supports["strategies"])
