@@ -94,7 +94,8 @@ class SearchFields(Wire):
     use_beam_search: bool | None = option("vLLM's way: best_of, else n, is num_beams.", False)
     beam_mode: Literal["standard", "best_first"] | None = option("In which order hypotheses are expanded.", "standard")
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = option(
-        "Exponent of the length by which a hypothesis' log-prob is divided.", 1.0
+        "Exponent of the length by which a hypothesis' log-prob is divided; GNMT's authors take 0.2.",
+        1.0,
     )
     length_penalty_type: Literal["hf", "gnmt"] | None = option("length, or (5 + length) / 6.", "hf")
     coverage_penalty: Annotated[float, Field(ge=0, le=100)] | None = option(
@@ -104,7 +105,8 @@ class SearchFields(Wire):
         "true: at num_beams finished; false: when improvement is unlikely; never: when it is impossible.", False
     )
     beam_prune: Annotated[float, Field(ge=0, le=1e6)] | None = option(
-        "Drop beams whose score lies more than this below the best finished one; default: never."
+        "Drop beams whose score lies more than this below the best finished one (a difference of scores, which are "
+        "logarithms: no factor); default: never."
     )
     num_beam_groups: Positive | None = option("Groups that avoid each other's tokens; 1 is off.", 1)
     diversity_penalty: Annotated[float, Field(ge=0, le=1000)] | None = option(

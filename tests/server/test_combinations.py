@@ -232,6 +232,24 @@ async def test_beams_that_do_not_sample_may_be_ranked_by_what_temperature_and_fi
     assert "do_sample" not in plain["effective"]
 
 
+async def test_temperatures_beyond_openai_s_are_taken_up_to_the_server_s_bound(
+    client: httpx.AsyncClient, batcher: FakeBatcher
+) -> None:
+    for fields in ({"temperature": 3, "top_n_sigma": 1}, {"adapt": {"hot": 10, "cold": 3}}):
+        assert (await ask(client, fields)).status_code == 200
+    assert batcher.requests[0].logits.temperature == 3
+    for fields in ({"temperature": 10.5}, {"adapt": {"hot": 10.5, "cold": 1}}, {"adapt": {"hot": 1, "cold": 10.5}}):
+        error = await refused(client, fields)
+        assert error["param"] in {"temperature", "adapt.hot", "adapt.cold"}
+
+
+async def test_beam_sample_takes_temperatures_that_change(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:
+    for fields in ({"edt": {"theta": 0.1}}, {"adapt": {"hot": 0.8, "cold": 0.3}}):
+        answer = await ask(client, {"num_beams": 3, "do_sample": True, **fields})
+        assert answer.json()["decoding"]["strategy"] == "beam_sample"
+        assert fields.keys() <= answer.json()["decoding"]["effective"].keys()
+
+
 def test_every_params_field_is_reached_from_a_wire_field() -> None:
     for method in METHODS:
         for path in method.paths.values():
