@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import re2
 
 LAST_NUMBER = r"-?\$?\d+(?:,\d{3})*(?:\.\d+)?"
-"""GSM8K's answers: whole or decimal, with thousands separators, perhaps a price."""
+"""GSM8K's answers: whole or decimal, with thousands separators, perhaps a price.
+
+No fractions ("3/4", "½"), no exponents ("1e3"); in "10-5" it finds -5. The authors' patterns see no more.
+"""
 
 MAX_PROGRAM = 4000
 """Instructions that a pattern may compile to: the factor before the linear time."""
@@ -31,11 +34,12 @@ _NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """text: as compared with other answers. The tokens from `start` up to `stop` say it."""
+    """text: as compared with other answers. The tokens from `start` up to `stop` say it, in these bytes."""
 
     text: str
     start: int
     stop: int
+    said: bytes = field(default=b"", compare=False)
 
 
 def compile_answer(pattern: str) -> re2._Regexp:
@@ -73,9 +77,35 @@ def first_line(pieces: Sequence[bytes]) -> Answer | None:
     return _answer(pieces, start, start + len(text)) if text else None
 
 
+def last_place(said: bytes, pieces: Sequence[bytes]) -> Answer | None:
+    """Where the joined pieces say the same for the last time, not as part of a longer word or number."""
+    text = b"".join(pieces)
+    start = text.rfind(said)
+    while start >= 0:
+        end = start + len(said)
+        if not (_joins(text, start) or _joins(text, end)):
+            return _answer(pieces, start, end)
+        start = text.rfind(said, 0, end - 1)
+    return None
+
+
+def _joins(text: bytes, at: int) -> bool:
+    """Whether letters or digits stand on both sides of the place."""
+    return 0 < at < len(text) and text[at - 1 : at + 1].isalnum()
+
+
+def first_line_of(pieces: Sequence[bytes]) -> list[bytes]:
+    """The pieces up to the first line break."""
+    break_at = b"".join(pieces).find(b"\n")
+    return list(pieces) if break_at < 0 else _cut(pieces, break_at)
+
+
 def cut_at(pieces: Sequence[bytes], stop: bytes) -> list[bytes]:
     """The pieces up to where `stop` stands for the last time."""
-    end = b"".join(pieces).rfind(stop)
+    return _cut(pieces, b"".join(pieces).rfind(stop))
+
+
+def _cut(pieces: Sequence[bytes], end: int) -> list[bytes]:
     starts = accumulate((len(piece) for piece in pieces), initial=0)
     return [piece[: max(end - start, 0)] for piece, start in zip(pieces, starts, strict=False)]
 
@@ -98,8 +128,8 @@ def _answer(pieces: Sequence[bytes], start: int, end: int) -> Answer:
     """The tokens that overlap the bytes from `start` up to `end`."""
     ends = list(accumulate(len(piece) for piece in pieces))
     tokens = [i for i, (piece, e) in enumerate(zip(pieces, ends, strict=True)) if e > start and e - len(piece) < end]
-    said = b"".join(pieces)[start:end].decode(errors="replace")
-    return Answer(normalised(said), tokens[0], tokens[-1] + 1)
+    said = b"".join(pieces)[start:end]
+    return Answer(normalised(said.decode(errors="replace")), tokens[0], tokens[-1] + 1, said)
 
 
 def normalised(said: str) -> str:

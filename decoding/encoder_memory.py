@@ -1,7 +1,8 @@
 """What an encoder leaves of a request's source: keys and values for cross-attention, in pages of the decoder's cache.
 
-One per request and model, written once by the encoder and then only read, by every row of the request; forks share it
-by sharing the object. A preempted request gives its pages back and is encoded again, with the same result.
+One per source of a request and model, written once by the encoder and then only read, by every row that has that
+source; forks share it by sharing the object. A preempted request gives its pages back and is encoded again, with the
+same result.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from decoding.cache import PageTable
 
 @dataclass(slots=True, eq=False)
 class EncoderMemory:
-    """The pages of `table` hold the source's positions, all of them or none."""
+    """The pages of `table` hold the source's positions, all of them or none. mark: tells keys and values of rows that
+    read it from those of rows that read the request's own source."""
 
     model: str
     source_ids: np.ndarray  # int64 [S]
     table: PageTable = field(default_factory=PageTable)
+    mark: bytes = b""
 
     @property
     def length(self) -> int:

@@ -248,7 +248,7 @@ class Engine:
         row.table.length += span.count
         live.num_computed += span.count
         self.computed_tokens += span.count
-        self._caches[row.model].publish(row.table, row.log.ids, live.salt, row.indexable_length)
+        self._caches[row.model].publish(row.table, row.log.ids, row.salted(live.salt), row.indexable_length)
 
     def _note(self, scheduled: Scheduled, reading: Reading | Unreadable) -> None:
         live = scheduled.live
@@ -317,7 +317,7 @@ class Engine:
             if feed.parent.model not in self._models:
                 raise ValueError(f"no model {feed.parent.model!r}")
             num_prompt = len(feed.tokens) - feed.num_injected
-            memory = self._memory(live, feed.parent.model)
+            memory = self._memory(live, feed.parent)
             return Row(self._new_row_id(), feed.parent.model, num_prompt=num_prompt, memory=memory)
         parent = live.rows[feed.parent]
         if is_reused:
@@ -332,13 +332,16 @@ class Engine:
             memory=parent.memory,
         )
 
-    def _memory(self, live: LiveRequest, model: str) -> EncoderMemory | None:
-        """The request's source as that model's encoder reads it: one for all of the request's rows."""
-        if model not in self._encoders:
+    def _memory(self, live: LiveRequest, opened: Open) -> EncoderMemory | None:
+        """A source as that model's encoder reads it: one for all of the request's rows that have it."""
+        if opened.model not in self._encoders:
             return None
-        if model not in live.memories:
-            live.memories[model] = EncoderMemory(model, np.array(live.request.source_ids, dtype=np.int64))
-        return live.memories[model]
+        key = (opened.model, opened.source_ids)
+        if key not in live.memories:
+            ids = np.array(opened.source_ids or live.request.source_ids, dtype=np.int64)
+            mark = _digest(ids) if opened.source_ids else b""
+            live.memories[key] = EncoderMemory(opened.model, ids, mark=mark)
+        return live.memories[key]
 
     def _feed(self, row: Row, feed: Feed) -> Work:
         """Write the feed into the row's log and forget what it drops."""
@@ -387,7 +390,7 @@ class Engine:
     def _new_live(self, request_id: int, request: Request) -> LiveRequest:
         salt = (request.cache_salt if self._shares_prefixes else f"{request_id}/{request.cache_salt}").encode()
         if request.source_ids:  # what rows cache depends on it
-            salt += b"/" + hashlib.blake2b(np.array(request.source_ids, dtype=np.int64).tobytes()).digest()
+            salt += _digest(np.array(request.source_ids, dtype=np.int64))
         return LiveRequest(
             id=request_id,
             request=request,
@@ -420,9 +423,13 @@ class Engine:
         return (
             request.max_rows <= self._max_rows
             and request.max_length <= self._max_model_len
-            and all(len(request.source_ids) <= encoder.max_source_len for encoder in self._encoders.values())
+            and all(len(s) <= encoder.max_source_len for encoder in self._encoders.values() for s in request.sources)
             and all(_can_hold(self._caches[name], request, count) for name, count in request.max_rows_in.items())
         )
+
+
+def _digest(source_ids: np.ndarray) -> bytes:
+    return b"/" + hashlib.blake2b(source_ids.tobytes()).digest()
 
 
 def _needs(has_encoder: bool) -> str:
@@ -430,8 +437,8 @@ def _needs(has_encoder: bool) -> str:
 
 
 def _can_hold(cache: PageCache, request: Request, num_rows: int) -> bool:
-    """Whether so many rows fit at the length they take for sure, full prompt pages and the source's shared."""
+    """Whether so many rows fit at the length they take for sure, full prompt pages and the sources' shared."""
     shared = len(request.prompt_ids) // cache.page_size
     own = cache.pages_for(request.certain_length) - shared
-    usable = cache.num_usable - cache.pages_for(len(request.source_ids))
+    usable = cache.num_usable - sum(cache.pages_for(len(source)) for source in request.sources)
     return cache.pages_for(request.max_length) <= usable and shared + num_rows * own <= usable

@@ -47,7 +47,7 @@ class Work:
 class LiveRequest:
     """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds.
 
-    memories: what each model's encoder makes of the request's source. lost_pages: of each model, what preemption took
+    memories: what each model's encoder makes of each source. lost_pages: of each model, what preemption took
     and it needs again to go on. yielded_pages: what it held when it last gave way for its size.
     """
 
@@ -60,7 +60,7 @@ class LiveRequest:
     submitted_at: float
     rows: dict[RowId, Row] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
-    memories: dict[str, EncoderMemory] = field(default_factory=dict)
+    memories: dict[tuple[str, tuple[int, ...]], EncoderMemory] = field(default_factory=dict)
     is_running: bool = False
     admitted_at: float | None = None
     first_token_at: float | None = None

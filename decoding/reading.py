@@ -16,7 +16,6 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
 from decoding.logits.entropy import entropies
-from decoding.logits.grammar import forbidden
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
 from decoding.rows import TokenLog
@@ -191,19 +190,22 @@ class ReadSlice:
         self, model: Head, hidden: HiddenStates, logits: torch.Tensor, headed: Sequence[int]
     ) -> torch.Tensor:
         """logits [n, vocab], those of reads with a contrast replaced (on a copy)."""
-        groups: dict[tuple[int, ...], list[int]] = {}
+        groups: dict[tuple[tuple[int, ...], float], list[int]] = {}
         for k, i in enumerate(headed):
-            if self._reads[i].want.contrast:
-                groups.setdefault(self._reads[i].want.contrast, []).append(k)
+            want = self._reads[i].want
+            if want.contrast:
+                groups.setdefault((want.contrast, want.relative_top), []).append(k)
         if not groups:
             return logits
         contrasted = logits.clone()
-        for layers, at in groups.items():
+        for (layers, relative_top), at in groups.items():
             reads = [self._reads[headed[k]] for k in at]
             own = [read.index for read in reads]
             z = _rows(logits, at)
             premature = torch.stack([model.project(_rows(hidden.layers[j], own)) for j in layers], dim=1)
-            scores, chosen = contrast(z, premature, _excluded_by_grammar(z, reads))  # premature: [rows, layers, vocab]
+            scores, chosen = contrast(
+                z, premature, _excluded(z, reads), relative_top
+            )  # premature: [rows, layers, vocab]
             contrasted[indices(at, logits.device)] = scores
             self._add("contrasted", [headed[k] for k in at], chosen)
         return contrasted
@@ -343,16 +345,13 @@ class ReadSlice:
         return torch.from_numpy(self._copy.get(handle)[at].astype(np.float32))
 
 
-def _excluded_by_grammar(logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor | None:
-    """What the grammars of these reads rule out: bool [n, vocab], None where nobody has one."""
-    steps = [(k, grammar) for k, read in enumerate(reads) if (grammar := read.pipeline.grammar) is not None]
-    if not steps:
+def _excluded(logits: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor | None:
+    """What the pipelines of these reads rule out, by any of their steps: bool [n, vocab], None where none acts."""
+    pipelines = [read.pipeline for read in reads]
+    if not any(p.processors for p in pipelines):
         return None
-    excluded = torch.zeros_like(logits, dtype=torch.bool)
-    rows = [k for k, _ in steps]
-    at = indices(rows, logits.device)
-    excluded[at] = forbidden(logits[at], [step for _, step in steps], [reads[k].history for k in rows])
-    return excluded
+    context = Context([read.history for read in reads], logits)
+    return process(logits.clone(), pipelines, context).isneginf()
 
 
 def _rows(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -71,7 +71,7 @@ class TokenLog:
 class Row:
     """num_prompt: how many tokens of the log its opening feed brought. embeds: position -> fed vector [hidden].
 
-    memory: what the rows of its request read of their source, where the model has an encoder.
+    memory: what it reads of its source, where the model has an encoder.
     """
 
     id: RowId
@@ -86,6 +86,10 @@ class Row:
     def num_pending(self) -> int:
         """Positions in the log that the cache does not hold yet."""
         return self.log.length - self.table.length
+
+    def salted(self, salt: bytes) -> bytes:
+        """The salt of its request, and what else its keys and values depend on beside its tokens."""
+        return salt if self.memory is None else salt + self.memory.mark
 
     @property
     def indexable_length(self) -> int:

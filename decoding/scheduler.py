@@ -166,7 +166,7 @@ class Scheduler:
         """Whether nobody in this tick has begun the page that the work goes on with."""
         row = work.row
         limit = min(work.next_read, row.indexable_length)
-        digest = self._caches[row.model].next_digest(row.table, row.log.ids, live.salt, limit)
+        digest = self._caches[row.model].next_digest(row.table, row.log.ids, row.salted(live.salt), limit)
         if digest is None:
             return True
         is_first = (row.model, digest) not in begun
@@ -235,7 +235,7 @@ class Scheduler:
         """Take what the prefix index has of the row from where it is."""
         row = work.row
         limit = min(work.next_read, row.indexable_length)
-        adopted = self._caches[row.model].adopt_prefix(row.table, row.log.ids, live.salt, limit)
+        adopted = self._caches[row.model].adopt_prefix(row.table, row.log.ids, row.salted(live.salt), limit)
         is_prompt = work is live.works[0] and live.first_token_at is None
         if is_prompt and not live.num_preemptions:
             live.num_cached += adopted

@@ -84,10 +84,11 @@ class Want:
     gather: scores of these ids. gather_next: score of the token that follows in the feed. entropy: entropy and
     varentropy in nats of softmax(z). hidden: last hidden state after the final norm. layers: logits of these hidden
     layers through the head, without final norm. attention: last layer's scores of the last query.
-    contrast: hidden layers to contrast z with before the pipeline sees it (`logits/contrast.py`); raw log-probs and
-    entropy stay those of the untouched z. keep: as full, but the scores stay on the model's device (with logprobs the
-    raw ones too), and those of the drawn tokens are reported. is_tentative: the text may never come here; where masks
-    leave nothing to draw, the Reading is empty and the request goes on.
+    contrast: hidden layers to contrast z with before the pipeline sees it, among ids at least relative_top times as
+    likely as the likeliest (`logits/contrast.py`); raw log-probs and entropy stay those of the untouched z. keep: as
+    full, but the scores stay on the model's device (with logprobs the raw ones too), and those of the drawn tokens are
+    reported. is_tentative: the text may never come here; where masks leave nothing to draw, the Reading is empty and
+    the request goes on.
     """
 
     draws: tuple[Draw, ...] = ()
@@ -102,6 +103,7 @@ class Want:
     layers: tuple[int, ...] = ()
     attention: bool = False
     contrast: tuple[int, ...] = ()
+    relative_top: float = 0.1
     keep: bool = False
     is_tentative: bool = False
     scores: Scores = Scores.RAW
@@ -132,9 +134,13 @@ NOTHING = Want()
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths."""
+    """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths.
+
+    source_ids: what the row reads through the model's encoder, where it is not the request's source.
+    """
 
     model: str = MAIN
+    source_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ def _check_strategy(wire: Decoding, limits: Limits) -> None:
 
 
 def _check_sizes(wire: Decoding, limits: Limits) -> None:
+    for path in ("temperature", "adapt.hot", "adapt.cold"):
+        _at_most(at(wire, path), limits.max_temperature, path)
     _at_most(wire.prompt_logprobs, limits.max_logprobs, "prompt_logprobs")
     _at_most(len(wire.logit_bias or ()), limits.max_logit_bias, "logit_bias", "entries")
     _at_most(len(wire.allowed_token_ids or ()), limits.max_allowed_token_ids, "allowed_token_ids", "entries")
@@ -107,6 +109,6 @@ def _check_pairs(wire: CompletionRequest | ChatRequest) -> None:
         raise bad_field("cot_decoding.max_answer", "has no meaning without cot_decoding.suffix")
 
 
-def _at_most(value: int | None, limit: int, field: str, unit: str = "") -> None:
+def _at_most(value: float | None, limit: float, field: str, unit: str = "") -> None:
     if value is not None and value > limit:
         raise bad_field(field, f"must have at most {limit} {unit}" if unit else f"must be at most {limit}")

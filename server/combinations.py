@@ -64,6 +64,7 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "repetition_penalty_window": (0,),
     "no_repeat_ngram_size": (0,),
     "lz_penalty": (0,),
+    "lz_scope": ("output",),
     "eos_penalty": (0,),
     "eos_penalty_until": (0,),
     "bad_words": ([],),
@@ -87,16 +88,18 @@ FILTERS = (
     "eta_cutoff",
     "sampler_order",
 )
-GREEDY_KEYS = ("temperature=0", "do_sample=false")
+GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
+"""The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Each of `keys` has no meaning with each of `others` (of a Method: with it)."""
+    """Each of `keys` has no meaning with each of `others` (of a Method: with it), unless one of `unless` is there."""
 
     keys: tuple[str, ...]
     reason: str
     others: tuple[str, ...] = ()
+    unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class Method:
     within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
     also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
     it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
+    warped_by: the key with which they act though nothing is drawn.
     """
 
     name: str
@@ -128,6 +132,7 @@ class Method:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     rows: str = "n"
     draws: bool = True
+    warped_by: str = ""
     excludes: tuple[Exclusion, ...] = ()
 
     @property
@@ -161,7 +166,11 @@ _NOTHING_DRAWN = Exclusion(("temperature", *FILTERS), "it draws no token at rand
 _NO_SAMPLING = Exclusion(("do_sample=true",), "it draws no token at random")
 _NO_TEMPERATURE = Exclusion(("edt", "adapt"), "it has no temperature to set")
 _ONE_CHOICE = Exclusion(("n",), "it returns one choice")
-_BEAMS_DRAW_NOTHING = Exclusion(("temperature", *FILTERS), "beams draw nothing; with do_sample they would")
+_BEAMS_DRAW_NOTHING = Exclusion(
+    ("temperature", *FILTERS),
+    "beams draw nothing; do_sample false ranks by what these leave, do_sample true draws",
+    unless=("do_sample=false",),
+)
 _OWN_TEMPERATURE = Exclusion(("edt", "adapt"), "it sets the temperature itself")
 _NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
 
@@ -203,6 +212,7 @@ SEARCHES = (
         also=("use_beam_search",),
         rows="num_beams",
         draws=False,
+        warped_by="do_sample=false",
         excludes=(_BEAMS_DRAW_NOTHING, _NO_TEMPERATURE),
     ),
     Method(
@@ -214,7 +224,6 @@ SEARCHES = (
         also=("use_beam_search",),
         fixed={"do_sample": True},
         rows="num_beams",
-        excludes=(_NO_TEMPERATURE,),
     ),
     Method(
         "group_beam",
@@ -262,7 +271,7 @@ SEARCHES = (
         "Contrasts the last layer with an earlier one: fewer made-up facts.",
         "Chuang et al. 2023, arXiv 2309.03883",
         ("dola_layers",),
-        renames={"layers": "dola_layers"},
+        renames={"layers": "dola_layers", "relative_top": "dola_relative_top"},
     ),
     Method(
         "guided",
@@ -317,7 +326,7 @@ SEARCHES = (
         "Luo et al. 2024, arXiv 2405.16552",
         ("sed",),
         within="sed",
-        renames={"eval_ids": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
+        renames={"eval_ids": "sed.question", "eval_before": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
         rows="sed.k",
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE, _ONE_CHOICE),
@@ -382,7 +391,7 @@ STEPS = (
     Step("no_repeat_ngram_size", ("no_repeat_ngram_size",), "No n-gram twice.", "Paulus et al. 2017, arXiv 1705.04304"),
     Step(
         "lz_penalty",
-        ("lz_penalty", "lz_buffer", "lz_window"),
+        ("lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
         "Against loops: penalises what LZ77 would compress.",
         "Ginart et al. 2025, arXiv 2504.20131",
     ),
@@ -431,6 +440,7 @@ STEPS = (
 NEEDS = (
     Need("repetition_penalty_scope", "repetition_penalty"),
     Need("repetition_penalty_window", "repetition_penalty"),
+    Need("lz_scope", "lz_penalty"),
     Need("lz_buffer", "lz_penalty"),
     Need("lz_window", "lz_penalty"),
     Need("eos_penalty", "eos_penalty_until"),
@@ -442,7 +452,19 @@ NEEDS = (
 
 EXCLUSIONS = (
     Exclusion(("do_sample=true",), "nothing is drawn at temperature 0", ("temperature=0",)),
-    Exclusion(("temperature",), "greedy decoding has none", ("do_sample=false",)),
+    Exclusion(
+        ("temperature",),
+        "greedy decoding has none",
+        ("do_sample=false", "penalty_alpha=0"),
+        unless=("num_beams", "num_beams=1"),
+    ),
+    Exclusion(
+        ("temperature",),
+        "a beam of one draws nothing unless do_sample is true",
+        ("num_beams=1",),
+        unless=("do_sample=false",),
+    ),
+    Exclusion(("n", "best_of"), "nothing is drawn, so there is one answer", ("num_beams=1", "penalty_alpha=0")),
     Exclusion(("edt",), "two ways of setting the temperature", ("adapt",)),
     Exclusion(("adapt",), "it brings the temperatures itself", ("temperature", *GREEDY_KEYS)),
     Exclusion(("edt",), "it scales the temperature", GREEDY_KEYS),
@@ -459,7 +481,6 @@ ENCODER_FIELDS = ("decoder_prompt", "forced_bos_token_id")
 
 ENCODER_EXCLUSIONS = (
     Exclusion(("dola_layers",), "DoLa is defined for decoder-only models"),
-    Exclusion(("guidance_scale", "kl_guided"), "its second context would need a source of its own"),
     Exclusion(("entropix",), "it looks at attention within the text"),
     Exclusion(("sed",), "its question belongs behind a prompt"),
     Exclusion(("pause_tokens", "latent_thoughts"), "the decoder has no prompt to pause behind"),

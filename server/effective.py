@@ -31,6 +31,7 @@ def effective_params(request: Request, wire: Decoding, method: Method, shown: Sh
     """Everything but the seed, which can differ between the prompts of a request."""
     return (
         _strategy(request, wire, method)
+        | _warped(request.logits, method)
         | _logits(request.logits, wire, method)
         | _stopping(request.stopping, shown)
         | _service(request, wire, shown)
@@ -45,6 +46,12 @@ def _strategy(request: Request, wire: Decoding, method: Method) -> dict[str, Any
         if name != "n" and value is not None:
             _put(values, path, value)
     return values
+
+
+def _warped(logits: LogitsParams, method: Method) -> dict[str, Any]:
+    """What makes temperature and filters act where nothing is drawn."""
+    name, _, value = method.warped_by.partition("=")
+    return {name: value == "true"} if name and logits.warps else {}
 
 
 def _value(request: Request, wire: Decoding, name: str, path: str) -> Any:
@@ -69,7 +76,8 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
 
 def _logits(logits: LogitsParams, wire: Decoding, method: Method) -> dict[str, Any]:
     changed = _changed(logits, LogitsParams())
-    hidden = HIDDEN if method.name == "greedy" or method.draws else {*HIDDEN, "temperature"}
+    is_shown = method.name == "greedy" or method.draws or logits.warps
+    hidden = HIDDEN if is_shown else {*HIDDEN, "temperature"}
     values = {name: value for name, value in changed.items() if name not in hidden}
     if logits.logit_bias:
         values["logit_bias"] = {str(token_id): bias for token_id, bias in logits.logit_bias}

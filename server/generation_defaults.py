@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from server.combinations import FILTERS
 from server.errors import ApiError
-from server.mode import mode_of
+from server.mode import keys_of, mode_of, warps
 from server.model_files import ModelError
 from server.protocol import CompletionRequest, Decoding
 from server.wire import at
@@ -19,6 +20,9 @@ FIELDS = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
     "no_repeat_ngram_size",
 )  # fmt: skip
+
+WARPING = ("temperature", *FILTERS)
+"""No recommendation for a request that draws nothing."""
 
 Request = TypeVar("Request", bound=Decoding)
 
@@ -42,7 +46,7 @@ def with_defaults(wire: Request, defaults: Mapping[str, Any]) -> Request:
     """The request with every default that it says nothing of and that has a meaning beside what it says."""
     method = mode_of(wire) if defaults else None
     for name, value in defaults.items():
-        if at(wire, name) is None:
+        if at(wire, name) is None and (name not in WARPING or warps(keys_of(wire), mode_of(wire))):
             filled = wire.model_copy(update={name: value})
             try:
                 wire = filled if mode_of(filled) is method else wire

@@ -26,6 +26,7 @@ class Limits:
     max_stop_chars: int = 256
     max_stop_token_ids: int = 1024
     max_logprobs: int = 20
+    max_temperature: float = 10.0
     max_logit_bias: int = 1024
     max_allowed_token_ids: int = 8192
     max_cache_salt_chars: int = 256

@@ -8,7 +8,7 @@ from typing import Any
 from decoding.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from server.combinations import FILTERS, Method
 from server.errors import ApiError
-from server.mode import is_greedy, keys_of
+from server.mode import keys_of, warps
 from server.protocol import Decoding
 from server.served import Served
 
@@ -16,7 +16,7 @@ from server.served import Served
 PLAIN = (
     *("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "sampler_order"),
     *("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window", "frequency_penalty"),
-    *("presence_penalty", "no_repeat_ngram_size", "lz_penalty", "lz_buffer", "lz_window"),
+    *("presence_penalty", "no_repeat_ngram_size", "lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
     *("eos_penalty", "eos_penalty_until"),
 )
 
@@ -24,16 +24,16 @@ PLAIN = (
 def logits_params(
     wire: Decoding, method: Method, bad_words: tuple[tuple[int, ...], ...], served: Served
 ) -> LogitsParams:
-    """Filters have their neutral value where nothing is drawn. Raises ApiError, InvalidParam."""
-    draws = method.draws and not is_greedy(keys_of(wire))
-    names = [name for name in PLAIN if draws or name not in FILTERS]
+    """Temperature and filters have no effect where they do not act. Raises ApiError, InvalidParam."""
+    acts = warps(keys_of(wire), method)
+    names = [name for name in PLAIN if acts or name not in FILTERS]
     values = {name: value for name in names if (value := getattr(wire, name)) is not None}
     check_ids("allowed_token_ids", wire.allowed_token_ids, served)
     check_ids("forced_bos_token_id", None if wire.forced_bos_token_id is None else [wire.forced_bos_token_id], served)
     return LogitsParams(
-        temperature=_temperature(wire) if draws else 0.0,
-        top_k=_top_k(wire, served) if draws and method.params is not Contrastive else 0,
-        top_n_sigma=wire.top_n_sigma or 0.0 if draws and wire.top_n_sigma != -1 else 0.0,
+        temperature=_temperature(wire) if acts else 0.0,
+        top_k=_top_k(wire, served) if acts and method.params is not Contrastive else 0,
+        top_n_sigma=wire.top_n_sigma or 0.0 if acts and wire.top_n_sigma != -1 else 0.0,
         logit_bias=_logit_bias(wire, served),
         allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
         bad_words=bad_words + (served.encoder.bad_words if served.encoder else ()),

@@ -6,6 +6,7 @@ A senseless combination is an ApiError 400 that names both fields.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from decoding.params import LogitsParams
@@ -44,6 +45,7 @@ def keys_of(wire: Decoding) -> dict[str, str]:
     _note_choices(keys, wire)
     _note_beams(keys, wire)
     _note_sampling(keys, wire)
+    _note_width(keys, wire)
     if wire.response_format is not None and wire.response_format.type == "text":
         del keys["response_format"]
     if wire.speculative is None and "num_assistant_tokens" in keys:
@@ -53,6 +55,11 @@ def keys_of(wire: Decoding) -> dict[str, str]:
 
 def is_greedy(keys: Keys) -> bool:
     return any(key in keys for key in GREEDY_KEYS)
+
+
+def warps(keys: Keys, method: Method) -> bool:
+    """Whether temperature and filters act in a request that runs `method`."""
+    return not is_greedy(keys) if method.draws else method.warped_by in keys and "temperature=0" not in keys
 
 
 def _is_off(name: str, value: Any) -> bool:
@@ -73,7 +80,10 @@ def _note_beams(keys: dict[str, str], wire: Decoding) -> None:
         return
     if wire.num_beams is None:
         keys.pop("best_of", None)
-    keys["num_beams"] = "use_beam_search" if wire.num_beams is None else "num_beams"
+    if num_beams(wire) == 1:
+        del keys["use_beam_search"]
+    else:
+        keys["num_beams"] = "use_beam_search" if wire.num_beams is None else "num_beams"
 
 
 def _note_sampling(keys: dict[str, str], wire: Decoding) -> None:
@@ -85,6 +95,23 @@ def _note_sampling(keys: dict[str, str], wire: Decoding) -> None:
     if wire.do_sample is not None:
         del keys["do_sample"]
         keys[f"do_sample={str(wire.do_sample).lower()}"] = "do_sample"
+
+
+def _note_width(keys: dict[str, str], wire: Decoding) -> None:
+    """A search of width 1 is greedy, as with Hugging Face, unless the request samples or searches otherwise."""
+    if wire.do_sample or not all(method.draws for method in SEARCHES if keys.keys() >= set(method.when)):
+        return
+    if num_beams(wire) == 1:
+        keys["num_beams=1"] = "use_beam_search" if wire.num_beams is None else "num_beams"
+    if wire.penalty_alpha == 0:
+        keys["penalty_alpha=0"] = "penalty_alpha"
+
+
+def num_beams(wire: Decoding) -> int | None:
+    """The beams that are asked for, by either of the two ways."""
+    if wire.num_beams is None and wire.use_beam_search:
+        return wire.best_of or wire.num_choices
+    return wire.num_beams
 
 
 def _method(keys: Keys) -> Method:
@@ -129,18 +156,19 @@ def _excluded(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
     """What is there and does not go together. Filters ask nothing of greedy decoding."""
     for exclusion in (*EXCLUSIONS, *(_of(each, method) for each in method.excludes)):
         for key in exclusion.keys:
-            if key in keys and not (key in FILTERS and is_greedy(keys)):
+            if key in keys and not (key in FILTERS and is_greedy(keys)) and keys.keys().isdisjoint(exclusion.unless):
                 others = (other for other in exclusion.others if other in keys)
                 yield from ((key, f"has no meaning with {_shown(keys, o)}: {exclusion.reason}") for o in others)
 
 
 def _of(exclusion: Exclusion, method: Method) -> Exclusion:
-    return Exclusion(exclusion.keys, exclusion.reason, (method.when[0],))
+    return replace(exclusion, others=(method.when[0],))
 
 
 def _shown(keys: Keys, key: str) -> str:
     """temperature=0 -> "temperature 0"; an alias by its own name."""
-    return key.replace("=", " ") if "=" in key else keys.get(key, key)
+    field = keys.get(key, key)
+    return key.replace("=", " ") if field in {key, key.partition("=")[0]} else field
 
 
 def _refused(keys: Keys, key: str, message: str) -> ApiError:

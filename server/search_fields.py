@@ -14,6 +14,7 @@ Context = str | list[TokenId]
 
 KL_SIGMA = 1.0
 SED_QUESTION = "\nIs the answer above right? Answer yes or no:"
+JUDGED_TEXT = "{text}"
 SED_YES = " Yes"
 SED_NO = " No"
 
@@ -51,36 +52,50 @@ class CotDecoding(Wire):
     branch_at: Count | None = option("Output position of the branching.", 0)
     aggregate: bool | None = option("Sum the confidence of branches with the same answer, else the surest wins.", True)
     answer_regex: str | None = option("RE2 pattern of the answer, its last match counts; default: the last number.")
-    suffix: str | None = option("Text put behind each finished branch; what follows it is the answer.")
+    suffix: str | None = option(
+        "Text put behind each finished branch; the answer is looked for in the line that follows, by default its last "
+        "number, else all of it. Its confidence is that of the place where the branch says it last."
+    )
     span: Literal["answer", "all"] | None = option("The tokens whose confidence counts.", "answer")
     max_answer: Annotated[int, Field(ge=1, le=1024)] | None = option("Most tokens of the answer behind a suffix.", 16)
 
 
 class Sed(Wire):
-    k: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = option("Candidates at a chaotic point.", 3)
-    delta_ratio: Probability | None = option("Chaotic where p2 / p1 lies above.", 0.9)
-    delta_entropy: Threshold | None = option("Chaotic where the entropy (nats) lies above; default: not looked at.")
-    alpha: Probability | None = option("Weight of the evaluation against the token's own probability.", 0.5)
-    max_rollout: Annotated[int, Field(ge=1, le=4096)] | None = option("Most tokens of a trial continuation.", 64)
-    max_points: Annotated[int, Field(ge=0, le=1024)] | None = option("Most chaotic points of a request.", 8)
-    question: str | None = option("Put behind a trial continuation to have it judged.", SED_QUESTION)
-    yes: str | None = option("The answer that says it is right.", SED_YES)
-    no: str | None = option("The answer that says it is wrong.", SED_NO)
+    """The defaults are the authors'. No candidate that is judged right with less than 0.001 is taken, if all are."""
+
+    k: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = option("Candidates at a chaotic point.", 2)
+    delta_ratio: Probability | None = option("Chaotic where p2 / p1 lies above.", 0.5)
+    min_probability: Probability | None = option("Chaotic where p1 lies below, too.", 0.2)
+    delta_entropy: Threshold | None = option(
+        "Chaotic where the entropy (bits) lies above, instead of by the two above; default: not looked at."
+    )
+    alpha: Probability | None = option("Weight of the evaluation against the token's own probability.", 0.8)
+    max_rollout: Annotated[int, Field(ge=1, le=4096)] | None = option("Most tokens of a trial continuation.", 512)
+    max_points: Annotated[int, Field(ge=0, le=1024)] | None = option("Most chaotic points of a request.", 5)
+    question: str | None = option(
+        "With {text}, which stands for prompt and answer: a prompt of its own; else put behind the answer.",
+        SED_QUESTION,
+    )
+    yes: str | None = option("The answer that says it is right; its probability is the evaluation.", SED_YES)
+    no: str | None = option("The answer that says it is wrong: tells which token of yes is looked at.", SED_NO)
 
 
 class SearchFields(Wire):
     n: Positive | None = option("Choices returned.", 1)
     num_return_sequences: Positive | None = option("Another name of n.", 1)
-    do_sample: bool | None = option("false: greedy. With num_beams: true makes it beam sample.")
+    do_sample: bool | None = option(
+        "false: greedy. With num_beams: true draws the candidates, false ranks by what temperature and filters leave."
+    )
 
     best_of: Positive | None = option("Choices sampled, of which the n best are returned. With use_beam_search: beams.")
     best_of_rank: Literal["mean", "sum"] | None = option("Rank by log-prob per token or in all.", "mean")
 
-    num_beams: Positive | None = option("Beams; 1 is off.", 1)
+    num_beams: Positive | None = option("Beams; 1 is greedy decoding, unless do_sample is true.")
     use_beam_search: bool | None = option("vLLM's way: best_of, else n, is num_beams.", False)
     beam_mode: Literal["standard", "best_first"] | None = option("In which order hypotheses are expanded.", "standard")
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = option(
-        "Exponent of the length by which a hypothesis' log-prob is divided.", 1.0
+        "Exponent of the length by which a hypothesis' log-prob is divided; GNMT's authors take 0.2.",
+        1.0,
     )
     length_penalty_type: Literal["hf", "gnmt"] | None = option("length, or (5 + length) / 6.", "hf")
     coverage_penalty: Annotated[float, Field(ge=0, le=100)] | None = option(
@@ -90,15 +105,21 @@ class SearchFields(Wire):
         "true: at num_beams finished; false: when improvement is unlikely; never: when it is impossible.", False
     )
     beam_prune: Annotated[float, Field(ge=0, le=1e6)] | None = option(
-        "Drop beams whose score lies more than this below the best finished one; default: never."
+        "Drop beams whose score lies more than this below the best finished one (a difference of scores, which are "
+        "logarithms: no factor); default: never."
     )
     num_beam_groups: Positive | None = option("Groups that avoid each other's tokens; 1 is off.", 1)
     diversity_penalty: Annotated[float, Field(ge=0, le=1000)] | None = option(
         "Taken from a token's score for each earlier group that has it in this step.", 0.5
     )
 
-    penalty_alpha: Probability | None = option("Contrastive search's weight of the similarity; 0 is off.", 0.0)
+    penalty_alpha: Probability | None = option(
+        "Contrastive search's weight of the similarity; 0 is greedy decoding, unless do_sample is true."
+    )
     dola_layers: Literal["low", "high"] | list[Count] | None = option("Layers to contrast the last one with.")
+    dola_relative_top: Annotated[float, Field(gt=0, le=1)] | None = option(
+        "Tokens less likely than this fraction of the likeliest are left out of the contrast.", 0.1
+    )
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = option("Classifier-free guidance; 1 is off.", 1.0)
     negative_prompt: Context | None = option(
         "Text (as it stands, without chat template) or token ids to steer away from; default: the last prompt token."

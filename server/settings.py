@@ -184,6 +184,9 @@ class LimitSettings(BaseModel):
     max_stop_chars: int = Field(256, ge=1, description="Characters of one stop string.")
     max_stop_token_ids: int = Field(1024, ge=0, description="Entries of stop_token_ids.")
     max_logprobs: int = Field(20, ge=0, description="Largest logprobs and top_logprobs.")
+    max_temperature: float = Field(
+        10.0, ge=2, le=100, description="Highest temperature; top_n_sigma and min_p are made for more than OpenAI's 2."
+    )
     max_logit_bias: int = Field(1024, ge=0, description="Entries of logit_bias.")
     max_allowed_token_ids: int = Field(8192, ge=0, description="Entries of allowed_token_ids.")
     max_cache_salt_chars: int = Field(256, ge=0, description="Characters of cache_salt.")
@@ -300,6 +303,7 @@ class Settings(
             max_stop_chars=self.max_stop_chars,
             max_stop_token_ids=self.max_stop_token_ids,
             max_logprobs=self.max_logprobs,
+            max_temperature=self.max_temperature,
             max_logit_bias=self.max_logit_bias,
             max_allowed_token_ids=self.max_allowed_token_ids,
             max_cache_salt_chars=self.max_cache_salt_chars,

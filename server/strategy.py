@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decoding.answers import compile_answer
 from decoding.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
 from server.combinations import Method
+from server.mode import num_beams
 from server.protocol import Decoding
 from server.search_fields import KL_SIGMA
 from server.wire import at
 from server.words import placeholders
 
 
-def strategy_params(method: Method, wire: Decoding, derived: Mapping[str, Any], last_id: int) -> StrategyParams:
-    """derived: what `words.py` made of the texts; last_id: the prompt's last token. Raises InvalidParam."""
+def strategy_params(
+    method: Method,
+    wire: Decoding,
+    derived: Mapping[str, Any],
+    prompt_ids: Sequence[int],
+    special_ids: frozenset[int] = frozenset(),
+) -> StrategyParams:
+    """derived: what `words.py` made of the texts. Raises InvalidParam."""
     given = {name: at(wire, path) for name, path in method.paths.items() if name not in placeholders(method)}
     values = {name: value for name, value in given.items() if value is not None}
-    return method.params(**values | _own(method, wire, last_id) | dict(derived))
+    values |= _own(method, wire, prompt_ids[-1]) | dict(derived)
+    if values.get("eval_before"):
+        values["eval_before"] += tuple(token_id for token_id in prompt_ids if token_id not in special_ids)
+    return method.params(**values)
 
 
 def counted_params(method: Method, wire: Decoding) -> StrategyParams:
     """The same without a model, good for its bounds and its rows. Raises InvalidParam."""
-    return strategy_params(method, wire, placeholders(method), 0)
+    return strategy_params(method, wire, placeholders(method), (0,))
 
 
 def num_beside(strategy: StrategyParams) -> int:
@@ -34,9 +44,11 @@ def num_beside(strategy: StrategyParams) -> int:
 
 
 def num_second_context(strategy: StrategyParams) -> int:
-    """Length of the prompt of a second row that grows with the first."""
+    """Length of what a second row opens with, to which the answer is added as to the first."""
     if isinstance(strategy, Guided):
         return len(strategy.negative_ids)
+    if isinstance(strategy, Sed):
+        return len(strategy.eval_before)
     return len(strategy.context_ids) if isinstance(strategy, KlGuided) else 0
 
 
@@ -55,8 +67,8 @@ def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:
     own: dict[str, Any] = {}
     if "n" in method.paths:
         own["n"] = wire.num_choices
-    if "num_beams" in method.paths and wire.use_beam_search and wire.num_beams is None:
-        own["num_beams"] = wire.best_of or wire.num_choices
+    if "num_beams" in method.paths and (width := num_beams(wire)) is not None:
+        own["num_beams"] = width
     if method.params is Guided:
         own["negative_ids"] = (last_id,)
     if wire.kl_guided is not None and wire.kl_guided.sigma is None:

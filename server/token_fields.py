@@ -12,7 +12,8 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Cutoff = Annotated[float, Field(ge=0, lt=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasKey = Annotated[str, Field(pattern=r"\A(0|[1-9][0-9]{0,9})\z")]
-Temperature = Annotated[float, Field(ge=0, le=2)]
+Temperature = Annotated[float, Field(ge=0, le=100)]
+"""The server's own bound, max_temperature, is usually lower."""
 
 
 class Edt(Wire):
@@ -25,9 +26,11 @@ class Edt(Wire):
 class Adapt(Wire):
     """AdapT: two temperatures, one for the first token of a line or block of code."""
 
-    hot: Temperature = Field(description="Temperature of the first token after a newline and its indentation.")
+    hot: Temperature = Field(
+        description="Temperature of the first token after a newline and its indentation, the prompt's included."
+    )
     cold: Temperature = Field(description="Temperature of every other token.")
-    first_token: bool | None = option("Whether the answer's first token is hot.", False)
+    first_token: bool | None = option("Whether the answer's first token is hot wherever the prompt ends.", False)
 
 
 class TokenFields(Wire):
@@ -55,11 +58,14 @@ class TokenFields(Wire):
     repetition_penalty_scope: Literal["prompt+output", "output"] | None = option(
         "Which tokens are already there.", "prompt+output"
     )
-    repetition_penalty_window: Count | None = option("Only the last so many tokens of the answer count; 0: all.", 0)
+    repetition_penalty_window: Count | None = option(
+        "Only the last so many tokens of what repetition_penalty_scope names count; 0: all.", 0
+    )
     no_repeat_ngram_size: Count | None = option("No n tokens in a row come twice, the prompt included; 0 is off.", 0)
     lz_penalty: Annotated[float, Field(ge=0, le=100)] | None = option(
-        "Strength of a penalty on what LZ77 would compress; 0 is off.", 0.0
+        "Taken from the logit of a token for each bit that LZ77 would save on it; 0 is off.", 0.0
     )
+    lz_scope: Literal["prompt+output", "output"] | None = option("Which tokens LZ77 has read.", "output")
     lz_buffer: Annotated[int, Field(ge=1, le=512)] | None = option("Tokens of LZ77's buffer.", 32)
     lz_window: Annotated[int, Field(ge=1, le=8192)] | None = option("Tokens of LZ77's window before the buffer.", 512)
     eos_penalty: Annotated[float, Field(ge=-100, le=100)] | None = option(

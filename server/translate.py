@@ -130,7 +130,8 @@ class TokenLimit:
     def within(self, request: Request, context: int) -> int:
         """max_tokens: what was asked, or the default as far as the context goes. Raises ApiError 400."""
         num_prompt = len(request.prompt_ids) + request.num_beside
-        taken = max(num_prompt, num_second_context(request.strategy)) + num_beside(request.strategy)
+        second = 0 if request.source_ids else num_second_context(request.strategy)
+        taken = max(num_prompt, second) + num_beside(request.strategy)
         words = f"{num_prompt} in the {self.field}" + (
             f", {taken} with the strategy's own" if taken > num_prompt else ""
         )
@@ -197,7 +198,7 @@ async def _requests(
         Request(
             prompt_ids=opening or prompt.ids,
             source_ids=prompt.ids if opening else (),
-            strategy=strategy_params(method, wire, own, prompt.ids[-1]),
+            strategy=strategy_params(method, wire, own, prompt.ids, served.tokenizer.vocabulary.special_ids),
             logits=logits,
             logprobs=logprobs,
             cache_salt=wire.cache_salt or "",

@@ -24,7 +24,7 @@ from decoding.params import (
 )
 from server.combinations import Method
 from server.protocol import Decoding
-from server.search_fields import SED_NO, SED_QUESTION, SED_YES, Context
+from server.search_fields import JUDGED_TEXT, SED_NO, SED_QUESTION, SED_YES, Context
 from server.served import Served
 from server.wire import at
 
@@ -36,6 +36,7 @@ PLACEHOLDERS: Derived = {
     "context_ids": (0,),
     "suffix_ids": (),
     "eval_ids": (0,),
+    "eval_before": (),
     "yes_id": 0,
     "no_id": 0,
     "think_token_id": None,
@@ -85,9 +86,9 @@ def latent_thoughts(wire: Decoding, served: Served) -> LatentThoughts | None:
 
 
 async def _guided(wire: Decoding, served: Served) -> Derived:
-    """Without a negative prompt it is the last token of each prompt (`strategy.py`)."""
+    """Without a negative prompt it is the last token of each prompt (`strategy.py`), or an empty source."""
     if wire.negative_prompt is None:
-        return {}
+        return {} if served.encoder is None else {"negative_ids": await _no_source("negative_prompt", served)}
     return {"negative_ids": await _context(wire.negative_prompt, "negative_prompt", served)}
 
 
@@ -95,6 +96,8 @@ async def _kl_guided(wire: Decoding, served: Served) -> Derived:
     prompt = at(wire, "kl_guided.prompt")
     if prompt is not None:
         return {"context_ids": await _context(prompt, "kl_guided.prompt", served)}
+    if served.encoder is not None:
+        return {"context_ids": await _no_source("kl_guided.prompt", served)}
     start = served.tokenizer.bos_id
     ids = served.eos_token_ids[:1] if start is None else (start,)
     if not ids:
@@ -123,13 +126,24 @@ async def _cot_decoding(wire: Decoding, served: Served) -> Derived:
 
 async def _sed(wire: Decoding, served: Served) -> Derived:
     """The two answers behind the question; the first ids in which they differ are what is compared."""
-    question = at(wire, "sed.question") or SED_QUESTION
+    before, has_text, question = _divided(at(wire, "sed.question") or SED_QUESTION)
     answers = (at(wire, "sed.yes") or SED_YES, at(wire, "sed.no") or SED_NO)
     yes, no = [await _continuing(question + answer, "sed.question", served) for answer in answers]
     num_same = next((i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b), None)
     if not num_same:
         raise InvalidParam("sed.yes", "and sed.no must begin with different tokens behind sed.question")
-    return {"eval_ids": yes[:num_same], "yes_id": yes[num_same], "no_id": no[num_same]}
+    judge = {"eval_ids": yes[:num_same], "yes_id": yes[num_same], "no_id": no[num_same]}
+    return judge | {"eval_before": await _context(before, "sed.question", served)} if has_text else judge
+
+
+def _divided(question: str) -> tuple[str, bool, str]:
+    """What stands before the judged text, whether it has a place in the question, and what stands behind it."""
+    before, has_text, after = question.rpartition(JUDGED_TEXT)
+    if JUDGED_TEXT in before:
+        raise InvalidParam("sed.question", f"must hold {JUDGED_TEXT} once at most")
+    if has_text and not before:
+        raise InvalidParam("sed.question", f"must say something before {JUDGED_TEXT}")
+    return before, bool(has_text), after
 
 
 async def _dola(wire: Decoding, served: Served) -> Derived:
@@ -163,10 +177,19 @@ _DERIVATIONS: Mapping[type[StrategyParams], Callable[[Decoding, Served], Awaitab
 
 
 async def _context(given: Context, field: str, served: Served) -> tuple[int, ...]:
-    """A prompt of its own, special tokens and all."""
-    if not isinstance(given, str):
-        return _checked(tuple(given), field, served)
-    return _checked((await served.tokenizer.encode_all([given]))[0].ids, field, served)
+    """A prompt of its own, special tokens and all; where there is an encoder, a source."""
+    ids = (await served.tokenizer.encode_all([given]))[0].ids if isinstance(given, str) else tuple(given)
+    if served.encoder is not None and len(ids) > served.encoder.max_source_len:
+        raise InvalidParam(field, f"must have at most the {served.encoder.max_source_len} tokens of a source")
+    return _checked(ids, field, served)
+
+
+async def _no_source(field: str, served: Served) -> tuple[int, ...]:
+    """What an encoder reads where there is no text: the special tokens around it, else the end of text."""
+    ids = (await served.tokenizer.encode_all([""]))[0].ids or served.eos_token_ids[:1]
+    if not ids:
+        raise InvalidParam(field, "is required: the model has no token that ends a text")
+    return ids
 
 
 async def _continuing(text: str, field: str, served: Served) -> tuple[int, ...]:
@@ -180,6 +203,6 @@ def _checked(ids: tuple[int, ...], field: str, served: Served) -> tuple[int, ...
         raise InvalidParam(field, "must hold at least one token")
     if not 0 <= min(ids) <= max(ids) < served.vocab_size:
         raise InvalidParam(field, f"must hold token ids below {served.vocab_size}")
-    if len(ids) >= served.max_model_len:
+    if served.encoder is None and len(ids) >= served.max_model_len:
         raise InvalidParam(field, f"must be shorter than the context of {served.max_model_len} tokens")
     return ids

@@ -1,9 +1,11 @@
 """DoLa's contrast of the last layer with a premature one (Chuang et al. 2023, arXiv 2309.03883).
 
     M = argmax_j JSD(p_N, p_j) over the candidate layers j of the row
-    keep the ids with log p_N >= max log p_N + log 0.1; score log p_N - log p_M, all others are excluded
+    keep the ids with log p_N >= max log p_N + log relative_top; score log p_N - log p_M, all others are excluded
 
-Every row picks its own layer. (Hugging Face averages over its batch and picks one; at batch 1 that is the same.)
+Where the row's masks forbid all that is kept, the maximum is over the ids that they leave. (Hugging Face goes on with
+id 0 there.) Every row picks its own layer. (Hugging Face averages over its batch and picks one; at batch 1 that is the
+same.)
 """
 
 from __future__ import annotations
@@ -19,19 +21,29 @@ RELATIVE_TOP = 0.1
 
 
 def contrast(
-    logits: torch.Tensor, premature: torch.Tensor, is_excluded: torch.Tensor | None = None
+    logits: torch.Tensor,
+    premature: torch.Tensor,
+    is_excluded: torch.Tensor | None = None,
+    relative_top: float = RELATIVE_TOP,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """logits [rows, vocab], premature [rows, layers, vocab] -> scores [rows, vocab], index of the layer [rows].
 
-    is_excluded: bool [rows, vocab], ids that cannot come anyway; the maximum is over the others.
+    is_excluded: bool [rows, vocab], ids that the row's masks exclude.
     """
     logp = logits.log_softmax(dim=-1)
     base = premature.log_softmax(dim=-1)
     chosen = _furthest(logp, base)
     rows = torch.arange(len(logits), device=logits.device)
-    possible = logp if is_excluded is None else logp.masked_fill(is_excluded, EXCLUDED)
-    is_plausible = possible >= possible.amax(dim=-1, keepdim=True) + math.log(RELATIVE_TOP)
+    is_plausible = _near_the_best(logp, relative_top)
+    if is_excluded is not None:
+        is_lost = ~(is_plausible & ~is_excluded).any(dim=-1, keepdim=True)
+        is_next_best = _near_the_best(logp.masked_fill(is_excluded, EXCLUDED), relative_top)
+        is_plausible = torch.where(is_lost, is_next_best, is_plausible)
     return (logp - base[rows, chosen]).masked_fill_(~is_plausible, EXCLUDED), chosen
+
+
+def _near_the_best(logp: torch.Tensor, relative_top: float) -> torch.Tensor:
+    return logp >= logp.amax(dim=-1, keepdim=True) + math.log(relative_top)
 
 
 def _furthest(logp: torch.Tensor, base: torch.Tensor) -> torch.Tensor:

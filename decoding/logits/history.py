@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from decoding.params import PenaltyScope
+
 NO_IDS = np.empty(0, dtype=np.int64)
 
 
@@ -22,6 +24,10 @@ class History:
     @property
     def output_ids(self) -> np.ndarray:
         return self.ids[self.num_prompt :]
+
+    def within(self, scope: PenaltyScope) -> np.ndarray:
+        """The ids that a penalty of that scope looks at."""
+        return self.output_ids if scope == "output" else self.ids
 
     @property
     def num_output(self) -> int:

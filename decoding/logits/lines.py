@@ -1,4 +1,4 @@
-"""Where in a code line an output stands: AdapT's state machine over token classes.
+"""Where in a code line a text stands: AdapT's state machine over token classes.
 
 In the authors' loop a newline token opens a line, indentation tokens directly after it keep it open, and the token that
 comes after newline and indentation is the line's first word. One token may hold a newline and the indentation after it;
@@ -28,13 +28,13 @@ def _classify(text: bytes) -> int:
     return NEWLINE_AND_INDENT if newline else INDENT
 
 
-def needs_first_word(output_ids: np.ndarray, classes: np.ndarray) -> bool:
-    """Whether the output [length] ends with a newline and the indentation of a line that has no word yet."""
-    at = len(output_ids) - 1
-    while at >= 0 and _class_of(output_ids[at], classes) == INDENT:
+def needs_first_word(ids: np.ndarray, classes: np.ndarray) -> bool:
+    """Whether the text [length] ends with a newline and the indentation of a line that has no word yet."""
+    at = len(ids) - 1
+    while at >= 0 and _class_of(ids[at], classes) == INDENT:
         at -= 1
-    opening = _class_of(output_ids[at], classes) if at >= 0 else OTHER
-    has_indent = at < len(output_ids) - 1
+    opening = _class_of(ids[at], classes) if at >= 0 else OTHER
+    has_indent = at < len(ids) - 1
     return opening == NEWLINE_AND_INDENT or (opening == NEWLINE and has_indent)
 
 

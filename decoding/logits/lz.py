@@ -1,16 +1,19 @@
 """The LZ penalty (Ginart et al. 2025, arXiv 2504.20131): take out of the distribution what LZ77 could have foretold.
 
-    z_i += alpha * (C_i - log V),  C_i = what appending i adds to the LZ77 code of the text, at most log V (nats)
+    z_i += alpha * (C_i - log V),  C_i = what appending i adds to the LZ77 code of the text, at most log V
 
-The text is the last window + buffer ids. Its current phrase is the longest run of ids at its end, within the buffer,
-that occurs earlier in it (l ids, nearest at distance d). A phrase costs log d + log l if it is a match, which takes
-at least L0 ids, else log V an id; L0 is the least L for which log W + log L <= L log V. Then i adds
+In bits: alpha is what a bit that LZ77 saves costs an id, in logits. The text is the last window + buffer ids of the
+output (or of prompt and output). Its current phrase is the longest run of ids at its end, within the buffer, that
+occurs earlier in it (l ids, nearest at distance d). A phrase costs log d + log l if it is a match, which takes at least
+L0 ids, else log V an id; L0 is the least L for which log W + log L <= L log V. Then i adds
 
     what the phrase grows by, to length l + 1 at the distance d' where i followed it, if it ever did;
     else the cost of i as a phrase of its own: log of its distance if L0 = 1, log V if not or never seen.
 
-So ids not in the text stay as they are and all others fall. (The authors' companion script subtracts alpha * C_i, which
-by the paper's own reading would favour repeats; this follows the definition.)
+So ids not in the text stay as they are and all others fall. (The authors' serving code subtracts alpha * (log V - log
+d), d the distance of an id's nearest occurrence among those whose ids before match the text's end longest, once more
+than `buffer` ids are out. The above differs from it by what a match's length costs, so alpha means the same. Their
+companion script subtracts alpha * C_i, which by the paper's own reading would favour repeats.)
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.history import NO_IDS
 from decoding.logits.step import shift
+from decoding.params import PenaltyScope
+
+BITS = 1 / math.log(2)
+"""Per nat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +39,17 @@ class LzPenalty:
     alpha: float
     buffer: int = 32
     window: int = 512
+    scope: PenaltyScope = "output"
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[LzPenalty], context: Context) -> torch.Tensor:
         vocab = scores.shape[-1]
-        found = [s._added(h.ids, vocab) for s, h in zip(steps, context.histories, strict=True)]
-        amounts = [s.alpha * (added - math.log(vocab)) for s, (_, added) in zip(steps, found, strict=True)]
+        found = [s._added(h.within(s.scope), vocab) for s, h in zip(steps, context.histories, strict=True)]
+        amounts = [s.alpha * BITS * (added - math.log(vocab)) for s, (_, added) in zip(steps, found, strict=True)]
         return shift(scores, [ids for ids, _ in found], amounts)
 
     def _added(self, history: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct ids of the text and the C_i of each."""
+        """The distinct ids of the text and the C_i of each, in nats."""
         text = history[-(self.window + self.buffer) :]
         if not len(text):
             return NO_IDS, np.empty(0)

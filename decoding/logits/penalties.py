@@ -11,14 +11,14 @@ import torch
 from decoding.logits.context import Context
 from decoding.logits.history import NO_IDS, History
 from decoding.logits.step import column, exclude, flat_index, shift
-from decoding.params.logits import PenaltyScope
+from decoding.params import PenaltyScope
 
 
 @dataclass(frozen=True, slots=True)
 class RepetitionPenalty:
     """Keskar et al. 2019 (arXiv 1909.05858), sign-aware: x < 0 -> x * theta, else x / theta, once per id seen.
 
-    Sees prompt and output as Hugging Face and vLLM do, or the output only; with a window its last ids only, which is
+    Sees prompt and output as Hugging Face and vLLM do, or the output only; with a window the last ids of that, which is
     the forgetting of penalty decoding (Zhu et al. 2023, arXiv 2310.14971).
     """
 
@@ -36,9 +36,7 @@ class RepetitionPenalty:
         return scores
 
     def _seen(self, history: History) -> np.ndarray:
-        if self.window:
-            return history.output_ids[-self.window :]
-        return history.output_ids if self.scope == "output" else history.ids
+        return history.within(self.scope)[-self.window :]
 
 
 @dataclass(frozen=True, slots=True)

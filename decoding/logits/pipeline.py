@@ -4,11 +4,10 @@ Order of a row's steps (decoding-methods 0.2; Hugging Face's wherever it has the
 excluded stays excluded):
 
     grammar, allowed_token_ids, logit_bias, bad_words, min_tokens,
-    repetition, frequency and presence, no repeated n-grams, windowed repetition, LZ, eos_penalty, exponential decay,
-    forced BOS and EOS;
+    repetition, frequency and presence, no repeated n-grams, LZ, eos_penalty, exponential decay, forced BOS and EOS;
     top_n_sigma, temperature (static, EDT or AdapT), top_k, top_p, min_p, typical, epsilon, eta.
 
-Processors (first three lines) always apply; warpers (last line) only where the row samples. sampler_order "vllm" puts
+Processors (first two lines) always apply; warpers (last line) only where the row samples. sampler_order "vllm" puts
 min_p before top_k. EDT looks at the scores as they came in, top_n_sigma at the processed ones.
 """
 
@@ -136,17 +135,15 @@ def _ids(ids: Sequence[int]) -> np.ndarray:
 
 
 def _penalties(params: LogitsParams) -> Iterator[Step]:
-    theta, window = params.repetition_penalty, params.repetition_penalty_window
-    if theta != 1 and not window:
-        yield RepetitionPenalty(theta, params.repetition_penalty_scope)
+    if params.repetition_penalty != 1:
+        scope, window = params.repetition_penalty_scope, params.repetition_penalty_window
+        yield RepetitionPenalty(params.repetition_penalty, scope, window)
     if params.frequency_penalty or params.presence_penalty:
         yield CountPenalty(params.frequency_penalty, params.presence_penalty)
     if params.no_repeat_ngram_size:
         yield NoRepeatNgram(params.no_repeat_ngram_size)
-    if theta != 1 and window:
-        yield RepetitionPenalty(theta, "output", window)
     if params.lz_penalty:
-        yield LzPenalty(params.lz_penalty, params.lz_buffer, params.lz_window)
+        yield LzPenalty(params.lz_penalty, params.lz_buffer, params.lz_window, params.lz_scope)
 
 
 def _forced(params: LogitsParams, stopping: StoppingParams) -> Iterator[Step]:

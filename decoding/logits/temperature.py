@@ -14,6 +14,7 @@ import torch
 
 from decoding.logits.context import Context
 from decoding.logits.entropy import entropy_of
+from decoding.logits.history import History
 from decoding.logits.lines import needs_first_word
 from decoding.logits.step import EXCLUDED, column, row_exp
 from decoding.params import LogitsParams
@@ -55,7 +56,8 @@ class EntropyTemperature:
 class LineTemperature:
     """AdapT (Zhu et al. 2024, arXiv 2309.02772): `hot` for the first word of an indented code line, `cold` elsewhere.
 
-    first_token: whether the output's first token is hot too.
+    The prompt counts, as in the authors' loop: one that ends with a newline opens a line. first_token: whether the
+    output's first token is hot wherever it stands.
     """
 
     hot: float
@@ -65,15 +67,15 @@ class LineTemperature:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[LineTemperature], context: Context) -> torch.Tensor:
-        values = [s._choose(h.output_ids) for s, h in zip(steps, context.histories, strict=True)]
+        values = [s._choose(h) for s, h in zip(steps, context.histories, strict=True)]
         t = column(values, scores)
         if min(values) < LogitsParams.GREEDY_BELOW:
             return _divide(scores, t, t < LogitsParams.GREEDY_BELOW)
         return scores.div_(t)
 
-    def _choose(self, output_ids: np.ndarray) -> float:
-        is_hot = needs_first_word(output_ids, self.token_lines) if len(output_ids) else self.first_token
-        return self.hot if is_hot else self.cold
+    def _choose(self, history: History) -> float:
+        is_called = self.first_token and not history.num_output
+        return self.hot if is_called or needs_first_word(history.ids, self.token_lines) else self.cold
 
 
 def _divide(scores: torch.Tensor, t: torch.Tensor, is_greedy: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from decoding.params.grammar import Grammar, GrammarKind, choice_grammar
 from decoding.params.guidance import Guided, KlGuided
 from decoding.params.invalid import InvalidParam
 from decoding.params.latent import LatentThoughts
-from decoding.params.logits import Adapt, Edt, LogitsParams, SamplerOrder
+from decoding.params.logits import Adapt, Edt, LogitsParams, PenaltyScope, SamplerOrder
 from decoding.params.logprobs import LogprobsMode, LogprobsParams
 from decoding.params.pooling import PoolBy, Pooling
 from decoding.params.request import DRAFT, MAIN, MAX_SEED, PARAMS, Request, StrategyParams
@@ -25,7 +25,7 @@ from decoding.params.stopping import StoppingParams
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
     "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "Grammar", "GrammarKind", "GroupBeam", "Guided",
-    "InvalidParam", "KlGuided", "LatentThoughts", "LogitsParams", "LogprobsMode", "LogprobsParams", "PoolBy",
-    "Pooling", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling", "Schedule", "Sed", "StoppingParams",
-    "StrategyParams", "choice_grammar", "premature_layers",
+    "InvalidParam", "KlGuided", "LatentThoughts", "LogitsParams", "LogprobsMode", "LogprobsParams", "PenaltyScope",
+    "PoolBy", "Pooling", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling", "Schedule", "Sed",
+    "StoppingParams", "StrategyParams", "choice_grammar", "premature_layers",
 ]  # fmt: skip

@@ -16,8 +16,9 @@ class CotDecoding:
 
     branch_at: output position of the branching. aggregate: sum the confidence of branches with equal answers, else the
     surest single branch wins. answer_regex: finds the answer, its last match counts (None: the last number).
-    suffix_ids: fed after a finished branch, its greedy continuation is then the answer. span "all": confidence over all
-    tokens. max_answer: tokens of that continuation.
+    suffix_ids: fed after a finished branch; the answer is then looked for in its greedy continuation (None: the last
+    number, else the whole line), and its tokens are those that say it last in the branch. span "all": confidence over
+    all tokens. max_answer: tokens of that continuation.
     """
 
     NAME: ClassVar[str] = "cot_decoding"
@@ -46,9 +47,10 @@ class CotDecoding:
 class Sed:
     """Self-evaluation decoding (Luo et al. 2024, arXiv 2405.16552): where the next token is unclear, look and ask.
 
-    A point is chaotic where p2 / p1 > delta_ratio or the entropy (nats) > delta_entropy. Each of the k likeliest tokens
-    is continued greedily for at most max_rollout tokens, then eval_ids are fed and the probability of yes_id against
-    no_id is its evaluation. max_points: chaotic points per request.
+    A point is chaotic where p2 > delta_ratio * p1 or p1 < min_probability; with a delta_entropy, where the entropy
+    (bits) lies above it instead. Each of the k likeliest tokens is continued greedily for at most max_rollout tokens
+    and judged: eval_ids are fed behind it, and the probability of yes_id is its evaluation. Where eval_before is given,
+    the judge reads a context of its own: eval_before, the output, eval_ids. max_points: chaotic points per request.
     """
 
     NAME: ClassVar[str] = "sed"
@@ -56,16 +58,19 @@ class Sed:
     eval_ids: tuple[int, ...]
     yes_id: int
     no_id: int
-    k: int = 3
-    delta_ratio: float = 0.9
+    k: int = 2
+    delta_ratio: float = 0.5
+    min_probability: float = 0.2
     delta_entropy: float | None = None
-    alpha: float = 0.5
-    max_rollout: int = 64
-    max_points: int = 8
+    alpha: float = 0.8
+    max_rollout: int = 512
+    max_points: int = 5
+    eval_before: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.k >= 2, "sed.k", "must be at least 2")
         check_finite(self.delta_ratio, "sed.delta_ratio", low=0, high=1)
+        check_finite(self.min_probability, "sed.min_probability", low=0, high=1)
         check(self.delta_entropy is None or self.delta_entropy >= 0, "sed.delta_entropy", "must not be negative")
         check_finite(self.alpha, "sed.alpha", low=0, high=1)
         check(self.max_rollout >= 1, "sed.max_rollout", "must be at least 1")
@@ -78,4 +83,5 @@ class Sed:
 
     @property
     def max_rows(self) -> int:
-        return self.k + 1
+        """The point, its continuations, and what their judge reads."""
+        return 2 * self.k + 1

@@ -10,15 +10,20 @@ from decoding.params.invalid import check
 
 @dataclass(frozen=True, slots=True)
 class Dola:
-    """DoLa (Chuang et al. 2023, arXiv 2309.03883). layers: hidden-state indices that may be the premature layer."""
+    """DoLa (Chuang et al. 2023, arXiv 2309.03883). layers: hidden-state indices that may be the premature layer.
+
+    relative_top: ids less likely than this fraction of the likeliest are left out.
+    """
 
     NAME: ClassVar[str] = "dola"
 
     layers: tuple[int, ...]
     n: int = 1
+    relative_top: float = 0.1
 
     def __post_init__(self) -> None:
         check(self.n >= 1, "n", "must be at least 1")
+        check(0 < self.relative_top <= 1, "dola_relative_top", "must lie in (0, 1]")
         check(bool(self.layers), "dola_layers", "must name at least one layer")
         check(min(self.layers) >= 0, "dola_layers", "must not be negative")
 

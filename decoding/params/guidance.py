@@ -16,7 +16,7 @@ def _check_context(token_ids: tuple[int, ...], param: str) -> None:
 class Guided:
     """Classifier-free guidance (Sanchez et al. 2023, arXiv 2306.17806): scale * (logp_c - logp_u) + logp_u.
 
-    negative_ids: the context of the second row.
+    negative_ids: the context of the second row; with an encoder its source.
     """
 
     NAME: ClassVar[str] = "guided"
@@ -39,7 +39,7 @@ class Guided:
 class KlGuided:
     """KL-divergence guided temperature (Chang et al. 2023, arXiv 2306.01286): T = T0 * 0.5 ** (KL(p_c || p_u) / sigma).
 
-    context_ids: the context of the second row, which lacks the source.
+    context_ids: the context of the second row, which lacks the source; with an encoder its source.
     """
 
     NAME: ClassVar[str] = "kl_guided"

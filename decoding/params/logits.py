@@ -29,7 +29,7 @@ class Edt:
 class Adapt:
     """AdapT (Zhu et al. 2024, AAAI): `hot` for the first token of a code line or block, `cold` for the others.
 
-    first_token: whether the first output token counts as one of the former.
+    first_token: whether the first output token is one of the former wherever the prompt ends.
     """
 
     hot: float
@@ -48,7 +48,7 @@ class LogitsParams:
     temperature: 0 or below 1e-5 is greedy (filters are then ignored). top_k, no_repeat_ngram_size: 0 is off.
     top_n_sigma, epsilon_cutoff, eta_cutoff, lz_penalty: 0 is off; typical_p: 1 is off.
     frequency and presence count output tokens; repetition_penalty counts what its scope says, of that the last
-    `repetition_penalty_window` output ids when a window is set (0: all).
+    `repetition_penalty_window` ids when a window is set (0: all). lz_penalty: logits per bit, over what lz_scope says.
     bad_words: id sequences whose last id is excluded after the others. eos_penalty: z_eos -= eos_penalty * (until - t).
     exponential_decay_length_penalty: (start, factor) as Hugging Face's. edt and adapt replace the static temperature.
     forced_bos_token_id: the first output token, where the prompt is a single one. forced_eos_token_ids: what is left
@@ -80,6 +80,7 @@ class LogitsParams:
     eos_penalty_until: int = 0
     exponential_decay_length_penalty: tuple[int, float] | None = None
     lz_penalty: float = 0.0
+    lz_scope: PenaltyScope = "output"
     lz_buffer: int = 32
     lz_window: int = 512
     edt: Edt | None = None
@@ -152,9 +153,21 @@ class LogitsParams:
         return self.adapt is None and self.temperature < self.GREEDY_BELOW
 
     @property
+    def warps(self) -> bool:
+        """Whether a temperature or a filter changes what there is to draw from."""
+        return not self.is_greedy and any(getattr(self, name) != getattr(NEUTRAL, name) for name in WARPING)
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """Every id that a field names."""
         biased = tuple(token_id for token_id, _ in self.logit_bias)
         forced = self.forced_eos_token_ids
         forced += () if self.forced_bos_token_id is None else (self.forced_bos_token_id,)
         return biased + forced + (self.allowed_token_ids or ()) + tuple(i for word in self.bad_words for i in word)
+
+
+NEUTRAL = LogitsParams()
+WARPING = (
+    *("temperature", "top_k", "top_p", "min_p", "top_n_sigma", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+    *("edt", "adapt"),
+)

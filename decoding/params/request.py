@@ -50,7 +50,8 @@ PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__a
 class Request:
     """Lower `priority` runs first; equal priorities run in arrival order.
 
-    source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with.
+    source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with, and a
+    strategy's second context is a second source.
     pause_ids: fed after the prompt, unseen by penalties and never part of the answer; latent: thoughts between the two.
     trace: report what the strategy saw and did.
     """
@@ -99,6 +100,11 @@ class Request:
         return len(self.pause_ids) + (0 if self.latent is None else self.latent.num_positions)
 
     @property
+    def sources(self) -> tuple[tuple[int, ...], ...]:
+        """All that an encoder has to read."""
+        return (self.source_ids, *filter(None, [_context_ids(self.strategy)])) if self.source_ids else ()
+
+    @property
     def max_rows(self) -> int:
         """The most rows that can live at once."""
         return self.strategy.max_rows
@@ -128,7 +134,8 @@ class Request:
     def max_length(self) -> int:
         """The most positions one row can take: the last token is never fed, unless a question follows it or its hidden
         state has a say in the choice."""
-        return self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
+        own = self._length(self.stopping.max_tokens) + _num_behind(self.strategy)
+        return max(own, _num_judged(self.strategy, self.stopping.max_tokens))
 
     @property
     def certain_length(self) -> int:
@@ -138,7 +145,8 @@ class Request:
         return self._length(stopping.max_tokens if is_endless else stopping.min_tokens)
 
     def _length(self, num_output: int) -> int:
-        opened = max(len(self.prompt_ids) + self.num_beside, len(_context_ids(self.strategy)))
+        beside = () if self.source_ids else _context_ids(self.strategy)
+        opened = max(len(self.prompt_ids) + self.num_beside, len(beside))
         return opened + max(num_output - 1, 0)
 
 
@@ -156,7 +164,7 @@ def _strategy_ids(strategy: StrategyParams) -> tuple[int, ...]:
     if isinstance(strategy, CotDecoding):
         return strategy.suffix_ids
     if isinstance(strategy, Sed):
-        return (*strategy.eval_ids, strategy.yes_id, strategy.no_id)
+        return (*strategy.eval_before, *strategy.eval_ids, strategy.yes_id, strategy.no_id)
     if isinstance(strategy, Entropix) and strategy.think_token_id is not None:
         return (strategy.think_token_id,)
     return ()
@@ -169,3 +177,10 @@ def _num_behind(strategy: StrategyParams) -> int:
     if isinstance(strategy, Sed):
         return 1 + len(strategy.eval_ids)
     return 1 if isinstance(strategy, Contrastive) else 0
+
+
+def _num_judged(strategy: StrategyParams, max_tokens: int) -> int:
+    """The most positions of a row that is opened only to judge a text."""
+    if isinstance(strategy, Sed) and strategy.eval_before:
+        return len(strategy.eval_before) + max_tokens + len(strategy.eval_ids)
+    return 0

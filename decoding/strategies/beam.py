@@ -5,9 +5,11 @@
     the K best that do not end are the next beams
     over: K finished and no beam can beat the worst of them, or early_stopping and K finished, or all M end
 
-log p are the processed scores, not normalised again, as there. A candidate excluded by a processor is never taken
-(there it may fill a beam with -inf), so K beams may be fewer. lp and cp: Wu et al. 2016 (arXiv 1609.08144); a beam's
-cp is not bounded yet by what it may still attend to, so pruning and the bound on what it can reach leave it out.
+log p are the processed scores, not normalised again, as there; where the request has a temperature or filters, it is
+log_softmax of what its whole pipeline leaves of the logits, and still nothing is drawn. A candidate excluded by a
+processor is never taken (there it may fill a beam with -inf), so K beams may be fewer. lp and cp: Wu et al. 2016
+(arXiv 1609.08144); a beam's cp is not bounded yet by what it may still attend to, so pruning and the bound on what it
+can reach leave it out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from itertools import islice
 from decoding.logits.step import EXCLUDED
 from decoding.params import Beam, BeamSample, Request
 from decoding.ranking import LengthPenalty
-from decoding.seam import Feed, Move, Reading, RowView, Tools, Want
+from decoding.seam import Feed, Move, Reading, RowView, Scores, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies.coverage import Coverage
 from decoding.strategies.hypotheses import Hypothesis, Path
@@ -42,7 +44,8 @@ class BeamStrategy(Search):
         self._finished: list[Hypothesis] = []
 
     def _wanted(self, request: Request) -> Want:
-        want = search_want(request, self._num_candidates)
+        scores = Scores.PROCESSED if request.logits.warps else Scores.BEAM
+        want = search_want(request, self._num_candidates, scores)
         has_coverage = isinstance(request.strategy, Beam) and request.strategy.coverage_penalty > 0
         return dataclasses.replace(want, attention=has_coverage)
 

@@ -7,7 +7,9 @@
 p in Delta is the model's own (raw) and takes the two likeliest at the branch too, whichever token the branch took
 there; the k tokens are the likeliest that the logits pipeline leaves. A branch without an answer comes last; if none
 has one, Delta is over all tokens. Branches draw as the request says: greedily at temperature 0, which is the paper's.
-The suffix, if any, is fed behind the text without the EOS or stop id that ended it.
+The suffix, if any, is fed behind the text without the EOS or stop id that ended it. The answer is then what is said
+behind it, up to a line break, and its tokens are those of the text that say the same for the last time; where none do,
+they are those behind the suffix.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from decoding.answers import LAST_NUMBER, Answer, compile_answer, cut_at, find_answer, first_line
+from decoding.answers import (
+    LAST_NUMBER,
+    Answer,
+    compile_answer,
+    cut_at,
+    find_answer,
+    first_line,
+    first_line_of,
+    last_place,
+)
 from decoding.params import CotDecoding, Request
 from decoding.ranking import Vote, by_agreement, surest
 from decoding.seam import (
@@ -167,17 +178,26 @@ class CotDecodingStrategy:
         return ranked + [b for b in self._branches if b.delta is None]
 
     def _answer_delta(self, branch: _Branch) -> float | None:
-        gaps = branch.said_gaps if self._params.suffix_ids else branch.gaps
-        return fmean(gaps[branch.answer.start : branch.answer.stop]) if branch.answer else None
+        answer, gaps = branch.answer, branch.gaps
+        if answer is None:
+            return None
+        if self._params.suffix_ids:
+            place = last_place(answer.said, self._text_pieces(branch))
+            answer, gaps = (answer, branch.said_gaps) if place is None else (place, branch.gaps)
+        return fmean(gaps[answer.start : answer.stop])
 
     def _answer(self, branch: _Branch) -> Answer | None:
         """Where the branch says its answer: in its text, or in what follows the suffix."""
-        if self._params.suffix_ids:
-            pieces = self._pieces(branch.said)
-            return first_line(pieces) if self._params.answer_regex is None else find_answer(self._pattern, pieces)
+        if not self._params.suffix_ids:
+            return find_answer(self._pattern, self._text_pieces(branch))
+        line = first_line_of(self._pieces(branch.said))
+        found = find_answer(self._pattern, line)
+        return first_line(line) if found is None and self._params.answer_regex is None else found
+
+    def _text_pieces(self, branch: _Branch) -> list[bytes]:
         pieces = self._pieces(text_ids(branch.tokens, branch.finish))
         stop = stop_sequence(self._request, branch.finish)
-        return find_answer(self._pattern, cut_at(pieces, stop) if stop else pieces)
+        return cut_at(pieces, stop) if stop else pieces
 
     def _pieces(self, token_ids: Sequence[int]) -> list[bytes]:
         return [self._tools.text_bytes((t,)) for t in token_ids]

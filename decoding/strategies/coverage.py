@@ -4,7 +4,8 @@
 
 X: the source's tokens; a_ij: what the query that gives y_j pays to token i in the last layer's cross-attention, the
 mean over heads. A decoder alone has its prompt for a source, and the softmax there is over all keys: our definition.
-Sums below 1e-9 count as that.
+Sums below 1e-9 count as that. A model's attention sinks are no keys: the softmax here is without them. The tokens of a
+chat template are prompt like any other.
 """
 
 from __future__ import annotations

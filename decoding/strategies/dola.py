@@ -1,7 +1,7 @@
 """DoLa (Chuang et al. 2023, arXiv 2309.03883): what the last layer knows and an earlier one does not yet.
 
     J = candidate premature layers; M = argmax_{j in J} JSD(p_N, p_j)
-    F(x) = log p_N(x) - log p_M(x) where p_N(x) >= 0.1 max p_N, else -inf
+    F(x) = log p_N(x) - log p_M(x) where p_N(x) >= relative_top * max p_N, else -inf
     sample (or take the best) from the request's pipeline on F
 
 Holds a SamplingStrategy and has every position that draws read with the contrast (`logits/contrast.py`).
@@ -21,7 +21,7 @@ from decoding.strategies.sampling import SamplingStrategy
 class DolaStrategy:
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Dola)
-        self._layers = request.strategy.layers
+        self._params = request.strategy
         self._is_traced = request.trace
         self._num_steps = 0
         sampling = dataclasses.replace(request, strategy=Sampling(request.strategy.n))
@@ -41,7 +41,9 @@ class DolaStrategy:
         return dataclasses.replace(move, feeds=tuple(self._contrasting(f) for f in move.feeds))
 
     def _contrasting(self, feed: Feed) -> Feed:
-        return dataclasses.replace(feed, want=dataclasses.replace(feed.want, contrast=self._layers))
+        params = self._params
+        want = dataclasses.replace(feed.want, contrast=params.layers, relative_top=params.relative_top)
+        return dataclasses.replace(feed, want=want)
 
     def _events(self, seen: Observation, move: Move) -> tuple[TraceEvent, ...]:
         """The layer behind each token. Sampling emits one token per row, except that all first ones come of one row."""

@@ -2,7 +2,7 @@
 
     metrics of z and of the last layer's attention -> quadrant -> sampling parameters (`logits/quadrants.py`)
     certain: the best token. thinking: the think token, unless it was the last one. adaptive: of several draws the
-    likeliest (the reference adds a confidence to each score, the same for all). else: one draw
+    likeliest by the model's own word (the reference adds a confidence to each score, the same for all). else: one draw
 
 The metrics are those of the untouched z; the choice is made from what the request's masks and penalties leave of it.
 """
@@ -67,7 +67,7 @@ class EntropixStrategy:
         if not is_possible(z):
             return Move(emit=(self._choice.fail(),), prompt=prompt)
         m = self._metrics(view.last)
-        decided = self._decide(m, z, view.last.position)
+        decided = self._decide(m, whole_logits(view.last), z, view.last.position)
         self._last_token = decided.token
         emit = self._choice.emit(decided.token, token_scores(self._request, decided.token, view.last, decided.scores))
         trace = (self._event(m, decided),) if self._request.trace else ()
@@ -81,7 +81,8 @@ class EntropixStrategy:
         attention = Attention() if reading.attention is None else attention_metrics(reading.attention)
         return Metrics(reading.entropy * BITS, reading.varentropy * BITS**2, attention)
 
-    def _decide(self, m: Metrics, z: torch.Tensor, position: int) -> _Decision:
+    def _decide(self, m: Metrics, raw: torch.Tensor, z: torch.Tensor, position: int) -> _Decision:
+        """raw: the model's logits; z: what masks and penalties leave of them."""
         where = quadrant(m, self._params)
         think = self._params.think_token_id
         if where is Quadrant.THINKING and think not in (None, self._last_token) and z[think] > EXCLUDED:
@@ -94,7 +95,7 @@ class EntropixStrategy:
             return _Decision(where, self._tools.draw(scores, Draw(), position), scores, sampled)
         draw, lanes = Draw(purpose=Purpose.ADAPTIVE), range(self._params.num_adaptive_samples)
         tokens = [self._tools.draw(scores, draw, position, lane) for lane in lanes]
-        return _Decision(where, max(tokens, key=lambda x: float(z[x])), scores, sampled)
+        return _Decision(where, max(tokens, key=lambda x: float(raw[x])), scores, sampled)
 
     def _event(self, m: Metrics, decided: _Decision) -> TraceEvent:
         is_seen = self._params.uses_attention

@@ -3,12 +3,16 @@
     logp = gamma * (log p(. | c, y_<t) - log p(. | u, y_<t)) + log p(. | u, y_<t)
     the request's pipeline on logp; pick y_t; both contexts read it
 
-gamma = 1 is plain decoding; the guided scores are not normalised before the pipeline (as in Hugging Face).
+A token without any chance in one of the contexts: what the other says decides, if it counts there (c for gamma >= 1, u
+for gamma = 0), else it stays excluded. gamma = 1 is plain decoding; the guided scores are not normalised before the
+pipeline (as in Hugging Face).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
 
 from decoding.logits.step import EXCLUDED
 from decoding.params import Guided, Request
@@ -38,8 +42,15 @@ class GuidedStrategy:
     def _judge(self, c: RowView, u: RowView) -> Verdict:
         logp_c = whole_logits(c.last).log_softmax(dim=-1)
         logp_u = whole_logits(u.last).log_softmax(dim=-1)
-        guided = self._gamma * (logp_c - logp_u) + logp_u
-        guided = guided.masked_fill_(guided.isnan(), EXCLUDED)  # impossible in both contexts
-        scores = self._tools.process(c.row, (), guided)
+        scores = self._tools.process(c.row, (), guided(logp_c, logp_u, self._gamma))
         trace = {"scale": self._gamma, "unguided_token": int(logp_c.argmax()), "negative_token": int(logp_u.argmax())}
         return Verdict(scores, self._is_greedy, trace)
+
+
+def guided(logp_c: torch.Tensor, logp_u: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Both log-probs float32 [vocab], -inf where a token has no chance; never NaN or +inf."""
+    if gamma == 0:
+        return logp_u
+    scores = gamma * (logp_c - logp_u) + logp_u
+    scores = torch.where(logp_u.isneginf(), logp_c if gamma >= 1 else EXCLUDED, scores)
+    return torch.where(logp_c.isneginf(), EXCLUDED, scores)

@@ -4,13 +4,13 @@
     D = KL(p || q);  T = T0 * (1/2) ** (D / sigma)
     draw y_t through the request's pipeline at temperature T; both contexts read it
 
-Where the source matters (large D) the text follows it closely; where it does not, T0 stays.
+As in the authors' code, probabilities below 1e-7 count as that in D. Where the source matters (large D) the text
+follows it closely; where it does not, T0 stays.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +21,8 @@ from decoding.seam import Move, Observation, RowView, Tools
 from decoding.stopping import Stopping
 from decoding.strategies.choice import whole_logits
 from decoding.strategies.lock_step import LockStep, Verdict
+
+LEAST = 1e-7
 
 
 class KlGuidedStrategy:
@@ -46,12 +48,11 @@ class KlGuidedStrategy:
         temperature = self._logits.temperature * 0.5 ** (d / self._sigma)
         logits = dataclasses.replace(self._logits, temperature=temperature)
         scores = self._tools.process(c.row, (), z, logits=logits)
-        trace = {"divergence": d if math.isfinite(d) else None, "temperature": temperature}
+        trace = {"divergence": d, "temperature": temperature}
         return Verdict(scores, logits.is_greedy, trace)
 
 
 def kl_divergence(logits: torch.Tensor, other: torch.Tensor) -> float:
     """KL(softmax(logits) || softmax(other)) in nats, both [vocab]; never below 0."""
-    logp, logq = logits.double().log_softmax(dim=-1), other.double().log_softmax(dim=-1)
-    terms = torch.where(logp.isneginf(), 0.0, logp.exp() * (logp - logq))
-    return max(float(row_sum(terms.unsqueeze(0))), 0.0)
+    p, q = (scores.double().softmax(dim=-1).clamp(min=LEAST) for scores in (logits, other))
+    return max(float(row_sum((p * (p.log() - q.log())).unsqueeze(0))), 0.0)

@@ -1,6 +1,6 @@
 """Two contexts in lock step: a row that read the prompt and one that read something else continue with the same tokens.
 
-    feed the prompt to row c and the other context to row u
+    feed the prompt to row c and the other context to row u (with an encoder: the prompt to both, over two sources)
     repeat: judge the two readings, pick x_t from what the verdict leaves, feed x_t to both rows
 
 How two readings become one distribution is the strategy's. n choices fork both rows; penalties see row c alone.
@@ -57,7 +57,10 @@ class LockStep:
         self._num_steps = 0
 
     def begin(self) -> Move:
-        other = Feed(Open(), self._context_ids, want=OTHER)
+        if self._request.source_ids:
+            other = Feed(Open(source_ids=self._context_ids), self._request.prompt_ids, want=OTHER)
+        else:
+            other = Feed(Open(), self._context_ids, want=OTHER)
         return Move((open_prompt(self._request, self._want), other))
 
     def step(self, seen: Observation) -> Move:

@@ -1,12 +1,14 @@
 """Self-evaluation decoding (Luo et al. 2024, arXiv 2405.16552): look ahead where the next token is unclear, and ask.
 
-    decode greedily up to a chaotic point: p2 / p1 > delta_ratio, or entropy > delta_entropy
+    decode greedily up to a chaotic point: p2 > delta_ratio * p1 or p1 < min_probability, or entropy > delta_entropy
     speculate: force each of the k likeliest tokens j and continue it greedily, at most max_rollout tokens
-    evaluate: feed the question behind it, p_se(j) = P(yes) / (P(yes) + P(no))
-    commit the token with the largest alpha * p_se(j) + (1 - alpha) * p_gen(j), and go on
+    evaluate: feed the question behind it, or all of it to a judge's own context; p_se(j) = P(yes)
+    commit the token with the largest alpha * p_se(j) + (1 - alpha) * p_gen(j), and go on;
+    where no p_se(j) reaches 0.001 none of the k is taken, but the next likeliest token
 
-p1, p2 and p_gen (renormalised over the k) are those after the logits pipeline, so that no token it excludes is tried;
-entropy and the answer to the question are the model's own. The winner's rollout is what greedy decoding would do next,
+As the authors' code has it, but that their judge writes a text and P(yes) is that of the last [[Y]] in it, here that of
+the next token. p1, p2 and p_gen are those after the logits pipeline, so that no token it excludes is tried; entropy and
+the answer to the question are the model's own. The winner's rollout is what greedy decoding would do next,
 so it is kept up to its own next chaotic point; inside a rollout such points are passed over. Rows draw as the request
 says: greedily at temperature 0, which is the paper's. An EOS or stop id that ended a rollout is not fed.
 """
@@ -26,6 +28,7 @@ from decoding.seam import (
     Json,
     Move,
     Observation,
+    Open,
     Reading,
     RowId,
     RowView,
@@ -37,10 +40,15 @@ from decoding.stopping import START, Progress, Stopping
 from decoding.strategies.prompt import open_prompt, prompt_scores
 from decoding.strategies.tokens import Token, candidates, drawn, emit, text_ids, token_want
 
+LEAST_GOOD = 1e-3
+"""Evaluations of which none reaches this speak against all candidates."""
+BITS = 1 / math.log(2)
+"""Per nat."""
+
 
 @dataclass(slots=True)
 class _Rollout:
-    """A candidate and what follows it: readings[i] was read after tokens[i]. row: that of its last feed."""
+    """A candidate and what follows it: readings[i] was read after tokens[i]. row: its own, num_fed past the point."""
 
     tokens: list[Token]
     p_gen: float
@@ -48,8 +56,19 @@ class _Rollout:
     finish: Finish | None
     readings: list[Reading] = field(default_factory=list)
     row: RowId | None = None
+    num_fed: int = 0
     is_asked: bool = False
     p_se: float | None = None
+    p_no: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """row: to go on from, without its last `drop` tokens. other: the token behind the k candidates, if there is one."""
+
+    row: RowId
+    drop: int
+    other: Token | None
 
 
 class SedStrategy:
@@ -62,6 +81,8 @@ class SedStrategy:
         self._finish: Finish | None = None
         self._score = 0.0
         self._rollouts: list[_Rollout] = []
+        self._point: _Point | None = None
+        self._text: list[int] = []
         self._num_points = 0
         self._num_forwards = 1
         self._num_steps = 0
@@ -76,14 +97,20 @@ class SedStrategy:
         self._num_steps += 1
         feeds = self._look_ahead(seen.rows) if self._rollouts else self._go_on(seen.rows[0].row, seen.rows[0].last)
         self._num_forwards += len(feeds)
-        hold = tuple(r.row for r in self._rollouts if r.row is not None and r.p_se is not None)
         emits = (self._emit(),) if self._settled else ()
         trace, self._trace, self._settled = tuple(self._trace), [], []
-        return Move(feeds, hold, emits, prompt, trace=trace)
+        return Move(feeds, self._held(feeds), emits, prompt, trace=trace)
+
+    def _held(self, feeds: Sequence[Feed]) -> tuple[RowId, ...]:
+        """The point and the rollouts that wait for the others or for their judge."""
+        if self._point is None:
+            return ()
+        continued = {feed.parent for feed in feeds}
+        return (self._point.row, *(r.row for r in self._rollouts if r.row is not None and r.row not in continued))
 
     def _want(self) -> Want:
         reads_entropy = self._params.delta_entropy is not None or self._request.trace
-        return token_want(self._request, Draw(), top_k=self._params.k, entropy=reads_entropy)
+        return token_want(self._request, Draw(), top_k=self._params.k + 1, entropy=reads_entropy)
 
     # what is settled
 
@@ -91,7 +118,8 @@ class SedStrategy:
         """From the settled text's end: candidates at a chaotic point, else the next token. drop: the unsettled rest."""
         if self._is_chaotic(reading):
             self._num_points += 1
-            self._rollouts = self._candidates(reading)
+            self._rollouts, other = self._candidates(reading)
+            self._point = _Point(row, drop, other)
             return tuple(self._feed(rollout, row, drop) for rollout in self._rollouts)
         token = drawn(self._request, reading)
         self._settle(token)
@@ -101,22 +129,29 @@ class SedStrategy:
         if self._num_points == self._params.max_points:
             return False
         best = candidates(self._request, reading, 2)
-        is_close = len(best) == 2 and math.exp(best[1][1] - best[0][1]) > self._params.delta_ratio
+        if len(best) < 2:
+            return False
         limit = self._params.delta_entropy
-        is_unsure = limit is not None and reading.entropy is not None and reading.entropy > limit
-        return len(best) == 2 and (is_close or is_unsure)
+        if limit is not None:
+            return reading.entropy is not None and reading.entropy * BITS > limit
+        p1, p2 = (math.exp(score) for _, score in best)
+        return p2 > self._params.delta_ratio * p1 or p1 < self._params.min_probability
 
-    def _candidates(self, reading: Reading) -> list[_Rollout]:
-        best = candidates(self._request, reading, self._params.k)
-        p = [math.exp(score) for _, score in best]
-        pushed = [self._stopping.push(self._progress, token.id) for token, _ in best]
-        entropy = {} if reading.entropy is None else {"entropy": reading.entropy}
-        self._note("point", token_index=self._progress.num_tokens, ratio=p[1] / p[0], **entropy)
-        return [_Rollout([t], pj / sum(p), *after) for (t, _), pj, after in zip(best, p, pushed, strict=True)]
+    def _candidates(self, reading: Reading) -> tuple[list[_Rollout], Token | None]:
+        """The k likeliest, and the next."""
+        best = candidates(self._request, reading, self._params.k + 1)
+        rollouts = []
+        for token, score in best[: self._params.k]:
+            rollouts.append(_Rollout([token], math.exp(score), *self._stopping.push(self._progress, token.id)))
+        entropy = {} if reading.entropy is None else {"entropy": reading.entropy * BITS}
+        p1, p2 = (rollout.p_gen for rollout in rollouts[:2])
+        self._note("point", token_index=self._progress.num_tokens, probability=p1, ratio=p2 / p1, **entropy)
+        return rollouts, best[-1][0] if len(best) > self._params.k else None
 
     def _settle(self, token: Token) -> None:
         self._progress, self._finish = self._stopping.push(self._progress, token.id)
         self._score += token.raw_logprob
+        self._text.append(token.id)
         self._settled.append(token)
 
     def _emit(self) -> Emit:
@@ -135,10 +170,10 @@ class SedStrategy:
         return tuple(feeds) if feeds else self._commit()
 
     def _grown(self, rollout: _Rollout, row: RowView) -> Feed | None:
-        rollout.row = row.row
+        if not (rollout.is_asked and self._params.eval_before):
+            rollout.row = row.row
         if rollout.is_asked:
-            yes, no = row.last.gathered
-            rollout.p_se = 1 / (1 + math.exp(min(no - yes, 700.0)))  # exp overflows beyond
+            rollout.p_se, rollout.p_no = (math.exp(logprob) for logprob in row.last.gathered)
             return None
         rollout.readings.append(row.last)
         if len(rollout.tokens) <= self._params.max_rollout:
@@ -152,27 +187,44 @@ class SedStrategy:
         unfed = text_ids(rollout.tokens[len(rollout.readings) :], rollout.finish)
         rollout.is_asked = rollout.finish is not None or not unfed
         if not rollout.is_asked:
+            rollout.num_fed += len(unfed)
             return Feed(row, unfed, drop=drop, want=self._want())
         question = self._params.eval_ids
         want = Want(gather=(self._params.yes_id, self._params.no_id))
+        if self._params.eval_before:
+            said = (*self._text, *text_ids(rollout.tokens, rollout.finish))
+            return Feed(Open(), self._params.eval_before + said + question, want=want)
+        rollout.num_fed += len(unfed + question)
         return Feed(row, unfed + question, drop=drop, want=want, num_injected=len(question))
 
     def _commit(self) -> tuple[Feed, ...]:
         """Settle the winner, and of its rollout what comes before its first chaotic point."""
-        scores = [self._params.alpha * (r.p_se or 0.0) + (1 - self._params.alpha) * r.p_gen for r in self._rollouts]
-        winner = self._rollouts[scores.index(max(scores))]
-        for j, (r, score) in enumerate(zip(self._rollouts, scores, strict=True)):
-            ids, is_chosen = [t.id for t in r.tokens], r is winner
-            self._note("candidate", candidate=j, tokens=ids, p_gen=r.p_gen, p_se=r.p_se, score=score, chosen=is_chosen)
-        self._rollouts = []
-        assert winner.row is not None
-        num_fed = len(text_ids(winner.tokens, winner.finish)) + len(self._params.eval_ids)
+        point, winner = self._point, self._winner()
+        assert point is not None
+        self._rollouts, self._point = [], None
+        if winner is None:
+            assert point.other is not None
+            self._settle(point.other)
+            feed = Feed(point.row, (point.other.id,), drop=point.drop, want=self._want())
+            return () if self._finish else (feed,)
         self._settle(winner.tokens[0])
         for at, reading in enumerate(winner.readings, start=1):
             if at == len(winner.tokens) or self._is_chaotic(reading):
-                return self._go_on(winner.row, reading, drop=num_fed - at)
+                assert winner.row is not None
+                return self._go_on(winner.row, reading, drop=winner.num_fed - at)
             self._settle(winner.tokens[at])
         return ()
+
+    def _winner(self) -> _Rollout | None:
+        """None where the judge has no good word for any, and there is another token."""
+        assert self._point is not None
+        scores = [self._params.alpha * (r.p_se or 0.0) + (1 - self._params.alpha) * r.p_gen for r in self._rollouts]
+        is_none_good = max(r.p_se or 0.0 for r in self._rollouts) < LEAST_GOOD and self._point.other is not None
+        winner = None if is_none_good else self._rollouts[scores.index(max(scores))]
+        for j, (r, score) in enumerate(zip(self._rollouts, scores, strict=True)):
+            seen = {"p_gen": r.p_gen, "p_se": r.p_se, "p_no": r.p_no, "score": score, "chosen": r is winner}
+            self._note("candidate", candidate=j, tokens=[t.id for t in r.tokens], **seen)
+        return winner
 
     def _note(self, kind: str, **values: Json) -> None:
         if self._request.trace:

@@ -113,8 +113,7 @@ def test_the_source_is_echoed_without_log_probs(client: httpx.Client) -> None:
     ("body", "field"),
     [
         ({"dola_layers": "low"}, "dola_layers"),
-        ({"guidance_scale": 2.0}, "guidance_scale"),
-        ({"kl_guided": {"sigma": 1.0}}, "kl_guided"),
+        ({"guidance_scale": 2.0, "negative_prompt": [5] * 5000}, "negative_prompt"),
         ({"entropix": {}}, "entropix"),
         ({"sed": {}}, "sed"),
         ({"pause_tokens": {"token_id": 5, "count": 2}}, "pause_tokens"),
@@ -131,6 +130,18 @@ def test_what_has_no_meaning_there_is_refused_by_name(client: httpx.Client, body
     assert answer.json()["error"]["param"] == field
 
 
+@pytest.mark.parametrize("form", ["guidance_scale", "kl_guided"])
+def test_the_second_context_is_a_source_and_an_empty_one_unless_given(client: httpx.Client, form: str) -> None:
+    def ids(other: str | list[int] | None) -> list[int]:
+        guided = {"guidance_scale": 9.0, "negative_prompt": other, "temperature": 0}
+        asked = guided if form == "guidance_scale" else {"kl_guided": {"prompt": other}, "seed": 3}
+        token_ids: list[int] = complete(client, **asked)["choices"][0]["token_ids"]
+        return token_ids
+
+    assert ids(None) == ids(tokenizer().encode("").ids)
+    assert ids("the dog") == ids(tokenizer().encode("the dog").ids)
+
+
 def test_a_chat_needs_a_template(client: httpx.Client) -> None:
     answer = client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hi"}]})
     assert answer.status_code == 400
@@ -143,4 +154,5 @@ def test_the_models_list_says_what_it_is(client: httpx.Client) -> None:
     supports = entry["supports"]
     assert supports["encoder"]
     assert {"beam", "contrastive", "prompt_lookup", "cot_decoding"} <= set(supports["strategies"])
-    assert not {"dola", "guided", "kl_guided", "entropix", "sed"} & set(supports["strategies"])
+    assert not {"dola", "entropix", "sed"} & set(supports["strategies"])
+    assert {"guided", "kl_guided"} <= set(supports["strategies"])

@@ -42,7 +42,7 @@ Make = Callable[[random.Random, int], StrategyParams]
 FREELY_HEATED = (Sampling, BestOf, Dola, PromptLookup, Assisted, BeamSample)
 """Strategies that leave the temperature to the pipeline, so that it may be a dynamic one."""
 
-NEVER_DRAWING = (Beam, GroupBeam, BestFirst, Contrastive, CotDecoding, Sed, Pooling)
+NEVER_DRAWING = (GroupBeam, BestFirst, Contrastive, CotDecoding, Sed, Pooling)
 
 
 class DraftTableModel(TableModel):
@@ -120,6 +120,8 @@ def _sed(rng: random.Random, vocab: int) -> Sed:
         no_id=5,
         k=rng.randrange(2, 4),
         delta_ratio=rng.choice([0.5, 0.9]),
+        min_probability=rng.choice([0.0, 0.2]),
+        eval_before=rng.choice([(), _ids(rng, vocab, 6)]),
         delta_entropy=rng.choice([None, 2.5]),
         alpha=rng.choice([0.5, 1.0]),
         max_rollout=rng.randrange(1, 8),
@@ -132,6 +134,10 @@ def _entropix(rng: random.Random, vocab: int) -> Entropix:
         rng.choice([None, 7]), compat=rng.random() < 0.3, uses_attention=rng.random() < 0.7,
         high_varentropy=rng.choice([0.5, 5.0]), high_entropy=rng.choice([2.0, 5.0]),
     )  # fmt: skip
+
+
+def _dola(rng: random.Random, vocab: int) -> Dola:
+    return Dola(rng.choice([(1,), (0, 2), (0, 1, 2)]), rng.choice([1, 1, 2]), rng.choice([0.1, 0.1, 0.5]))
 
 
 def _assisted(rng: random.Random, vocab: int) -> Assisted:
@@ -147,7 +153,7 @@ MAKERS: dict[str, Make] = {
     GroupBeam.NAME: _group_beam,
     BestFirst.NAME: _best_first,
     Contrastive.NAME: lambda rng, vocab: Contrastive(rng.choice([0.3, 0.6, 1.0]), rng.randrange(1, 5)),
-    Dola.NAME: lambda rng, vocab: Dola(rng.choice([(1,), (0, 2), (0, 1, 2)]), rng.choice([1, 1, 2])),
+    Dola.NAME: _dola,
     Guided.NAME: lambda rng, vocab: Guided(rng.choice([0.5, 1.5]), _ids(rng, vocab, 6), rng.choice([1, 1, 2])),
     KlGuided.NAME: lambda rng, vocab: KlGuided(rng.choice([0.5, 2.0]), _ids(rng, vocab, 6), rng.choice([1, 1, 2])),
     Entropix.NAME: _entropix,
@@ -225,6 +231,7 @@ def _logits(rng: random.Random, vocab: int, strategy: StrategyParams) -> LogitsP
         eos_penalty_until=rng.choice([0, 8]),
         exponential_decay_length_penalty=rng.choice([None, None, None, (3, 1.2)]),
         lz_penalty=rng.choice([0.0, 0.0, 0.0, 0.3]),
+        lz_scope=rng.choice(["output", "prompt+output"]),
         lz_buffer=rng.choice([32, 4]),
         lz_window=rng.choice([512, 16]),
         sampler_order=rng.choice(["hf", "vllm"]),

@@ -6,7 +6,17 @@ import time
 
 import pytest
 
-from decoding.answers import LAST_NUMBER, Answer, compile_answer, cut_at, find_answer, first_line, normalised
+from decoding.answers import (
+    LAST_NUMBER,
+    Answer,
+    compile_answer,
+    cut_at,
+    find_answer,
+    first_line,
+    first_line_of,
+    last_place,
+    normalised,
+)
 from decoding.params import InvalidParam
 
 NUMBER = compile_answer(LAST_NUMBER)
@@ -75,6 +85,27 @@ def test_the_first_line_is_taken_without_its_blanks() -> None:
     assert first_line(pieces(" one", " two")) == Answer("one two", 0, 2)
     assert first_line(pieces("\nlate")) is None
     assert first_line([]) is None
+    assert b"".join(first_line_of(pieces("a", "b\nc", "d"))) == b"ab"
+
+
+@pytest.mark.parametrize(
+    ("said", "text", "place"),
+    [
+        ("18", ["I have", " 18", " apples, 1", "8", "."], (2, 4)),
+        ("8", ["8", " of", " 18"], (0, 1)),
+        ("8", ["18"], None),
+        ("cat", ["a cat", "s cat", "alog"], None),
+        ("cat", ["a cat", ", cat", "alog"], (0, 1)),
+        ("4.", ["4", ". Then ", "5."], (0, 2)),
+        ("$4", ["$", "4", " or 4"], (0, 2)),
+        ("x", [], None),
+    ],
+)
+def test_what_was_said_is_found_where_the_text_says_it_last_as_a_word(
+    said: str, text: list[str], place: tuple[int, int] | None
+) -> None:
+    found = last_place(said.encode(), pieces(*text))
+    assert (found and (found.start, found.stop)) == place
 
 
 def test_a_text_is_cut_where_its_stop_sequence_begins() -> None:

@@ -9,6 +9,7 @@ used: answers are found with Python's `re`. A case is dropped when any choice on
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -34,14 +35,16 @@ COT_VARIANTS: tuple[dict[str, Any], ...] = (
     {"k": 5, "branch_at": 3},
     {"k": 5, "answer_regex": "([a-e])[^a-e]*$"},
     {"k": 5, "suffix_ids": [50, 51, 52], "max_answer": 5},
+    {"k": 8, "suffix_ids": [50], "max_answer": 3, "answer_regex": "[a-m]"},
     {"k": 5, "repetition_penalty": 1.3},
 )
 SED_VARIANTS: tuple[dict[str, Any], ...] = (
-    {"k": 3, "delta_ratio": 0.5, "max_rollout": 6, "alpha": 0.5},
-    {"k": 4, "delta_ratio": 0.3, "max_rollout": 3, "alpha": 1.0},
-    {"k": 3, "delta_ratio": 1.0, "delta_entropy": 2.0, "max_rollout": 8, "alpha": 0.5, "max_points": 3},
-    {"k": 2, "delta_ratio": 0.2, "max_rollout": 40, "alpha": 0.8, "max_points": 6},
+    {"k": 3, "max_rollout": 6, "alpha": 0.5, "max_points": 8},
+    {"k": 4, "delta_ratio": 0.3, "min_probability": 0.0, "max_rollout": 3, "alpha": 1.0},
+    {"k": 3, "delta_entropy": 2.5, "max_rollout": 8, "alpha": 0.5, "max_points": 3},
+    {"k": 2, "delta_ratio": 0.2, "max_rollout": 40, "alpha": 0.8, "max_points": 6, "eval_before": [80, 81, 82]},
 )
+NUMBER = r"-?\$?\d+(?:,\d{3})*(?:\.\d+)?"
 EVAL_IDS = [60, 61, 62, 63]
 YES_ID, NO_ID = 70, 71
 
@@ -135,17 +138,29 @@ def canonical(answer: str) -> str:
 
 
 def said(world: World, prompt: list[int], path: Path, variant: dict[str, Any]) -> tuple[str, list[float]] | None:
-    """What follows the suffix, up to the first line break."""
+    """What follows the suffix, up to the first line break: its last number, else all of it, unless there is a regex.
+
+    The gaps are those of the tokens of the path that say it last, as a word of its own; else those behind the suffix.
+    """
     answer = world.generate(prompt + world.text_ids(path) + variant["suffix_ids"], variant["max_answer"])
     ids = world.text_ids(answer)
     breaks = [i for i, token_id in enumerate(ids) if "\n" in token_text(token_id)]
     ids = ids[: breaks[0] + 1] if breaks else ids
     line = "".join(map(token_text, ids)).split("\n")[0]
-    if not line.strip():
+    whole = re.search(r"\S(.*\S)?", line)
+    if whole is None:
         return None
-    kept = last_match(re.escape(line.strip()), ids)
-    assert kept is not None
-    return kept[0], [gaps(answer)[i] for i in kept[1]]
+    found = list(re.finditer(variant.get("answer_regex", NUMBER), line))
+    if not found and "answer_regex" in variant:
+        return None
+    match = found[-1] if found else whole
+    first = r"(?<![0-9A-Za-z])" if match[0][0].isalnum() else ""
+    last = r"(?![0-9A-Za-z])" if match[0][-1].isalnum() else ""
+    place = last_match(first + re.escape(match[0]) + last, world.text_ids(path))
+    if place is not None:
+        return match[0], [gaps(path)[i] for i in place[1]]
+    owners = [i for i, token_id in enumerate(ids) for _ in token_text(token_id)]
+    return match[0], [gaps(answer)[i] for i in sorted(set(owners[match.start() : match.end()]))]
 
 
 def branch_answer(
@@ -153,7 +168,7 @@ def branch_answer(
 ) -> tuple[str, list[float]] | None:
     if "suffix_ids" in variant:
         return said(world, prompt, path, variant)
-    regex = variant.get("answer_regex", r"-?\$?\d+(?:,\d{3})*(?:\.\d+)?")
+    regex = variant.get("answer_regex", NUMBER)
     found = last_match(regex, world.text_ids(path))
     return None if found is None else (found[0], [gaps(path)[i] for i in found[1]])
 
@@ -204,37 +219,45 @@ def cot_case(world: World, prompt: list[int], variant: dict[str, Any]) -> dict[s
 
 
 def is_chaotic(world: World, path: Path, at: int, variant: dict[str, Any]) -> bool:
+    """The entropy is in bits and takes the place of the two rules about p1 and p2."""
     (_, p1), (_, p2) = world.best(path, at, 2)
-    apart(p2 / p1, variant["delta_ratio"])
-    logp = path.logits[at].log_softmax(-1)
-    entropy = float(-(logp.exp() * logp).sum())
-    limit = variant.get("delta_entropy")
-    if limit is not None:
+    logp = path.logits[at].double().log_softmax(-1)
+    entropy = float(-(logp.exp() * logp).sum()) / math.log(2)
+    if (limit := variant.get("delta_entropy")) is not None:
         apart(entropy, limit)
-    return p2 / p1 > variant["delta_ratio"] or (limit is not None and entropy > limit)
+        return entropy > limit
+    ratio, least = variant.get("delta_ratio", 0.5), variant.get("min_probability", 0.2)
+    apart(p2, p1 * ratio)
+    apart(p1, least)
+    return p2 > p1 * ratio or p1 < least
 
 
 def p_yes(world: World, ids: list[int]) -> float:
-    """P(yes) / (P(yes) + P(no)) after the question, read off a generate of one token without penalty."""
+    """P(yes) after the question, read off a generate of one token without penalty."""
     _, out = greedy(world.model, ids + EVAL_IDS, world.eos_ids, max_new_tokens=1)
-    p = out.logits[0][0].softmax(-1)
-    return float(p[YES_ID] / (p[YES_ID] + p[NO_ID]))
+    return float(out.logits[0][0].softmax(-1)[YES_ID])
 
 
-def sed_point(world: World, ids: list[int], path: Path, room: int, variant: dict[str, Any]) -> dict[str, Any]:
-    best = world.best(path, 0, variant["k"])
+def sed_point(world: World, prompt: list[int], ids: list[int], path: Path, variant: dict[str, Any]) -> dict[str, Any]:
+    """chosen: None where no candidate is judged good at all; `token_id` is what is taken."""
     tried = []
-    for token_id, p in best:
+    *best, (other, _) = world.best(path, 0, variant["k"] + 1)
+    room = MAX_TOKENS - len(ids)
+    for token_id, p_gen in best:
         rollout = Path([token_id])
         if token_id not in world.eos_ids:
-            rollout += world.generate([*ids, token_id], min(variant["max_rollout"], room - 1))
-        p_se = p_yes(world, ids + world.text_ids(rollout))
-        p_gen = p / sum(q for _, q in best)
+            rollout += world.generate([*prompt, *ids, token_id], min(variant["max_rollout"], room - 1))
+        p_se = p_yes(world, variant.get("eval_before", prompt) + ids + world.text_ids(rollout))
         score = variant["alpha"] * p_se + (1 - variant["alpha"]) * p_gen
         tried.append({"token_ids": rollout.ids, "p_se": p_se, "p_gen": p_gen, "score": score})
     ranked = sorted((t["score"] for t in tried), reverse=True)
     apart(ranked[0], ranked[1])
-    return {"candidates": tried, "chosen": max(range(len(tried)), key=lambda i: tried[i]["score"])}
+    best_judged = max(t["p_se"] for t in tried)
+    apart(best_judged, 1e-3, 1e-5)
+    if best_judged < 1e-3:
+        return {"candidates": tried, "chosen": None, "token_id": other}
+    chosen = max(range(len(tried)), key=lambda i: tried[i]["score"])
+    return {"candidates": tried, "chosen": chosen, "token_id": tried[chosen]["token_ids"][0]}
 
 
 def sed_case(world: World, prompt: list[int], variant: dict[str, Any]) -> dict[str, Any]:
@@ -244,10 +267,10 @@ def sed_case(world: World, prompt: list[int], variant: dict[str, Any]) -> dict[s
     points: list[dict[str, Any]] = []
     while len(ids) < MAX_TOKENS and not (ids and ids[-1] in world.eos_ids):
         path = world.generate(prompt + ids, 1)
-        if len(points) < variant.get("max_points", 8) and is_chaotic(world, path, 0, variant):
-            point = sed_point(world, prompt + ids, path, MAX_TOKENS - len(ids), variant)
+        if len(points) < variant.get("max_points", 5) and is_chaotic(world, path, 0, variant):
+            point = sed_point(world, prompt, ids, path, variant)
             points.append({"at": len(ids)} | point)
-            ids.append(point["candidates"][point["chosen"]]["token_ids"][0])
+            ids.append(point["token_id"])
         else:
             ids.append(path.ids[0])
     return {"prompt_token_ids": prompt, "token_ids": ids, "points": points}

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.params import PARAMS, LogitsParams
+from decoding.params import PARAMS, LogitsParams, Sampling
 from server.catalogue import combines, properties
 from server.combinations import EXCLUSIONS, METHODS, NEEDS, OFF, SEARCHES, STEPS, Exclusion
 from server.served import Served
@@ -100,6 +100,7 @@ async def test_a_strategy_s_own_fields_mean_nothing_without_it(client: httpx.Asy
     shared = {"top_k", "use_beam_search", "speculative"} | set(map(field_of, method.when))
     values: Fields = {
         "best_of_rank": "mean", "length_penalty": 2, "length_penalty_type": "gnmt", "coverage_penalty": 0.2,
+        "dola_relative_top": 0.2,
         "early_stopping": True, "beam_prune": 3, "diversity_penalty": 0.5, "negative_prompt": "x",
         "max_matching_ngram_size": 3, "num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.4, "num_beams": 2, "num_beam_groups": 2, "beam_mode": "best_first",
@@ -129,7 +130,8 @@ async def test_a_field_without_the_one_it_needs_is_a_400_that_names_both(client:
 async def test_a_value_that_asks_for_nothing_is_taken_everywhere(client: httpx.AsyncClient, field: str) -> None:
     for value in (None, *OFF[field]):
         response = await ask(client, {field: value})
-        assert response.json()["decoding"]["strategy"] == "sampling"
+        is_narrow = value is not None and field in {"num_beams", "penalty_alpha"}
+        assert response.json()["decoding"]["strategy"] == ("greedy" if is_narrow else "sampling")
         if field not in {"num_beams", "penalty_alpha"}:
             assert (await ask(client, {"num_beams": 2, field: value})).status_code == 200
 
@@ -153,6 +155,14 @@ async def test_a_value_that_asks_for_nothing_is_taken_everywhere(client: httpx.A
         ({"num_assistant_tokens": 3, "sed": {}}, "sed", "num_assistant_tokens"),
         ({"num_beams": 4, "beam_mode": "best_first", "early_stopping": True}, "early_stopping", "beam_mode"),
         ({"cot_decoding": {"max_answer": 4}}, "cot_decoding.max_answer", "cot_decoding.suffix"),
+        ({"num_beams": 1, "temperature": 0.7}, "temperature", "num_beams 1"),
+        ({"use_beam_search": True, "temperature": 0.7}, "temperature", "use_beam_search"),
+        ({"num_beams": 1, "num_return_sequences": 3}, "num_return_sequences", "num_beams 1"),
+        ({"num_beams": 1, "kl_guided": {}}, "num_beams", "kl_guided"),
+        ({"penalty_alpha": 0, "n": 2}, "n", "penalty_alpha 0"),
+        ({"num_beams": 1, "length_penalty": 2}, "length_penalty", "num_beams"),
+        ({"num_beams": 4, "num_beam_groups": 2, "do_sample": False, "top_k": 9, "temperature": 0.8}, "temperature",
+         "num_beams"),
         ({"n": 2, "num_return_sequences": 3}, "n", "num_return_sequences"),
     ],
 )  # fmt: skip
@@ -171,6 +181,73 @@ async def test_greedy_and_beams_take_filters_at_temperature_0_for_nothing(
         answer = (await ask(client, {"temperature": 0, "top_p": 0.5, "top_k": 9, **fields})).json()
         assert not {"top_p", "top_k"} & set(answer["decoding"]["effective"])
     assert {(r.logits.top_p, r.logits.top_k, r.logits.temperature) for r in batcher.requests} == {(1.0, 0, 0.0)}
+
+
+WIDTH_1 = (
+    {"num_beams": 1},
+    {"use_beam_search": True},
+    {"use_beam_search": True, "num_beams": 1},
+    {"penalty_alpha": 0},
+    {"penalty_alpha": 0, "top_k": 4},
+)
+
+
+@pytest.mark.parametrize("fields", WIDTH_1, ids=str)
+async def test_a_search_of_width_1_is_greedy_decoding_unless_it_samples(
+    client: httpx.AsyncClient, batcher: FakeBatcher, fields: Fields
+) -> None:
+    """As Hugging Face has it: logits, not log-probs, go through the penalties then."""
+    for more in ({}, {"temperature": 0}, {"repetition_penalty": 1.3}, {"do_sample": False}):
+        decoding = (await ask(client, fields | more)).json()["decoding"]
+        assert decoding["strategy"] == "greedy"
+        assert decoding["effective"]["temperature"] == 0
+    assert {(r.strategy, r.logits.is_greedy) for r in batcher.requests} == {(Sampling(), True)}
+    for more in ({"temperature": 0.7}, {"n": 2}):
+        answer = await ask(client, fields | more | {"do_sample": True})
+        if "use_beam_search" not in fields or "num_beams" in fields or "n" not in more:
+            assert answer.json()["decoding"]["strategy"] == "sampling", answer.text
+
+
+@pytest.mark.parametrize("fields", [{"dola_layers": "low"}, {"guidance_scale": 2}, {"prompt_lookup_num_tokens": 3}])
+async def test_width_1_draws_nothing_in_what_samples_too(
+    client: httpx.AsyncClient, batcher: FakeBatcher, fields: Fields
+) -> None:
+    for more, is_greedy in (({}, False), ({"num_beams": 1}, True), ({"num_beams": 1, "do_sample": True}, False)):
+        assert (await ask(client, fields | more)).status_code == 200
+        assert batcher.requests[-1].logits.is_greedy is is_greedy
+
+
+async def test_beams_that_do_not_sample_may_be_ranked_by_what_temperature_and_filters_leave(
+    client: httpx.AsyncClient, batcher: FakeBatcher
+) -> None:
+    fields = {"do_sample": False, "num_beams": 5, "temperature": 0.8, "top_k": 50}
+    answer = (await ask(client, fields)).json()["decoding"]
+    assert answer["strategy"] == "beam"
+    assert fields.items() <= answer["effective"].items()
+    assert (batcher.requests[0].logits.temperature, batcher.requests[0].logits.top_k) == (0.8, 50)
+    again = (await ask(client, answer["effective"])).json()["decoding"]
+    assert again == answer
+    assert (await ask(client, fields | {"num_beams": 1})).json()["decoding"]["strategy"] == "greedy"
+    plain = (await ask(client, {"do_sample": False, "num_beams": 5})).json()["decoding"]
+    assert "do_sample" not in plain["effective"]
+
+
+async def test_temperatures_beyond_openai_s_are_taken_up_to_the_server_s_bound(
+    client: httpx.AsyncClient, batcher: FakeBatcher
+) -> None:
+    for fields in ({"temperature": 3, "top_n_sigma": 1}, {"adapt": {"hot": 10, "cold": 3}}):
+        assert (await ask(client, fields)).status_code == 200
+    assert batcher.requests[0].logits.temperature == 3
+    for fields in ({"temperature": 10.5}, {"adapt": {"hot": 10.5, "cold": 1}}, {"adapt": {"hot": 1, "cold": 10.5}}):
+        error = await refused(client, fields)
+        assert error["param"] in {"temperature", "adapt.hot", "adapt.cold"}
+
+
+async def test_beam_sample_takes_temperatures_that_change(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:
+    for fields in ({"edt": {"theta": 0.1}}, {"adapt": {"hot": 0.8, "cold": 0.3}}):
+        answer = await ask(client, {"num_beams": 3, "do_sample": True, **fields})
+        assert answer.json()["decoding"]["strategy"] == "beam_sample"
+        assert fields.keys() <= answer.json()["decoding"]["effective"].keys()
 
 
 def test_every_params_field_is_reached_from_a_wire_field() -> None:

@@ -67,7 +67,7 @@ BAD_FIELDS: list[dict[str, Any]] = [
 ] + [
     {"max_tokens": v} for v in (-1, "7", True, 2.0, 2**70, [1])
 ] + [
-    {"temperature": v} for v in (-0.1, 2.1, "1", True, [], {})
+    {"temperature": v} for v in (-0.1, 10.1, 100.1, "1", True, [], {})
 ] + [
     {"n": v} for v in (0, -1, 65, 2**63, True, "2", 1.0)
 ] + [

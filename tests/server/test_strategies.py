@@ -125,6 +125,8 @@ async def test_texts_among_the_parameters_become_ids(
         ({"cot_decoding": {"suffix": " So:", "max_answer": 3}}, CotDecoding(suffix_ids=encode(" So:"), max_answer=3)),
         ({"sed": {"question": "?", "yes": "y", "no": "n", "k": 2}},
          Sed(encode("?"), encode("y")[0], encode("n")[0], k=2)),
+        ({"sed": {"question": "Is {text} right?", "yes": "y", "no": "n"}},
+         Sed(encode(" right?"), encode("y")[0], encode("n")[0], eval_before=encode("Is ") + encode("the dog"))),
     ]  # fmt: skip
     for fields, params in asked:
         batcher.requests.clear()
@@ -143,6 +145,19 @@ async def test_sed_compares_the_first_tokens_in_which_its_answers_differ(
     assert {(said + name(sed.yes_id))[:4], (said + name(sed.no_id))[:4]} <= {"? do", "? d", "? dy", "? "}
     assert sed.yes_id != sed.no_id
     assert await refused(client, {"sed": {"yes": " a", "no": " a"}}) == "sed.yes"
+
+
+async def test_the_judge_reads_each_prompt_without_special_tokens(
+    client: httpx.AsyncClient, batcher: FakeBatcher, served: Served
+) -> None:
+    encode, eos = served.tokenizer.encode, served.eos_token_ids[0]
+    assert eos in served.tokenizer.vocabulary.special_ids
+    sed = {"question": "Judge: {text} Right?", "yes": "y", "no": "n"}
+    await ask(client, {"prompt": [[eos, 1, 2], [3, 4]], "sed": sed})
+    read = [r.strategy.eval_before for r in batcher.requests if isinstance(r.strategy, Sed)]
+    assert read == [(*encode("Judge: "), 1, 2), (*encode("Judge: "), 3, 4)]
+    for question in ("{text} {text} Right?", "{text} Right?"):
+        assert await refused(client, {"sed": {"question": question}}) == "sed.question"
 
 
 async def test_the_last_prompt_token_is_each_prompt_s_own(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:
@@ -202,7 +217,7 @@ async def test_effective_sent_back_asks_for_the_same(
         ({"guidance_scale": 2, "n": 3}, 6),
         ({"kl_guided": {}}, 2),
         ({"cot_decoding": {}}, 10),
-        ({"sed": {}}, 4),
+        ({"sed": {}}, 5),
         ({"speculative": True, "n": 2}, 4),
     ],
 )

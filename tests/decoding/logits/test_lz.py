@@ -42,7 +42,7 @@ def code_length(text: list[int], start: int, shortest: int, vocab: int) -> float
 
 
 def expected(ids: list[int], buffer: int, window: int, vocab: int) -> list[float]:
-    """alpha * (C_i - log V) of every id."""
+    """alpha * (C_i - log V) of every id, in bits."""
     text = ids[-(window + buffer) :]
     shortest = next(n for n in range(1, 99) if math.log2(window) + math.log2(n) <= n * math.log2(vocab) + 1e-12)
     phrase = len(text)
@@ -51,7 +51,7 @@ def expected(ids: list[int], buffer: int, window: int, vocab: int) -> list[float
             phrase = start
     before = code_length(text, phrase, shortest, vocab)
     costs = [code_length([*text, i], phrase, shortest, vocab) - before for i in range(vocab)]
-    return [ALPHA * (min(cost, math.log(vocab)) - math.log(vocab)) for cost in costs]
+    return [ALPHA * (min(cost, math.log(vocab)) - math.log(vocab)) / math.log(2) for cost in costs]
 
 
 @settings(max_examples=150, deadline=None)
@@ -65,17 +65,47 @@ def expected(ids: list[int], buffer: int, window: int, vocab: int) -> list[float
 def test_the_penalty_is_the_code_length_that_an_id_adds(
     ids: list[int], split: int, buffer: int, window: int, vocab: int
 ) -> None:
-    params = LogitsParams(lz_penalty=ALPHA, lz_buffer=buffer, lz_window=window)
-    got = run(torch.zeros(vocab), params, history(ids[:split], ids[split:]))
-    assert got.tolist() == pytest.approx(expected(ids, buffer, window, vocab), abs=1e-5)
+    for scope, text in (("prompt+output", ids), ("output", ids[split:])):
+        params = LogitsParams(lz_penalty=ALPHA, lz_scope=scope, lz_buffer=buffer, lz_window=window)  # type: ignore[arg-type]
+        got = run(torch.zeros(vocab), params, history(ids[:split], ids[split:]))
+        assert got.tolist() == pytest.approx(expected(text, buffer, window, vocab), abs=1e-5)
 
 
 def test_the_next_id_of_a_long_loop_loses_almost_all_that_an_id_can() -> None:
     loop = [5, 6, 7, 8] * 136
     got = run(torch.zeros(49152), LogitsParams(lz_penalty=0.15), history(loop[:1], loop[1:]))
-    assert got[5] == pytest.approx(-0.15 * (math.log(49152) - math.log(33 / 32)), abs=1e-5)
-    assert got[6] == pytest.approx(-0.15 * (math.log(49152) - math.log(3)), abs=1e-5)
+    assert got[5] == pytest.approx(-0.15 * (math.log2(49152) - math.log2(33 / 32)), abs=1e-5)
+    assert got[6] == pytest.approx(-0.15 * (math.log2(49152) - math.log2(3)), abs=1e-5)
     assert (got[[0, 1, 9, 49151]] == 0).all()
+
+
+def authors_penalty(output: list[int], token_id: int, buffer: int, vocab: int) -> float:
+    """log2 V - log2 d: d of the nearest occurrence among those whose ids before match the output's end longest."""
+    found = (-1, 0)
+    for at in range(buffer, len(output)):
+        if output[at] == token_id:
+            length = 0
+            while length < buffer and output[at - 1 - length] == output[-1 - length]:
+                length += 1
+            found = max(found, (length, at - len(output)))
+    return math.log2(vocab) - math.log2(-found[1]) if found[0] >= 0 else 0.0
+
+
+def test_in_a_loop_an_id_loses_what_it_loses_in_the_authors_serving_code() -> None:
+    """They leave out what a match's length costs, which is little; nats would be a third less."""
+    loop = [5, 6, 7, 8] * 40
+    got = run(torch.zeros(49152), LogitsParams(lz_penalty=0.15), history([1, 2], loop))
+    for token_id in (1, 2, 5, 6, 7, 8, 9):
+        theirs = -0.15 * authors_penalty(loop, token_id, 32, 49152)
+        assert float(got[token_id]) == pytest.approx(theirs, rel=0.15)
+
+
+def test_ids_of_the_prompt_alone_are_left_alone_unless_asked_for() -> None:
+    """An answer may quote."""
+    seen = history([5, 6, 7, 5, 6], [9])
+    whole = LogitsParams(lz_penalty=1, lz_scope="prompt+output")
+    for params, moved in ((LogitsParams(lz_penalty=1), [9]), (whole, [5, 6, 7, 9])):
+        assert run(torch.zeros(49152), params, seen).nonzero().flatten().tolist() == moved
 
 
 def test_what_lies_before_window_and_buffer_is_forgotten() -> None:

@@ -36,7 +36,8 @@ def test_the_repetition_penalty_sees_what_scope_and_window_say(
         repetition_penalty_scope="output" if is_output_only else "prompt+output",
         repetition_penalty_window=window,
     )
-    seen = output[-window:] if window else output if is_output_only else prompt + output
+    scope = output if is_output_only else prompt + output
+    seen = scope[-window:] if window else scope
     got = run(ramp(), params, history(prompt, output))
     assert got.tolist() == pytest.approx(penalised(ramp(), set(seen), 1.5), rel=1e-6)
 
@@ -44,7 +45,7 @@ def test_the_repetition_penalty_sees_what_scope_and_window_say(
 def test_a_window_longer_than_the_output_equals_none() -> None:
     seen = history([0, 1], [2, 3, 3])
     whole = LogitsParams(repetition_penalty=1.3, repetition_penalty_scope="output")
-    windowed = LogitsParams(repetition_penalty=1.3, repetition_penalty_window=9)
+    windowed = LogitsParams(repetition_penalty=1.3, repetition_penalty_scope="output", repetition_penalty_window=9)
     assert torch.equal(run(ramp(), whole, seen), run(ramp(), windowed, seen))
 
 
@@ -103,12 +104,12 @@ def test_an_eos_that_min_tokens_excludes_does_not_become_nan() -> None:
     assert not got.isnan().any()
 
 
-def test_the_windowed_penalty_comes_after_the_counts_and_the_whole_one_before() -> None:
+def test_the_repetition_penalty_comes_before_the_counts_with_a_window_and_without() -> None:
     seen, row = history([5], [0]), torch.tensor([[2.0], [2.0]])
     whole = LogitsParams(repetition_penalty=2, frequency_penalty=1)
     windowed = LogitsParams(repetition_penalty=2, repetition_penalty_window=3, frequency_penalty=1)
     got = run_all(row.expand(2, 6), [whole, windowed], [seen, seen])
-    assert got[:, 0].tolist() == [0.0, 0.5]
+    assert got[:, 0].tolist() == [0.0, 0.0]
 
 
 def test_the_decay_comes_after_the_penalties() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -63,10 +64,10 @@ def test_edt_without_theta_or_with_base_one_is_the_static_temperature() -> None:
     assert build(LogitsParams(temperature=0, edt=Edt(2.0)), StoppingParams()).warpers == ()
 
 
-def authors_temperature(output: list[int], hot: float, cold: float) -> float:
-    """The loop of the authors' script, over token ids; its position starts anywhere but in an open line."""
+def authors_temperature(text: list[int], hot: float, cold: float) -> float:
+    """The loop of the authors' script, over the ids from the prompt's last on."""
     position, temperature = 0, cold
-    for previous in output:
+    for previous in text:
         if previous in NEWLINES:
             position, temperature = 1, cold
         elif previous in INDENTS and position == 1:
@@ -76,17 +77,28 @@ def authors_temperature(output: list[int], hot: float, cold: float) -> float:
     return temperature
 
 
-def chosen(output: list[int], adapt: Adapt) -> float:
+def chosen(output: list[int], adapt: Adapt, prompt: Sequence[int] = (2,)) -> float:
     """The temperature, read off a row of ones."""
-    return 1 / float(
-        run(torch.ones(len(PIECES)), LogitsParams(adapt=adapt), history([0, 1], output), pipelines=CODE)[0]
-    )
+    seen = history(prompt, output)
+    return 1 / float(run(torch.ones(len(PIECES)), LogitsParams(adapt=adapt), seen, pipelines=CODE)[0])
 
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, 7]), max_size=12))
 def test_adapt_follows_the_authors_loop(output: list[int]) -> None:
-    assert chosen(output, Adapt(0.5, 0.25)) == pytest.approx(authors_temperature(output, 0.5, 0.25))
+    for last in range(6):
+        expected = authors_temperature([last, *output], 0.5, 0.25)
+        assert chosen(output, Adapt(0.5, 0.25), prompt=[2, last]) == pytest.approx(expected)
+
+
+def test_adapt_heats_the_first_word_behind_a_prompt_that_ends_with_a_newline() -> None:
+    """As HumanEval's do: the indentation is cold, the word behind it hot, the rest cold."""
+    newline, indent, word = NEWLINES[0], INDENTS[0], 2
+    texts: tuple[list[int], ...] = ([], [indent], [indent, word], [indent, word, word])
+    assert [chosen(text, Adapt(0.8, 0.3), prompt=[word, newline]) for text in texts] == pytest.approx(
+        [0.3, 0.8, 0.3, 0.3]
+    )
+    assert chosen([], Adapt(0.8, 0.3), prompt=[newline, indent]) == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize(("output", "hot"), [([6], True), ([2, 6, 1], True), ([6, 2], False), ([6, 0], False)])

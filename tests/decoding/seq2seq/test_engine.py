@@ -16,6 +16,8 @@ from decoding.params import (
     BestOf,
     Contrastive,
     CotDecoding,
+    Guided,
+    KlGuided,
     LogitsParams,
     LogprobsParams,
     PromptLookup,
@@ -43,6 +45,8 @@ STRATEGIES: tuple[StrategyParams, ...] = (
     Contrastive(0.6, 3),
     CotDecoding(3),
     PromptLookup(3, 2),
+    Guided(1.5, (5, 9, 2)),
+    KlGuided(2.0, (2,), 2),
 )
 
 
@@ -54,7 +58,7 @@ def random_requests(name: str, count: int) -> list[Request]:
         strategy = STRATEGIES[i % len(STRATEGIES)]
         is_shared = rng.random() < 0.4
         source = SOURCE if is_shared else rng.choices(range(3, 60), k=rng.randrange(1, 60))
-        hot = isinstance(strategy, Sampling | BestOf | BeamSample | PromptLookup)
+        hot = isinstance(strategy, Sampling | BestOf | BeamSample | PromptLookup | KlGuided)
         prompt = (SPECS[name].start, *(range(3, 23) if is_shared else rng.choices(range(3, 60), k=rng.choice([0, 20]))))
         asked.append(
             request(
@@ -72,7 +76,7 @@ def random_requests(name: str, count: int) -> list[Request]:
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
 def test_every_strategy_says_bit_for_bit_the_same_alone_and_in_a_crowd(name: str) -> None:
-    asked = random_requests(name, 16)
+    asked = random_requests(name, 20)
     crowded = engine(name, num_pages=17, tick_tokens=40)
     answers = run_crowd(crowded, asked, random.Random(5))
     assert crowded.scheduler.counters.preemptions > 0
@@ -85,7 +89,71 @@ def test_a_source_is_encoded_once_however_many_rows_and_ticks_there_are() -> Non
     crowded = engine("bart")
     asked = [request(SPECS["bart"], SOURCE, strategy=strategy) for strategy in STRATEGIES]
     run(crowded, asked)
-    assert crowded.encoded_sources == len(asked)
+    num_second = sum(isinstance(strategy, Guided | KlGuided) for strategy in STRATEGIES)
+    assert crowded.encoded_sources == len(asked) + num_second
+
+
+OTHER = (7, 50, 4, 2)
+
+
+@torch.no_grad()
+def scores_of(name: str, source: tuple[int, ...], output: list[int]) -> torch.Tensor:
+    """transformers' own, over the whole text: float64 [vocab]."""
+    ids = torch.tensor([[SPECS[name].start, *output]])
+    logits: torch.Tensor = build_hf(SPECS[name])(input_ids=torch.tensor([source]), decoder_input_ids=ids).logits
+    return logits[0, -1].double()
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_the_second_context_of_guidance_is_a_second_source(name: str) -> None:
+    """The two are told apart by a large scale, and no token comes twice."""
+    stopping, logits = StoppingParams(8, ignore_eos=True), LogitsParams(0, no_repeat_ngram_size=1)
+    asked = [request(SPECS[name], SOURCE, strategy=s, stopping=stopping, logits=logits) for s in
+             (Guided(40.0, OTHER), Sampling())]  # fmt: skip
+    guided, plain = (run(engine(name), [each])[0].tokens() for each in asked)
+    output: list[int] = []
+    for token in guided:
+        c, u = (scores_of(name, source, output).log_softmax(-1) for source in (SOURCE, OTHER))
+        scores = u + 40.0 * (c - u)
+        scores[[SPECS[name].start, *output]] = -torch.inf
+        assert token == int(scores.argmax())
+        output.append(token)
+    assert plain != output
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_the_temperature_follows_the_divergence_from_what_the_other_source_gives(name: str) -> None:
+    options = {"strategy": KlGuided(0.7, OTHER), "logits": LogitsParams(1.3), "trace": True, "seed": 4}
+    (answer,) = run(engine(name), [request(SPECS[name], SOURCE, **options)])
+    output: list[int] = []
+    for token, event in zip(answer.tokens(), answer.trace, strict=True):
+        p, q = (scores_of(name, source, output).softmax(-1).clamp(min=1e-7) for source in (SOURCE, OTHER))
+        divergence = float((p * (p / q).log()).sum())
+        assert event.values["divergence"] == pytest.approx(divergence, rel=1e-3)
+        assert event.values["temperature"] == pytest.approx(1.3 * 0.5 ** (divergence / 0.7), rel=1e-3)
+        output.append(token)
+
+
+def test_rows_of_the_second_source_find_no_prefix_of_the_first() -> None:
+    prompt = (SPECS["bart"].start, *range(3, 43))
+    shared = engine("bart")
+    asked = request(SPECS["bart"], SOURCE, strategy=Guided(2.0, OTHER), prompt_ids=prompt)
+    (first,) = run(shared, [asked])
+    (again,) = run(shared, [asked])
+    assert shared.scheduler.counters.prefix_hits == 32
+    assert first.said == again.said == run(engine("bart"), [asked])[0].said
+    (swapped,) = run(shared, [request(SPECS["bart"], OTHER, strategy=Guided(2.0, SOURCE), prompt_ids=prompt)])
+    alone = request(SPECS["bart"], OTHER, strategy=Guided(2.0, SOURCE), prompt_ids=prompt)
+    assert swapped.said == run(engine("bart"), [alone])[0].said
+
+
+def test_a_second_source_has_the_bounds_of_a_source_and_is_no_part_of_a_row() -> None:
+    longest = request(SPECS["bart"], SOURCE, strategy=Guided(2.0, (5,) * 64))
+    assert longest.max_length == 1 + 11
+    assert run(engine("bart"), [longest])[0].failure is None
+    too_long = run(engine("bart"), [request(SPECS["bart"], SOURCE, strategy=Guided(2.0, (5,) * 65))])[0]
+    assert too_long.failure is not None
+    assert too_long.failure.code == "never_fits"
 
 
 def test_sources_are_encoded_together_within_the_budget_of_a_tick() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from decoding.logits.contrast import contrast
-from decoding.params import Dola, InvalidParam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.params import Dola, Grammar, InvalidParam, LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.table_model import TableModel, states_of, table_engine
 
@@ -86,11 +89,81 @@ def test_at_least_one_layer_is_needed() -> None:
         Dola(())
 
 
-def test_masks_that_forbid_every_plausible_token_end_the_request() -> None:
-    """The masks come after the contrast, as in transformers, which would go on with token 0."""
-    model = TableModel()
-    logp = model.head(states_of(model, PROMPT)[-1:])[0].log_softmax(-1)
-    implausible = int(logp.argmin())
-    (answer,) = run(table_engine(), [ask(logits=LogitsParams(0, allowed_token_ids=(implausible,)))])
+EOS = 11
+VOCAB = 40
+SEVERAL = tuple(range(12, VOCAB))
+REPETITIVE = tuple(random.Random(5).randrange(12) for _ in range(150))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """excludes: the text and how much of it is output -> what may not come."""
+
+    logits: LogitsParams
+    excludes: Callable[[list[int], int], set[int]]
+    stopping: StoppingParams = StoppingParams(30, ignore_eos=True)  # noqa: RUF009 - frozen
+    prompt: tuple[int, ...] = PROMPT
+
+
+def followers(text: list[int], num_output: int) -> set[int]:
+    return {*SEVERAL, *(b for a, b in itertools.pairwise(text) if a == text[-1])}
+
+
+MASKS = {
+    "no token twice": Mask(LogitsParams(0, no_repeat_ngram_size=1), lambda text, _: set(text)),
+    "no bigram twice": Mask(
+        LogitsParams(0, no_repeat_ngram_size=2, allowed_token_ids=tuple(range(12))), followers, prompt=REPETITIVE
+    ),
+    "allowed ids": Mask(LogitsParams(0, allowed_token_ids=(1, 5, 20)), lambda *_: {*range(VOCAB)} - {1, 5, 20}),
+    "bad words": Mask(LogitsParams(0, bad_words=tuple((i,) for i in SEVERAL)), lambda *_: {*SEVERAL}),
+    "min_tokens": Mask(
+        LogitsParams(0),
+        lambda _, num_output: {EOS, *SEVERAL} if num_output < 20 else set(),
+        StoppingParams(30, min_tokens=20, stop_token_ids=SEVERAL),
+    ),
+    "a grammar": Mask(
+        LogitsParams(0, grammar=Grammar("regex", "[d-h]{30}")),
+        lambda *_: {*range(VOCAB)} - {*range(3, 8)},
+        StoppingParams(30),
+    ),
+}
+
+
+def near_the_best(p: list[float], ids: set[int], relative_top: float) -> set[int]:
+    return {i for i in ids if p[i] >= relative_top * max(p[j] for j in ids) * (1 - 1e-6)}
+
+
+@pytest.mark.parametrize("relative_top", [0.6, 0.9])
+@pytest.mark.parametrize("name", list(MASKS))
+def test_where_masks_forbid_all_that_is_plausible_the_next_best_is(name: str, relative_top: float) -> None:
+    mask, token_bytes = MASKS[name], [bytes([97 + i]) for i in range(26)]
+    strategy = Dola(LAYERS, relative_top=relative_top)
+    asked = Request(mask.prompt, strategy, mask.logits, mask.stopping, trace=True)
+    (answer,) = run(table_engine(eos=(EOS,), num_pages=400, token_bytes=token_bytes), [asked])
+    assert answer.failure is None
+    model, output, num_beyond = TableModel(), [], 0
+    for token, event in zip(answer.tokens(), answer.trace, strict=True):
+        text = [*mask.prompt, *output]
+        state = states_of(model, text)[-1:]
+        p = model.head(state)[0].softmax(-1).tolist()
+        layer = event.values["layer"]
+        assert isinstance(layer, int)
+        q = model.project(state + layer)[0].softmax(-1).tolist()
+        left = {*range(VOCAB)} - mask.excludes(text, len(output))
+        plausible = left & near_the_best(p, {*range(VOCAB)}, relative_top) or near_the_best(p, left, relative_top)
+        assert token == max(plausible, key=lambda i: p[i] / q[i])
+        num_beyond += p[token] < relative_top * max(p)
+        output.append(token)
+    assert num_beyond > 0, "the masks never bit"
+
+
+def test_masks_that_leave_no_token_at_all_end_the_request() -> None:
+    logits = LogitsParams(0, allowed_token_ids=(4,), no_repeat_ngram_size=1)
+    (answer,) = run(table_engine(), [ask(logits=logits)])
     assert answer.failure is not None
     assert answer.failure.code == "nothing_to_draw"
+
+
+def test_the_fraction_of_the_likeliest_lies_above_0() -> None:
+    with pytest.raises(InvalidParam, match="dola_relative_top"):
+        Dola(LAYERS, relative_top=0)

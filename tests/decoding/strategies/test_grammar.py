@@ -76,7 +76,7 @@ def test_requests_with_grammars_answer_in_a_crowd_as_they_do_alone() -> None:
     requests = [
         constrained if i % 5 else free for i, (free, (_, constrained)) in enumerate(zip(drawn, pairs, strict=True))
     ]
-    crowded = engine(60)
+    crowded = engine(48)
     answers = run_crowd(crowded, requests, random.Random(6))
     assert crowded.scheduler.counters.preemptions > 10
     alone = engine()

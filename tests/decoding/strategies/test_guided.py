@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 from decoding.params import Guided, KlGuided, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.sampling import draw, uniforms
 from decoding.seam import FinishReason, Purpose
+from decoding.strategies.guided import guided as mixed
+from decoding.strategies.kl_guided import kl_divergence
 from tests.decoding.drive import run
 from tests.decoding.table_model import TableModel, states_of, table_engine
 
@@ -114,6 +117,58 @@ def test_the_temperature_halves_for_every_sigma_of_divergence() -> None:
         number = torch.from_numpy(uniforms([3], [0], [position], [Purpose.SAMPLE]))
         assert token == int(draw((z / temperature).unsqueeze(0), number))
         output += (token,)
+
+
+@pytest.mark.parametrize("vocab", [40, 1000])
+def test_what_one_context_thinks_impossible_counts_as_a_ten_millionth(vocab: int) -> None:
+    """The authors clip probabilities before their logarithms, so that one such token makes D 16 at most."""
+    z, other = torch.randn(2, vocab, generator=torch.Generator().manual_seed(vocab)) * 3
+    z[3], other[3], z[4] = 20.0, -80.0, -math.inf
+    p = [max(x, 1e-7) for x in z.double().softmax(-1).tolist()]
+    q = [max(x, 1e-7) for x in other.double().softmax(-1).tolist()]
+    d = sum(x * (math.log(x) - math.log(y)) for x, y in zip(p, q, strict=True))
+    assert kl_divergence(z, other) == pytest.approx(d, rel=1e-9)
+    assert 14 < kl_divergence(z, other) < 16.2
+    other[3] = -math.inf
+    assert kl_divergence(z, other) == pytest.approx(d, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "expected"),
+    [
+        (0.0, [-1.0, -2.0, -math.inf, -math.inf]),
+        (0.5, [-1.5, -math.inf, -math.inf, -math.inf]),
+        (1.0, [-2.0, -math.inf, -3.0, -math.inf]),
+        (2.5, [-3.5, -math.inf, -3.0, -math.inf]),
+    ],
+)
+def test_a_token_that_one_context_gives_no_chance_is_the_other_s_to_decide(gamma: float, expected: list[float]) -> None:
+    c = torch.tensor([-2.0, -math.inf, -3.0, -math.inf])
+    u = torch.tensor([-1.0, -2.0, -math.inf, -math.inf])
+    assert mixed(c, u, gamma).tolist() == expected
+
+
+class HalfBlind(TableModel):
+    """After an odd hash only even ids have a chance, and the other way round."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        scores = super().head(hidden)
+        return scores.masked_fill((hidden[:, :1].long() + torch.arange(self.vocab)) % 2 == 1, -math.inf)
+
+
+def test_guidance_goes_on_where_the_contexts_exclude_each_other_s_tokens() -> None:
+    engine = table_engine(models={"main": HalfBlind()})
+    (answer,) = run(engine, [guided(2.0, stopping=StoppingParams(30))])
+    assert answer.failure is None
+    model, output, num_apart = HalfBlind(), [], 0
+    for token in answer.tokens():
+        z, other = (model.head(states_of(model, (*ids, *output))[-1:])[0] for ids in (PROMPT, OTHER))
+        c, u = z.log_softmax(-1).tolist(), other.log_softmax(-1).tolist()
+        num_apart += u[token] == -math.inf
+        scores = [x if y == -math.inf else y + 2.0 * (x - y) for x, y in zip(c, u, strict=True)]
+        assert token == scores.index(max(scores))
+        output.append(token)
+    assert num_apart > 0
 
 
 def test_a_small_sigma_is_greedy_where_the_contexts_differ() -> None:
