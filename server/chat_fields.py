@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJ
 
 from server.wire import Wire, option
 
-FunctionName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_.:-]{1,128}\z")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 JSON_TYPES = ("object", "array", "string", "number", "boolean", "null")
 AnyJson = Annotated[Any, WithJsonSchema({"anyOf": [{"type": name} for name in JSON_TYPES]})]
 ToolMode = Literal["none", "auto", "required"]

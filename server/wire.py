@@ -15,6 +15,7 @@ MAX_INT = 2**31 - 1
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+Deadline = Annotated[float, Field(ge=0.001, le=86400)]  # seconds; nothing can be answered in less
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
