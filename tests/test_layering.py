@@ -30,10 +30,10 @@ LAYERS: dict[str, tuple[str, ...]] = {
         response_fields mode replies response_objects errors limits foreign_names fields exchange orphans metrics
         vllm_aliases logs progress presence model_files download heap""",
         # work: text, translation, and the way to the worker
-        """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
-        grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits source
-        effective conversation generation_defaults translate response_request worker_process mailbox ticket
-        reservation waiting admission batcher startup""",
+        """vocabulary template_files chat_template detokenizer stop_text reasoning tool_parsers/ message_text text
+        grammar_process grammar_check served plan prompts words strategy structure tool_use tool_grammar bounds logits
+        source effective retelling conversation generation_defaults translate response_request worker_process mailbox
+        ticket reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
         """choice answer logprobs format completion_format chat_format outputs reply event_line stream
         embedding response_format response_stream""",
