@@ -18,7 +18,7 @@ from starlette.requests import Request
 
 from server.body_shape import BodyShape, shape_of
 from server.errors import ApiError
-from server.fields import unknown_field
+from server.fields import Fields, unknown_field
 from server.limits import Limits
 from server.protocol import MUST_BE
 from server.wire import Wire
@@ -47,12 +47,12 @@ async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
     return await asyncio.to_thread(_object_in, body, limits)
 
 
-def parse(wire: type[Object], fields: dict[str, Any]) -> Object:
-    """The wire type of `fields`. Raises ApiError 400 naming the first bad field."""
+def parse(wire: type[Object], fields: Fields) -> Object:
+    """The wire type of `fields`. Raises ApiError 400 naming the first bad field, by the name that it was sent as."""
     try:
-        return wire.model_validate(fields)
+        return wire.model_validate(fields.known)
     except ValidationError as failure:
-        raise _bad_field(wire, failure) from None
+        raise _as_sent(_bad_field(wire, failure), fields.sent_as) from None
 
 
 def _object_in(body: bytes, limits: Limits) -> dict[str, Any]:
@@ -98,6 +98,14 @@ def _bad_field(wire: type[Wire], failure: ValidationError) -> ApiError:
     if first["type"] == "missing":
         return ApiError(400, f"{path} is required", param=field)
     return ApiError(400, f"{path} {_problem(first['type'], first['msg'])}", param=field)
+
+
+def _as_sent(error: ApiError, sent_as: Mapping[str, str]) -> ApiError:
+    ours = next((path for path in sent_as if f"{error.param}.".startswith(f"{path}.")), None)
+    if ours is None or error.param is None:
+        return error
+    message = error.message.replace(ours, sent_as[ours], 1)
+    return ApiError(400, message, param=error.param.replace(ours, sent_as[ours], 1), code=error.code)
 
 
 def _problem(kind: str, message: str) -> str:

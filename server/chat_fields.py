@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJ
 
 from server.wire import Wire, option
 
-FunctionName = Annotated[str, Field(pattern=r"\A[A-Za-z0-9_.:-]{1,128}\z")]
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 JSON_TYPES = ("object", "array", "string", "number", "boolean", "null")
 AnyJson = Annotated[Any, WithJsonSchema({"anyOf": [{"type": name} for name in JSON_TYPES]})]
 ToolMode = Literal["none", "auto", "required"]
@@ -113,6 +113,7 @@ class ConversationFields(Wire):
     """What the chat template is told."""
 
     tools: list[Tool] | None = option("Functions that the model may call.")
+    documents: list[dict[str, AnyJson]] | None = option("What the answer is to draw on, for templates that show it.")
     chat_template_kwargs: dict[str, Any] | None = option("The chat template's own variables, such as enable_thinking.")
     add_generation_prompt: bool | None = option("End the prompt with the beginning of the assistant's turn.", True)
     continue_final_message: bool | None = option(

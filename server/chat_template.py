@@ -23,14 +23,14 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.errors import ApiError
 from server.model_files import ModelError
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-
+from server.template_files import DEFAULT, SPECIAL_TOKENS, special_tokens, template_sources
 
 PROBE = {
     "type": "function",
     "function": {"name": "probe", "description": "A probe.", "parameters": {"type": "object", "properties": {}}},
 }
+NAMED = ("tool_use", "rag")
+PROBED_DOCUMENT = {"title": "probe", "text": "A probe."}
 
 
 class Refused(jinja2.TemplateError):
@@ -43,16 +43,21 @@ class Conversation:
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] = ()
+    documents: Sequence[Mapping[str, Any]] = ()
     variables: Mapping[str, Any] = field(default_factory=dict)
     add_generation_prompt: bool = True
     is_open: bool = False
 
 
 class ChatTemplate:
-    """Messages -> the prompt's text, special tokens included. Raises ValueError if the source is no template."""
+    """Messages -> the prompt's text, special tokens included. Raises ValueError if the source is no template.
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+    named: the model's other templates, of which `tool_use` is rendered where tools are given, and `rag` for documents.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], named: Mapping[str, str] | None = None) -> None:
         self.source = source
+        self._named = {name: ChatTemplate(named[name], special_tokens) for name in NAMED if named and name in named}
         self._special_tokens = dict(special_tokens)
         environment = _environment()
         try:
@@ -62,15 +67,16 @@ class ChatTemplate:
             raise ValueError(f"line {error.lineno}: {error.message}") from None
         given = {"messages", "tools", "documents", "add_generation_prompt", *SPECIAL_TOKENS}
         self.variables = frozenset(names - given - environment.globals.keys())
-        self.takes_tools = self._takes_tools()
+        one = Conversation([{"role": "user", "content": "x"}])
+        self.takes_tools = self._differ("tools", one, replace(one, tools=(PROBE,)))
+        self.takes_documents = self._differ("documents", one, replace(one, documents=(PROBED_DOCUMENT,)))
 
     @classmethod
     def from_directory(cls, directory: Path) -> ChatTemplate | None:
-        """From chat_template.jinja or tokenizer_config.json; None if the model has no template."""
-        config = _read_json(directory / "tokenizer_config.json")
-        file = directory / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else _default(config.get("chat_template"))
-        return None if source is None else cls(source, special_tokens(directory))
+        """With the other templates beside the default one; None if the model has none."""
+        sources = template_sources(directory)
+        source = sources.pop(DEFAULT, None)
+        return None if source is None else cls(source, special_tokens(directory), sources)
 
     @classmethod
     def from_file(cls, file: Path, directory: Path) -> ChatTemplate:
@@ -78,9 +84,18 @@ class ChatTemplate:
         source = template_source(file)
         return cls(source, special_tokens(directory))
 
+    def given(self, *, tools: bool, documents: bool = False) -> ChatTemplate:
+        """The one that transformers renders where these are given."""
+        tool_use, rag = self._named.get("tool_use"), self._named.get("rag")
+        if tools and tool_use is not None and tool_use.takes_tools:
+            return tool_use
+        if documents and not tools and rag is not None and rag.takes_documents:
+            return rag
+        return self
+
     @property
     def has_reasoning(self) -> bool:
-        return "</think>" in self.source
+        return "</think>" in self.source or any(other.has_reasoning for other in self._named.values())
 
     @property
     def knows_developer(self) -> bool:
@@ -88,6 +103,9 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation) -> str:
         """Raises ApiError 400 when the template refuses the messages."""
+        chosen = self.given(tools=bool(conversation.tools), documents=bool(conversation.documents))
+        if chosen is not self:
+            return chosen.render(conversation)
         if not conversation.is_open:
             return self._render(conversation)
         mark = secrets.token_hex(16)
@@ -99,15 +117,16 @@ class ChatTemplate:
             raise ApiError(400, f"continue_final_message {message}", param="continue_final_message")
         return text
 
-    def _takes_tools(self) -> bool:
-        """Whether tools make any difference to a prompt."""
-        if "tools" not in self.source:
-            return False
-        conversation = Conversation([{"role": "user", "content": "x"}])
+    def shown(self, conversation: Conversation) -> str | None:
+        """The prompt; None where the template refuses the messages."""
         try:
-            return self._render(conversation) != self._render(replace(conversation, tools=(PROBE,)))
+            return self.render(conversation)
         except ApiError:
-            return False
+            return None
+
+    def _differ(self, name: str, one: Conversation, other: Conversation) -> bool:
+        """Whether what `other` has makes any difference to a prompt."""
+        return name in self.source and self.shown(one) != (shown := self.shown(other)) and shown is not None
 
     def _render(self, conversation: Conversation) -> str:
         try:
@@ -118,7 +137,7 @@ class ChatTemplate:
                     "messages": [dict(message) for message in conversation.messages],
                     "add_generation_prompt": conversation.add_generation_prompt,
                     "tools": list(conversation.tools) or None,
-                    "documents": None,
+                    "documents": list(conversation.documents) or None,
                 }
             )
         except Refused as refused:
@@ -181,22 +200,3 @@ def _raise_exception(message: str) -> NoReturn:
 
 def _strftime_now(form: str) -> str:
     return datetime.now().strftime(form)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _default(template: object) -> str | None:
-    """tokenizer_config.json holds one template or a list of named ones."""
-    if isinstance(template, list):
-        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
-    return template if isinstance(template, str) else None
-
-
-def special_tokens(directory: Path) -> dict[str, str]:
-    """bos_token, eos_token …, as the tokenizer's files name them."""
-    values = {**_read_json(directory / "special_tokens_map.json"), **_read_json(directory / "tokenizer_config.json")}
-    tokens = {name: values[name] for name in SPECIAL_TOKENS if values.get(name) is not None}
-    return {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}

@@ -1,52 +1,43 @@
-"""A chat's wire fields -> what the chat template is given.
-
-To a template that takes no tools they are told in the system message, and calls and their results in the history as
-text, in the format that the server parses.
-"""
+"""A chat's wire fields -> what the chat template is given."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from server.bounds import bad_field
 from server.chat_fields import ConversationFields, Message, Tool, ToolCall
 from server.chat_template import ChatTemplate, Conversation
+from server.retelling import Turn, fitted, told
 from server.served import Served
 from server.tool_parsers.hermes import Hermes
-from server.tool_parsers.tool_format import ToolFormat
-
-Turn = dict[str, Any]
-
-_SYSTEM = """\
-You can call functions. Between <tools> and </tools>, each line describes one of them as JSON:
-<tools>
-{tools}
-</tools>
-To call a function, answer with its name and its arguments in this form:
-{example}"""
 
 
 def conversation(
     wire: ConversationFields, messages: Sequence[Message], tools: Sequence[Tool], served: Served
 ) -> Conversation:
     """Raises ApiError 400 on variables that the template does not have, and where there is nothing to continue."""
-    template = served.tokenizer.template
+    whole = served.tokenizer.template
+    template = whole.given(tools=bool(tools), documents=bool(wire.documents)) if whole is not None else None
     _check_variables(wire, template)
+    _check_documents(wire, template)
     turns = [_turn(message, template) for message in messages]
     shown = [tool.model_dump(exclude_none=True) for tool in tools]
-    if template is not None and not template.takes_tools:
-        form = served.tools or Hermes()
-        turns = _told(shown, [_as_text(turn, form) for turn in turns], form)
-        shown = []
-    return Conversation(
+    asked = Conversation(
         messages=turns,
         tools=shown,
+        documents=wire.documents or (),
         variables=wire.chat_template_kwargs or {},
         add_generation_prompt=_adds_generation_prompt(wire),
         is_open=_is_open(wire, messages),
     )
+    if template is None:
+        return asked
+    if template.takes_tools:
+        has_calls = any(turn["role"] == "tool" or "tool_calls" in turn for turn in turns)
+        return fitted(asked, template) if has_calls else asked
+    return told(asked, template, served.tools or Hermes())
 
 
 def _turn(message: Message, template: ChatTemplate | None) -> Turn:
@@ -74,34 +65,18 @@ def _arguments(text: str) -> Any:
     return value if isinstance(value, dict) else text
 
 
-def _as_text(turn: Turn, form: ToolFormat) -> Turn:
-    if turn["role"] == "tool":
-        return {"role": "user", "content": f"<tool_response>\n{turn['content']}\n</tool_response>"}
-    if "tool_calls" not in turn:
-        return turn
-    calls = form.write([call["function"] for call in turn["tool_calls"]])
-    rest = {name: value for name, value in turn.items() if name != "tool_calls"}
-    return rest | {"content": f"{turn['content']}\n{calls}" if turn["content"] else calls}
-
-
-def _told(tools: Sequence[Mapping[str, Any]], turns: list[Turn], form: ToolFormat) -> list[Turn]:
-    """The turns with the tools described in the system message."""
-    if not tools:
-        return turns
-    lines = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    example = form.write([{"name": "function's name", "arguments": {"argument's name": "value"}}])
-    text = _SYSTEM.format(tools=lines, example=example)
-    if turns[0]["role"] != "system":
-        return [{"role": "system", "content": text}, *turns]
-    return [turns[0] | {"content": f"{turns[0]['content']}\n\n{text}"}, *turns[1:]]
-
-
 def _check_variables(wire: ConversationFields, template: ChatTemplate | None) -> None:
     known = template.variables if template is not None else frozenset[str]()
     for name in wire.chat_template_kwargs or ():
         if name not in known:
             there = f"it has {', '.join(sorted(known))}" if known else "it has none"
-            raise bad_field("chat_template_kwargs", f"names a variable that the chat template does not have; {there}")
+            problem = f"names '{name[:100]}', a variable that the chat template does not have; {there}"
+            raise bad_field("chat_template_kwargs", problem)
+
+
+def _check_documents(wire: ConversationFields, template: ChatTemplate | None) -> None:
+    if wire.documents and not (template and template.takes_documents):
+        raise bad_field("documents", "has no meaning: the model's chat template does not show documents")
 
 
 def _adds_generation_prompt(wire: ConversationFields) -> bool:

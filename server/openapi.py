@@ -10,6 +10,7 @@ import msgspec
 from pydantic import BaseModel
 
 from server.fields import IGNORED
+from server.foreign_names import ALIASES
 
 Json = dict[str, Any]
 
@@ -102,8 +103,18 @@ def request_schema(wire: type[BaseModel]) -> Json:
             if name not in OPENAI_FIELDS:
                 field[EXTENSION] = True
         no_effect = {"description": "Accepted without effect; the answer's X-Ignored-Params names it."}
-        schema["properties"] |= dict.fromkeys(sorted(IGNORED), no_effect)
+        schema["properties"] |= _aliases(schema["properties"]) | dict.fromkeys(sorted(IGNORED), no_effect)
     return schema
+
+
+def _aliases(ours: Mapping[str, Any]) -> Json:
+    """Other servers' names for these fields."""
+    paths = {name: next((p for p in paths if p.partition(".")[0] in ours), None) for name, paths in ALIASES.items()}
+    return {
+        name: {"description": f"Another server's name of {path}.", EXTENSION: True}
+        for name, path in paths.items()
+        if path is not None
+    }
 
 
 @cache

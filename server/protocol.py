@@ -16,7 +16,7 @@ from server.chat_fields import ConversationFields, Messages, ToolFields
 from server.search_fields import Context, SearchFields
 from server.structure_fields import StructureFields
 from server.token_fields import LatentThoughts, PauseTokens, TokenFields
-from server.wire import MAX_INT, Count, Positive, TokenId, Wire, option
+from server.wire import MAX_INT, Count, Deadline, Positive, TokenId, Wire, option
 
 PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
 CONTEXT = "a string or a list of token ids"
@@ -70,7 +70,7 @@ class Decoding(TokenFields, SearchFields, StructureFields):
 
     cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = option("Seconds in which the answer must be complete.")
+    timeout: Deadline | None = option("Seconds in which the answer must be complete.")
 
 
 def _prompt_form(prompt: object) -> str:
@@ -112,7 +112,7 @@ class EmbeddingRequest(Wire):
     encoding_format: Literal["float", "base64"] | None = option("Numbers, or base64 of float32.", "float")
     cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
     priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
-    timeout: Annotated[float, Field(gt=0, le=86400)] | None = option("Seconds in which the answer must be complete.")
+    timeout: Deadline | None = option("Seconds in which the answer must be complete.")
 
 
 class ChatRequest(Decoding, ToolFields):

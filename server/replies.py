@@ -223,8 +223,8 @@ class Support(Wire, frozen=True):
     """What the model can do beyond completions. encoder: a prompt is the source it answers.
 
     strategies: the ids that GET /v1/strategies describes. tool_parser: how calls are written,
-    null if tools are refused; tools_in: what shows them to the model, its chat template or, if that takes none, the
-    system message. reasoning: whether reasoning_content is split off.
+    null if tools are refused; tools_in: what shows them to the model, its chat_template or, if that takes none, the
+    system_message or, if that is refused, the first_user_message. reasoning: whether reasoning_content is split off.
     """
 
     chat: bool

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from server.wire import Wire, option
 
-Name = Annotated[str, Field(pattern=r"\A[a-zA-Z0-9_-]{1,64}\z")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class JsonSchema(Wire):

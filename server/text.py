@@ -15,9 +15,10 @@ from pathlib import Path
 import tokenizers
 
 from server import heap
-from server.chat_template import ChatTemplate, Conversation, special_tokens
+from server.chat_template import ChatTemplate, Conversation
 from server.detokenizer import Detokenizer
 from server.errors import ApiError
+from server.template_files import special_tokens
 from server.vocabulary import Vocabulary
 
 INLINE_CHARS = 4096  # about a millisecond of encoding

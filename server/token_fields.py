@@ -11,7 +11,7 @@ from server.wire import Count, Probability, TokenId, Wire, option
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Cutoff = Annotated[float, Field(ge=0, lt=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-BiasKey = Annotated[str, Field(pattern=r"\A(0|[1-9][0-9]{0,9})\z")]
+BiasKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 """The server's own bound, max_temperature, is usually lower."""
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 MAX_INT = 2**31 - 1
 
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+# Seconds. Nothing can be answered in less than the first, hardly anything in less than the schema's
+Deadline = Annotated[
+    float, Field(ge=0.001, le=86400), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 86400})
+]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 

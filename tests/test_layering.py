@@ -27,13 +27,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "server": (
         # words: types, limits and series that know nobody
         """settings settings_text wire token_fields search_fields structure_fields chat_fields protocol combinations
-        response_fields mode replies response_objects errors limits fields exchange orphans metrics vllm_aliases logs
-        error_stream progress presence model_files download heap""",
+        response_fields mode replies response_objects errors limits foreign_names fields exchange orphans metrics
+        vllm_aliases logs error_stream progress presence model_files download heap""",
         # work: text, translation, and the way to the worker
-        """vocabulary chat_template detokenizer stop_text reasoning tool_parsers/ message_text text grammar_process
-        grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar bounds logits source
-        effective conversation generation_defaults translate response_request worker_process mailbox ticket
-        reservation waiting admission batcher startup""",
+        """vocabulary template_files chat_template detokenizer stop_text reasoning tool_parsers/ message_text text
+        grammar_process grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar
+        bounds logits source effective retelling conversation generation_defaults translate response_request
+        worker_process mailbox ticket reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
         """choice answer logprobs format completion_format chat_format outputs reply event_line stream
         embedding response_format response_stream""",

@@ -37,7 +37,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, LATER_IN_CHAT)
-        wire = parse(ChatRequest, fields.known)
+        wire = parse(ChatRequest, fields)
         check_limits(wire, limits)
         with batcher.reserve("chat", num_rows(wire)) as reservation:
             served = batcher.served

@@ -37,7 +37,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, {})
-        wire = parse(CompletionRequest, fields.known)
+        wire = parse(CompletionRequest, fields)
         check_limits(wire, limits)
         with batcher.reserve("completions", num_rows(wire)) as reservation:
             served = batcher.served

@@ -36,7 +36,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def create_embedding(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), EmbeddingRequest.model_fields, LATER_IN_EMBEDDINGS)
-        wire = parse(EmbeddingRequest, fields.known)
+        wire = parse(EmbeddingRequest, fields)
         if num_prompts(wire.input) > limits.max_request_rows:
             raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
         if len(wire.cache_salt or "") > limits.max_cache_salt_chars:

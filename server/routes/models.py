@@ -9,6 +9,7 @@ from server.catalogue import available
 from server.openapi import operation
 from server.replies import Model, ModelList, Support
 from server.reply import JsonResponse
+from server.retelling import tools_in as told_in
 from server.served import Served
 from server.translate import resolve_model
 
@@ -47,7 +48,7 @@ def _support(served: Served) -> Support:
     template = served.tokenizer.template
     tools_in = None
     if served.tools is not None and template is not None:
-        tools_in = "chat_template" if template.takes_tools else "system_message"
+        tools_in = told_in(template, served.tools)
     return Support(
         chat=served.tokenizer.has_chat_template,
         draft_model=served.has_draft,

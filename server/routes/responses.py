@@ -46,7 +46,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         body = await read_object(request, limits)
         refuse_stored(body)
         fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
-        wire = parse(ResponseRequest, fields.known)
+        wire = parse(ResponseRequest, fields)
         chat = chat_request(wire)
         check_limits(chat, limits)
         with batcher.reserve("responses", num_rows(chat)) as reservation:

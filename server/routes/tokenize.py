@@ -36,7 +36,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def tokenize(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), TokenizeRequest.model_fields, {})
-        wire = parse(TokenizeRequest, fields.known)
+        wire = parse(TokenizeRequest, fields)
         if (wire.prompt is None) == (wire.messages is None):
             raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
         if wire.messages is not None and len(wire.messages) > limits.max_messages:
@@ -60,7 +60,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def detokenize(request: Request) -> Response:
         fields = sort_fields(await read_object(request, limits), DetokenizeRequest.model_fields, {})
-        wire = parse(DetokenizeRequest, fields.known)
+        wire = parse(DetokenizeRequest, fields)
         served = batcher.served
         resolve_model(wire.model, served)
         check_ids("tokens", wire.tokens, served)

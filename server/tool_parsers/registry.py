@@ -24,4 +24,5 @@ def chosen(asked: str, template: ChatTemplate | None) -> ToolFormat | None:
         return FORMATS.get(asked)
     if template is None:
         return None
-    return taught_by(template.source) if template.takes_tools else Hermes()
+    rendered = template.given(tools=True)
+    return taught_by(rendered.source) if rendered.takes_tools else Hermes()

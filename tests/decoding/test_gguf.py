@@ -256,6 +256,14 @@ def test_the_chat_template_and_every_end_come_along(tmp_path: Path) -> None:
     assert document(directory, "tokenizer_config.json")["eos_token"] == SPECIAL[1]
 
 
+def test_the_templates_for_tools_and_documents_come_along(tmp_path: Path) -> None:
+    named = [{"name": name, "template": f"{{{{ {name} }}}}"} for name in ("default", "tool_use", "rag", "../other")]
+    directory = converted(llama_file(tmp_path, lambda writer: writer.add_chat_template(named)))
+    assert (directory / "chat_template.jinja").read_text() == "{{ default }}"
+    others = {file.name: file.read_text() for file in (directory / "additional_chat_templates").iterdir()}
+    assert others == {"tool_use.jinja": "{{ tool_use }}", "rag.jinja": "{{ rag }}"}
+
+
 REFUSED: dict[str, tuple[Change, str]] = {
     "architecture": (lambda writer: writer.add_string("general.architecture", "rwkv6"), "architecture is rwkv6"),
     "experts": (lambda writer: writer.add_expert_count(8), "mixture of experts"),
