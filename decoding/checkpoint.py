@@ -15,6 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _naming_odd_ones(stored: Mapping[str, Stored], architecture: str) -> Iterato
 def _silence() -> Iterator[None]:
     """transformers' tables and advice stay off the terminal: what they say is said here."""
     before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         yield
     finally:
