@@ -5,6 +5,8 @@
     the K best that do not end are the next beams
     over: K finished and no beam can beat the worst of them, or early_stopping and K finished, or all M end
 
+Of the M only those are looked at that can be among the K: where M is large, most of it could but end.
+
 log p are the processed scores, not normalised again, as there; where the request has a temperature or filters, it is
 log_softmax of what its whole pipeline leaves of the logits, and still nothing is drawn. A candidate excluded by a
 processor is never taken (there it may fill a beam with -inf), so K beams may be fewer. lp and cp: Wu et al. 2016
@@ -25,8 +27,19 @@ from decoding.ranking import LengthPenalty
 from decoding.seam import Feed, Move, Reading, RowView, Scores, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies.coverage import Coverage
-from decoding.strategies.hypotheses import Hypothesis, Path
-from decoding.strategies.search import Extension, Search, described, reported, search_want
+from decoding.strategies.hypotheses import Hypothesis, Path, Token
+from decoding.strategies.search import (
+    MOST_LISTED,
+    Extension,
+    Search,
+    descending,
+    described,
+    reported,
+    search_want,
+)
+
+Continuation = tuple[float, int, int, Token]
+"""-score of the path, its beam, the token's rank there, the token: in the order of their ranking."""
 
 
 class BeamStrategy(Search):
@@ -34,7 +47,8 @@ class BeamStrategy(Search):
         params = request.strategy
         assert isinstance(params, Beam | BeamSample)
         self._params = params
-        self._num_candidates = max(2, 1 + len(stopping.ending_ids)) * params.num_beams  # M
+        self._ending_ids = stopping.ending_ids
+        self._num_candidates = max(2, 1 + len(self._ending_ids)) * params.num_beams  # M
         super().__init__(request, stopping, params.n, self._wanted(request))
         self._penalty = LengthPenalty(params.length_penalty, params.length_penalty_type)
         self._prune = params.prune if isinstance(params, Beam) else None
@@ -44,21 +58,20 @@ class BeamStrategy(Search):
         self._finished: list[Hypothesis] = []
 
     def _wanted(self, request: Request) -> Want:
+        is_wide = self._num_candidates > MOST_LISTED
         scores = Scores.PROCESSED if request.logits.warps else Scores.BEAM
-        want = search_want(request, self._num_candidates, scores)
+        want = search_want(request, 0 if is_wide else self._num_candidates, scores)
         has_coverage = isinstance(request.strategy, Beam) and request.strategy.coverage_penalty > 0
-        return dataclasses.replace(want, attention=has_coverage)
+        return dataclasses.replace(want, full=is_wide, attention=has_coverage)
 
     def _advance(self, rows: Sequence[RowView]) -> Move:
-        num_beams, readings = self._params.num_beams, [r.last for r in rows]
-        candidates = self._candidates(readings)
+        readings = [r.last for r in rows]
+        ended, going_on = self._continued(readings)
         if self._coverage is not None:
-            self._coverage.extend([(path, readings[beam]) for beam, path in candidates])
-        ended = [c for c in candidates[:num_beams] if c[1].finish is not None]
+            self._coverage.extend([(path, readings[beam]) for beam, path in (*ended, *going_on)])
         before = self._returnable()
         self._finish([path for _, path in ended])
-        going_on = sorted((c for c in candidates if c[1].finish is None), key=lambda c: -c[1].score)
-        running = [c for c in going_on[:num_beams] if not self._is_pruned(c[1])]
+        running = [c for c in going_on if not self._is_pruned(c[1])]
         self._commit([path for _, path in running], before)
         trace = self._event("beams", described([*running, *ended], len(rows)))
         if not running or self._is_over(running[0][1]):
@@ -66,21 +79,44 @@ class BeamStrategy(Search):
         feeds = tuple(Feed(rows[beam].row, path.token_ids, want=self._want) for beam, path in running)
         return Move(feeds, emit=self._answers.settle(), trace=trace)
 
-    def _candidates(self, readings: Sequence[Reading]) -> list[Extension]:
-        """The M best; ties go to the earlier beam and then to the lower id, as flat indices would."""
+    def _continued(self, readings: Sequence[Reading]) -> tuple[list[Extension], list[Extension]]:
+        """Of the M best those that end among the first K, and the K best that go on.
+
+        Ties go to the earlier beam and then to the lower id, as flat indices would.
+        """
+        num_beams = self._params.num_beams
+        ended: list[Extension] = []
+        going_on: list[Extension] = []
         ranked = merge(*(self._continuations(beam, reading) for beam, reading in enumerate(readings)))
-        best = list(islice(ranked, self._num_candidates))
-        return [(beam, self._extended(beam, readings[beam], at, -cost)) for cost, beam, at in best]
+        for rank, (cost, beam, _, token) in enumerate(islice(ranked, self._num_candidates)):
+            if rank < num_beams or not self._surely_ends(token.id):
+                path = self._path(self._beams[beam], token, -cost)
+                if path.finish is None:
+                    going_on.append((beam, path))
+                elif rank < num_beams:
+                    ended.append((beam, path))
+            if rank >= num_beams - 1 and len(going_on) == num_beams:
+                break
+        return ended, going_on
 
-    def _continuations(self, beam: int, reading: Reading) -> Iterator[tuple[float, int, int]]:
-        """(-score, beam, rank in the reading), best first."""
-        score = self._beams[beam].score
-        return ((-(score + s), beam, at) for at, (_, s) in enumerate(reading.top) if s > EXCLUDED)
+    def _continuations(self, beam: int, reading: Reading) -> Iterator[Continuation]:
+        """Best first."""
+        total = self._beams[beam].score
+        if reading.full is None:
+            for at, (token_id, score) in enumerate(reading.top):
+                if score > EXCLUDED:
+                    raw = reading.top_logprobs[at] if reading.top_logprobs else 0.0
+                    yield -(total + score), beam, at, reported(self._request, reading, token_id, score, raw)
+            return
+        scores = reading.full.numpy()
+        for at, token_id in enumerate(descending(scores, 2 * self._params.num_beams)):
+            score = float(scores[token_id])
+            raw = 0.0 if reading.full_logprobs is None else float(reading.full_logprobs[token_id])
+            yield -(total + score), beam, at, reported(self._request, reading, token_id, score, raw)
 
-    def _extended(self, beam: int, reading: Reading, at: int, total: float) -> Path:
-        token_id, score = reading.top[at]
-        raw = reading.top_logprobs[at] if reading.top_logprobs else 0.0
-        return self._path(self._beams[beam], reported(self._request, reading, token_id, score, raw), total)
+    def _surely_ends(self, token_id: int) -> bool:
+        """Before it is looked at what the text would be."""
+        return token_id in self._ending_ids or self._beams[0].length + 1 >= self._stopping.max_tokens
 
     def _finish(self, paths: Sequence[Path]) -> None:
         joined = [*self._finished, *(Hypothesis(path, self._score(path)) for path in paths)]

@@ -14,18 +14,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import chain, islice
 
-import numpy as np
-
-from decoding.logits.step import EXCLUDED
 from decoding.params import GroupBeam, Request
 from decoding.ranking import LengthPenalty
 from decoding.seam import Feed, FinishReason, Move, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.hypotheses import Hypothesis, Path
-from decoding.strategies.search import Extension, Search, described, is_plain, reported, search_want
+from decoding.strategies.search import (
+    MOST_LISTED,
+    Extension,
+    Search,
+    descending,
+    described,
+    is_plain,
+    reported,
+    search_want,
+)
+
+Ranked = tuple[int, float, float]
+"""A token's id, its score after the penalty and the processors, its raw log-prob."""
 
 
 @dataclass(slots=True)
@@ -52,8 +63,9 @@ class GroupBeamStrategy(Search):
         self._params = params
         self._tools = tools
         self._size = params.num_beams // params.num_beam_groups  # K'
-        self._width = max(2, 1 + len(stopping.ending_ids)) * self._size
-        self._is_plain = is_plain(request)
+        self._ending_ids = stopping.ending_ids
+        self._width = max(2, 1 + len(self._ending_ids)) * self._size
+        self._is_plain = is_plain(request) and self._width <= MOST_LISTED
         super().__init__(request, stopping, params.n, self._wanted(request))
         self._penalty = LengthPenalty(params.length_penalty)
         self._groups = [_Group([self._answers.root]) for _ in range(params.num_beam_groups)]
@@ -86,43 +98,47 @@ class GroupBeamStrategy(Search):
         self._commit(before)
         return Move(tuple(feeds), emit=self._answers.settle(), trace=tuple(trace))
 
-    def _candidates(self, group: _Group, rows: Sequence[RowView], taken: Counter[int | None]) -> list[Extension]:
-        """The best continuations of the group's beams, best first."""
+    def _candidates(self, group: _Group, rows: Sequence[RowView], taken: Counter[int | None]) -> Iterator[Extension]:
+        """The best continuations of the group's beams, best first; beyond the first K' those alone that may go on."""
         ranked = [self._ranked_tokens(row, taken) for row in rows]
-        totals = sorted(
-            (-(beam.score + score), at, rank)
-            for at, beam in enumerate(group.beams)
-            for rank, (_, score, _) in enumerate(ranked[at])
-        )
-        extensions = []
-        for cost, at, rank in totals[: self._width]:
-            token_id, score, raw = ranked[at][rank]
-            top = tuple((i, s) for i, s, _ in ranked[at])
-            token = reported(self._request, rows[at].last, token_id, score, raw, ranked=top)
-            extensions.append((at, self._path(group.beams[at], token, -cost)))
-        return extensions
+        tops = [tuple((i, s) for i, s, _ in first) for first, _ in ranked]
+        totals = merge(*(self._totals(at, group.beams[at], chain(*tokens)) for at, tokens in enumerate(ranked)))
+        for rank, (cost, at, _, (token_id, score, raw)) in enumerate(islice(totals, self._width)):
+            if rank < self._size or token_id not in self._ending_ids:
+                token = reported(self._request, rows[at].last, token_id, score, raw, ranked=tops[at])
+                yield at, self._path(group.beams[at], token, -cost)
 
-    def _ranked_tokens(self, row: RowView, taken: Counter[int | None]) -> list[tuple[int, float, float]]:
-        """(id, score after the penalty and the processors, raw log-prob) of a row's best tokens, best first."""
+    def _totals(self, at: int, beam: Path, tokens: Iterable[Ranked]) -> Iterator[tuple[float, int, int, Ranked]]:
+        """What ranks a beam's continuations among those of the others."""
+        return ((-(beam.score + token[1]), at, rank, token) for rank, token in enumerate(tokens))
+
+    def _ranked_tokens(self, row: RowView, taken: Counter[int | None]) -> tuple[list[Ranked], Iterator[Ranked]]:
+        """A row's tokens after the penalty and the processors, best first: as many as are reported, and the others."""
         penalty, reading = self._params.diversity_penalty, row.last
+        num_reported = self._request.logprobs.output or 0
         if self._is_plain:
-            tokens = [(i, s - penalty * taken[i], s) for i, s in reading.top]
-            return sorted(tokens, key=lambda t: (-t[1], t[0]))
+            plain = [(i, s - penalty * taken[i], s) for i, s in reading.top]
+            plain.sort(key=lambda t: (-t[1], t[0]))
+            return plain[:num_reported], iter(plain[num_reported:])
         assert reading.full is not None
         scores = reading.full.clone()
         for token_id, count in taken.items():
             if token_id is not None:
                 scores[token_id] -= penalty * count
         processed = self._tools.process(row.row, (), scores, warps=False).numpy()
-        best = best_ids(processed, max(self._width, self._request.logprobs.output or 0))
-        return [(i, float(processed[i]), float(reading.full[i])) for i in best]
+        raw = reading.full.numpy()
+        best = descending(processed, max(2 * self._size, num_reported))
+        tokens = ((i, float(processed[i]), float(raw[i])) for i in best)
+        return list(islice(tokens, num_reported)), tokens
 
-    def _advance_group(self, group: _Group, candidates: Sequence[Extension]) -> tuple[list[Extension], list[Extension]]:
+    def _advance_group(self, group: _Group, candidates: Iterable[Extension]) -> tuple[list[Extension], list[Extension]]:
         """Walk down the candidates; returns those to continue, without which the group is over, and the finished."""
         opened: list[Extension] = []
         ended: list[Extension] = []
+        best: Path | None = None
         for rank, extension in enumerate(candidates):
             path = extension[1]
+            best = best or path
             if len(opened) == self._size:
                 break
             if not is_ended(path):
@@ -130,7 +146,7 @@ class GroupBeamStrategy(Search):
             elif rank < self._size:
                 ended.append(extension)
                 group.add(self._hypothesis(path), self._size)
-        is_over = not opened or self._is_over(group, candidates[0][1])
+        is_over = not opened or best is None or self._is_over(group, best)
         group.beams = [] if is_over else [path for _, path in opened]
         return opened, ended
 
@@ -172,12 +188,3 @@ class GroupBeamStrategy(Search):
 def is_ended(path: Path) -> bool:
     """Whether its text is over; a path at the length limit stays open until the search ends."""
     return path.finish is not None and path.finish.reason is not FinishReason.LENGTH
-
-
-def best_ids(scores: np.ndarray, count: int) -> list[int]:
-    """The ids of the `count` best scores [vocab] that are not excluded, best first, the lower id first among equals."""
-    count = min(count, len(scores))
-    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
-    ids = np.flatnonzero((scores >= threshold) & (scores > EXCLUDED))
-    best: list[int] = ids[np.lexsort((ids, -scores[ids]))][:count].tolist()
-    return best

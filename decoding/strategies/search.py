@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from decoding.logits.step import EXCLUDED
 from decoding.params import LogitsParams, Request
 from decoding.seam import (
     Feed,
@@ -30,6 +33,9 @@ from decoding.strategies.prompt import inner_want, open_prompt, prompt_scores
 
 Extension = tuple[int, Path]
 """The number of the path that is continued, and what it becomes."""
+
+MOST_LISTED = 512
+"""Best continuations that a row lists. Who may have to look at more reads all scores, and as far down as it must."""
 
 
 class Search(ABC):
@@ -87,6 +93,29 @@ def search_want(request: Request, width: int, scores: Scores = Scores.BEAM) -> W
     if request.logprobs.mode == "raw":
         return Want(logprobs=True, top_k=width, raw_top=num_top, scores=scores)
     return Want(logprobs=True, top_k=max(width, num_top), scores=scores)
+
+
+def descending(scores: np.ndarray, first: int) -> Iterator[int]:
+    """The ids of scores [vocab] that are not excluded, best first, the lower id first among equals.
+
+    Sorted as far as they are asked for: `first` of them, then four times as many, and so on.
+    """
+    count, done = max(first, 1), 0
+    while True:
+        ids = best_ids(scores, count)
+        yield from ids[done:]
+        if len(ids) < count:
+            return
+        count, done = 4 * count, len(ids)
+
+
+def best_ids(scores: np.ndarray, count: int) -> list[int]:
+    """The ids of the `count` best scores [vocab] that are not excluded, best first, the lower id first among equals."""
+    count = min(count, len(scores))
+    threshold = np.partition(scores, len(scores) - count)[len(scores) - count]
+    ids = np.flatnonzero((scores >= threshold) & (scores > EXCLUDED))
+    best: list[int] = ids[np.lexsort((ids, -scores[ids]))][:count].tolist()
+    return best
 
 
 def is_plain(request: Request) -> bool:
