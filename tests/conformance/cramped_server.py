@@ -32,8 +32,8 @@ def work() -> None:
 
     roomy = Model.forward
 
-    def forward(self: Model, batch: Batch, layers: tuple[int, ...] = ()) -> Hidden:
-        hidden = roomy(self, batch, layers)
+    def forward(self: Model, batch: Batch, layers: tuple[int, ...] = (), *, shift: int = 0) -> Hidden:
+        hidden = roomy(self, batch, layers, shift=shift)
         if batch.num_tokens > MOST_TOKENS:
             raise torch.OutOfMemoryError("simulated")
         return hidden

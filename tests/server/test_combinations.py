@@ -270,7 +270,7 @@ def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
         "ignore_eos", "prompt_logprobs", "logprobs_mode", "return_token_ids", "skip_special_tokens",
         "include_stop_str_in_output", "trace", "cache_salt", "priority", "timeout", "prompt", "suffix", "max_tokens",
         "echo", "logprobs", "messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice",
-        "parallel_tool_calls", "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+        "parallel_tool_calls", "chat_template_kwargs", "documents", "add_generation_prompt", "continue_final_message",
         "decoder_prompt", "forced_bos_token_id",
     }  # fmt: skip
     assert all("description" in schema for name, schema in properties().items() if name not in {"prompt", "messages"})

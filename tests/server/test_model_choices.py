@@ -110,7 +110,7 @@ async def test_a_template_from_a_file_replaces_the_model_s(tmp_path: Path) -> No
 def test_a_bad_template_file_fails_at_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: bytes | None
 ) -> None:
-    monkeypatch.setattr("server.logs.configure", lambda *_: None)  # the process is not the server's
+    monkeypatch.setattr("server.logs.configure", lambda *_, **__: None)  # the process is not the server's
     file = tmp_path / "t.jinja"
     if source is not None:
         file.write_bytes(source)

@@ -142,7 +142,7 @@ async def test_the_raw_response_shows_headers(sdk: openai.AsyncOpenAI) -> None:
 
 async def test_errors_arrive_as_the_sdk_s_exceptions(sdk: openai.AsyncOpenAI, batcher: FakeBatcher) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
-        await sdk.completions.create(model="tiny", prompt="a", temperature=9)
+        await sdk.completions.create(model="tiny", prompt="a", temperature=11)
     assert bad.value.param == "temperature"
     with pytest.raises(openai.NotFoundError) as missing:
         await sdk.completions.create(model="other", prompt="a")
