@@ -189,7 +189,7 @@ async def test_7_twenty_kills_at_random_times_under_sixteen_streams(tmp_path: Pa
 async def stream_on(http: httpx.AsyncClient, endings: list[Streamed]) -> None:
     """One stream after the other; a stream that ends in any other way than promised fails here or leaves no trace."""
     while True:
-        endings.append(await Streamed().read(http, {"prompt": [SLOW], "max_tokens": 12}))
+        endings.append(await Streamed().read(http, {"prompt": [SLOW], "max_tokens": 5}))
         if endings[-1].status != 200:
             await asyncio.sleep(0.05)
 
