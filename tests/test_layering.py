@@ -59,7 +59,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "seq2seq/ tools isolation forwarding",
         "ahead",
         "engine",
-        "assembly loading fault",
+        "governor",
+        "assembly loading fault threads",
         "worker",
     ),
     "loadtest": (

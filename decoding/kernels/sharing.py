@@ -5,9 +5,8 @@ that others hold. Nobody waits for a thread that holds nothing: one that the sys
 a step runs as fast as the cores there are, with no barrier that all must reach.
 
 Who waits spins for a moment, which is all it takes while every thread has a core, and then sleeps: the thread that it
-waits for is off its core, and a core that idles is where the system puts it. Offering the core with sched_yield instead
-would be no sleep. A thread that yields stays runnable, so that nobody is moved to its core, and pays for each yield
-with a turn of its own: beside one busy process a token took a second instead of 20 ms.
+waits for is off its core, and a core that idles is where the system puts it. With
+sched_yield it would stay runnable, so that nobody is moved to its core.
 """
 
 from __future__ import annotations
