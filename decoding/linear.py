@@ -1,8 +1,8 @@
 """Linear layers whose row results do not depend on how many rows are multiplied, and several of them in one product.
 
 Owns the packed weights and the start-up self-test that decides, per weight shape, how this machine reaches
-that promise. Knows nothing of models: `rewrite.py` puts these in place of a model's own linears. The thread count must
-be settled before the test runs, for its verdict holds for that count only.
+that promise. Knows nothing of models: `rewrite.py` puts these in place of a model's own linears. The largest thread
+count must be settled before the test runs: its verdict holds for that count and for what it goes down to beside others.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def can_pack(weight: torch.Tensor) -> bool:
 
 
 def is_row_exact(product: Product, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:
-    """Whether rows come out bitwise equal from batches of every probed size.
+    """Whether rows come out bitwise equal from batches of every probed size, and from fewer of torch's threads.
 
     A wrong kernel differs in the last bit of some results only, so products of few columns are tried on more rows.
     """
@@ -192,7 +192,20 @@ def is_row_exact(product: Product, columns: int, dtype: torch.dtype, device: tor
         torch.equal(product(x[start : start + rows]), expected[start : start + rows])
         for rows in PROBED_ROWS
         for start in range(0, min(enough, len(x) - rows + 1), rows)
-    )
+    ) and (x.device.type != "cpu" or _is_thread_exact(product, x, expected))
+
+
+def _is_thread_exact(product: Product, x: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether any smaller number of threads gives the same, for one row and for many."""
+    most = torch.get_num_threads()
+    try:
+        for count in range(1, most):
+            torch.set_num_threads(count)
+            if not torch.equal(product(x), expected) or not torch.equal(product(x[:1]), expected[:1]):
+                return False
+        return True
+    finally:
+        torch.set_num_threads(most)
 
 
 def pad_rows(x: torch.Tensor, multiple: int) -> torch.Tensor:  # [rows, K] -> [rows up to a multiple, K]

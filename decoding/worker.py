@@ -8,9 +8,13 @@ the socket, and by the kernel's parent-death signal should the loop be stuck in 
 from __future__ import annotations
 
 import gc
+import os
 
 if __name__ == "__main__":
     gc.disable()  # until the model is loaded: a tenth of the start was spent looking for garbage among new modules
+    # Read when torch is loaded. Its threads (libgomp's) would otherwise spin for milliseconds wherever they wait, and
+    # so use up their turns while the one that they wait for is off its core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import ctypes
 import signal
@@ -24,6 +28,7 @@ from typing import Any
 
 import torch
 
+from decoding import kernels
 from decoding.assembly import AnyModel, build_engine
 from decoding.engine import Engine
 from decoding.fault import kind_and_place, load_cause, trace_of
@@ -53,6 +58,7 @@ from decoding.output import Output
 from decoding.params import Request
 from decoding.seam import Emit
 from decoding.strategies import build
+from decoding.threads import Threads, default_threads
 
 HEARTBEAT_SECONDS = 0.5
 PREPARING_SECONDS = 0.01  # between two looks whether a grammar is compiled
@@ -62,9 +68,10 @@ _PR_SET_PDEATHSIG = 1
 class Worker:
     """One engine and the loop around it."""
 
-    def __init__(self, link: Link, engine: Engine, vocab_size: int) -> None:
+    def __init__(self, link: Link, engine: Engine, vocab_size: int, threads: Threads) -> None:
         self._link = link
         self._engine = engine
+        self._threads = threads
         self._vocab_size = vocab_size
         self._last_sent = 0.0
         self._is_checked = False
@@ -134,7 +141,9 @@ class Worker:
         for output in outputs:
             if output.failure is not None and output.failure.cause is not None:
                 self._report(output.failure.cause)
-        self._send(tuple(_output_frame(o) for o in outputs), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        self._send(tuple(_output_frame(o) for o in outputs), seconds)
+        self._threads.ticked(seconds)
 
     def _report(self, error: BaseException) -> None:
         self._link.send(Fault(kind_and_place(error), trace_of(error)))
@@ -248,18 +257,31 @@ def _serve(link: Link) -> None:
 
 
 def _build(start: Start, link: Link) -> tuple[Worker, Loaded]:
-    if start.threads:
-        torch.set_num_threads(start.threads)
+    torch.set_num_threads(start.threads or default_threads())
     model = _load(start, start.model, link, "")
     draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
-    if all(each.is_compiled for each in (model, draft) if each is not None):
-        # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
-        torch.set_num_threads(1)
+    threads = _threads(model, draft)
     engine, loaded = build_engine(start, model, draft)
     gc.collect()
     gc.enable()
     gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
-    return Worker(link, engine, loaded.vocab_size), loaded
+    return Worker(link, engine, loaded.vocab_size, threads), loaded
+
+
+def _threads(model: AnyModel, draft: AnyModel | None) -> Threads:
+    """What settles their number from tick to tick."""
+    most = torch.get_num_threads() if model.info.device.type == "cpu" else 1
+    is_compiled = all(each.is_compiled for each in (model, draft) if each is not None)
+    if is_compiled:
+        # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
+        torch.set_num_threads(1)
+
+    def use(count: int) -> None:
+        if not is_compiled:
+            torch.set_num_threads(count)
+        kernels.limit_threads(count)
+
+    return Threads(most, use)
 
 
 def main() -> None:

@@ -61,7 +61,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "seq2seq/ tools isolation forwarding",
         "ahead",
         "engine",
-        "assembly loading fault",
+        "governor",
+        "assembly loading fault threads",
         "worker",
     ),
     "loadtest": (
@@ -71,7 +72,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "contender soak_exchange soak_watch",
         "compare curve soak",
         "report progress options curve_plot soak_trend",
-        "session soak_report soak_plot",
+        "session soak_report soak_plot neighbours",
         "__main__",
         "gpu_shapes",
         "gpu_box gpu_engine topk_bench",

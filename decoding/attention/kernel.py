@@ -91,7 +91,6 @@ class KernelAttention:
             self._scratch.ctypes.data,
             self._room,
             counts.ctypes.data,
-            self.team.give_way,
         )
         return KernelPlan(record, (pieces, tables, slots), counts, batch)
 

@@ -19,3 +19,11 @@ def available() -> bool:
     from decoding.kernels.vectors import has_fma  # noqa: PLC0415
 
     return has_fma() and has_threads()
+
+
+def limit_threads(count: int) -> None:
+    """From the next kernel on, at most so many threads work on one; no result depends on it."""
+    if available():
+        from decoding.kernels.team import limit_shared_teams  # noqa: PLC0415 - must not be imported without numba
+
+        limit_shared_teams(count)

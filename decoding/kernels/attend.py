@@ -71,7 +71,6 @@ BATCH = record(
     scratch="address",  # one room for each thread
     room="count",  # bytes of it
     counts="address",  # of every layer's STEPS steps, zero before the forward
-    give_way="address",  # of sched_yield
 )
 STEPS = 14
 
@@ -242,7 +241,7 @@ def attend(a, batch, counts, thread):
         _attend_piece(a, table, item % a.kv_heads, room, word(piece, 1), word(piece, 2), word(piece, 3))
         finish(counts, 1)
         item = take(counts, 1)
-    wait(counts, items, batch.give_way)
+    wait(counts, items)
 
 
 def _attention(pointer):
@@ -255,7 +254,7 @@ def _attention(pointer):
         write(a, batch.slots, token)
         finish(counts, 1)
         token = take(counts, 1)
-    wait(counts, batch.tokens, batch.give_way)
+    wait(counts, batch.tokens)
     attend(a, batch, step(batch, a.layer, 2), thread)
 
 

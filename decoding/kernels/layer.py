@@ -76,7 +76,7 @@ def _begin(layer, batch, counts):
             rms_norm(layer.x + at, layer.input_norm, layer.input_eps, layer.normed + at, layer.hidden)
         finish(counts, end - first)
         first = take(counts, ROWS_AT_ONCE)
-    wait(counts, batch.tokens, batch.give_way)
+    wait(counts, batch.tokens)
 
 
 @inner
@@ -102,7 +102,7 @@ def _prepare(layer, a, batch, counts):
             write(a, batch.slots, token)
         finish(counts, end - first)
         first = take(counts, ROWS_AT_ONCE)
-    wait(counts, batch.tokens, batch.give_way)
+    wait(counts, batch.tokens)
 
 
 @inner
@@ -116,7 +116,7 @@ def _continue(layer, batch, counts):
             rms_norm(layer.middle + at, layer.middle_norm, layer.middle_eps, layer.normed + at, layer.hidden)
         finish(counts, end - first)
         first = take(counts, ROWS_AT_ONCE)
-    wait(counts, batch.tokens, batch.give_way)
+    wait(counts, batch.tokens)
 
 
 @inner
@@ -129,7 +129,7 @@ def _end(layer, batch, counts):
             add(layer.middle + at, layer.projected + at, layer.out + at, layer.hidden)
         finish(counts, end - first)
         first = take(counts, ROWS_AT_ONCE)
-    wait(counts, batch.tokens, batch.give_way)
+    wait(counts, batch.tokens)
 
 
 @inner
@@ -144,7 +144,7 @@ def _make_rounded(form: Format) -> Any:
     @inner
     def rounded(layer, batch, x, weight, depth, number):
         """The input of a product of int8 or int4 weights."""
-        round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number), batch.give_way)
+        round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number))
         return layer.rounded
 
     return rounded
@@ -158,7 +158,7 @@ def _make_layer(form: Format) -> Any:
     @inner
     def product(batch, counts, x, weight, bias, out, depth, columns):
         multiply(x, weight, bias, out, batch.tokens, depth, columns, counts, 0)
-        wait(counts, columns // PANEL, batch.give_way)
+        wait(counts, columns // PANEL)
 
     @inner
     def run(layer, a, batch, thread):
@@ -175,7 +175,7 @@ def _make_layer(form: Format) -> Any:
         counts, x = step(batch, index, 7), ready(layer, batch, layer.normed, layer.gate_up_weight, hidden, 12)
         bias, both = layer.gate_up_bias, layer.gate_up
         multiply_gated(x, layer.gate_up_weight, bias, both, batch.tokens, hidden, 2 * middle, counts, layer.activated)
-        wait(counts, 2 * middle // PANEL, batch.give_way)
+        wait(counts, 2 * middle // PANEL)
         counts, x = step(batch, index, 8), ready(layer, batch, layer.activated, layer.down_weight, middle, 13)
         product(batch, counts, x, layer.down_weight, layer.down_bias, layer.projected, middle, hidden)
         _end(layer, batch, step(batch, index, 9))

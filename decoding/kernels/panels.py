@@ -113,7 +113,6 @@ class PanelLinear(torch.nn.Module):
         self._record["bias"] = 0 if self._bias is None else self._bias.data_ptr()
         self._record["depth"], self._record["columns"] = self._panels.depth, self._panels.columns
         self._record["counts"] = self._counts.ctypes.data
-        self._record["give_way"] = self._team.give_way
         self._words = self._record.view(np.int64)
         self._address = self._record.ctypes.data
         self._kernel = linears[self._panels.form].address

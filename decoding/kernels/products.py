@@ -101,7 +101,7 @@ def make_round_rows(form: Format) -> Any:
     row_bytes, step = form.row_bytes, form.depth
 
     @inner
-    def round_rows(x, weight, rounded, rows, depth, counts, give_way):
+    def round_rows(x, weight, rounded, rows, depth, counts):
         """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
         limit = load_one(weight - LIMIT_BYTES)
         size = depth // step * row_bytes
@@ -112,7 +112,7 @@ def make_round_rows(form: Format) -> Any:
                 round_one(x + 4 * row * depth, depth, limit, rounded + row * size, rounded + rows * size + 4 * row)
             finish(counts, end - first)
             first = take(counts, ROUNDED_AT_ONCE)
-        wait(counts, rows, give_way)
+        wait(counts, rows)
 
     return round_rows
 
@@ -173,7 +173,6 @@ LINEAR = record(
     columns="count",  # a multiple of PANEL
     counts="address",  # `sharing.py`, of two steps: zero before the call
     rounded="address",  # room for x as int16 and its scales, where the weight is int8 or int4
-    give_way="address",  # of sched_yield
 )
 
 _float32, _bfloat16, _int8, _int4 = (make_multiply(form) for form in Format)
@@ -192,13 +191,13 @@ def _linear_bfloat16(pointer):
 
 def _linear_int8(pointer):
     a = carray(pointer, 1)[0]
-    _round_for_int8(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
+    _round_for_int8(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES)
     _int8(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 
 def _linear_int4(pointer):
     a = carray(pointer, 1)[0]
-    _round_for_int4(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES, a.give_way)
+    _round_for_int4(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES)
     _int4(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
 
 

@@ -44,7 +44,6 @@ TOPK = record(
     scores="address",  # [rows, k + 1], the last of a row is scratch
     ids="address",  # int64, alike
     counts="address",  # `sharing.py`: zero before the call
-    give_way="address",  # of sched_yield
 )
 
 
@@ -186,7 +185,7 @@ def _topk(pointer):
         _row(a, row)
         finish(a.counts, 1)
         row = take(a.counts, 1)
-    wait(a.counts, a.rows, a.give_way)
+    wait(a.counts, a.rows)
 
 
 topk = kernel(TOPK)(_topk)

@@ -41,7 +41,6 @@ def kernel_topk(
         best.data_ptr(),
         ids.data_ptr(),
         counts.ctypes.data,
-        team.give_way,
     )
     team.run(compiled.address, record.ctypes.data)
     return normalisers[:, 0], normalisers[:, 1], best[:, :k], ids[:, :k]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from numba import carray
 
 from decoding.kernels.compiled import kernel, record
-from decoding.kernels.sharing import add_shared, finish, take
+from decoding.kernels.sharing import add_shared, finish, take, wait
 
 
 def _nothing(_pointer):  # type: ignore[no-untyped-def]
@@ -25,4 +25,18 @@ def _count(pointer):  # type: ignore[no-untyped-def]
         unit = take(a.counts, 1)
 
 
+WAITING = record(counts="address", units="count")
+
+
+def _wait(pointer):  # type: ignore[no-untyped-def]
+    a = carray(pointer, 1)[0]
+    wait(a.counts, a.units)
+
+
+def _finish(pointer):  # type: ignore[no-untyped-def]
+    """One unit."""
+    finish(carray(pointer, 1)[0].counts, 1)
+
+
+waiting, finishing = kernel(WAITING)(_wait), kernel(WAITING)(_finish)
 TINY, counting = kernel(record(out="address"))(_nothing), kernel(COUNTING)(_count)

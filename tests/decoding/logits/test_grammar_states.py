@@ -18,6 +18,7 @@ from decoding.logits import grammar as grammar_masks
 from decoding.logits.grammar import SPARE_STATES, Grammars, Latest, States
 from decoding.logits.history import History
 from decoding.params import Grammar, LogitsParams, Request, Sampling, StoppingParams
+from decoding.threads import Threads
 from decoding.worker import Worker
 from tests.decoding.table_model import TableModel, table_engine
 
@@ -85,7 +86,7 @@ class Peer:
             eos=(EOS,),
             token_bytes=[bytes([i]) for i in range(256)],
         )
-        self.worker = Worker(Link(theirs), engine, 260)
+        self.worker = Worker(Link(theirs), engine, 260, Threads(1, lambda _: None))
         self.finished: list[int] = []
 
     def send(self, frame: Submit) -> None:
