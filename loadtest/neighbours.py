@@ -115,3 +115,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print)
         return 130
     show(table(lines))
     return 0 if all(line.tokens_per_second for line in lines) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
