@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from decoding.cache_home import cache_home
 
 CONVERSION = "1"  # part of the cache key: raise it when the converted files change
 
@@ -32,8 +33,7 @@ class Packed:
 
     @property
     def cache_directory(self) -> Path:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(home) / "polydecode" / f"{self.name}-{self.digest}"
+        return cache_home() / "polydecode" / f"{self.name}-{self.digest}"
 
 
 def packed(path: Path) -> Packed:

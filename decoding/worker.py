@@ -45,7 +45,6 @@ from decoding.frames import (
     Start,
     Stats,
     Submit,
-    Tick,
     ToWorker,
     TraceEvent,
     request_of,
@@ -59,9 +58,11 @@ from decoding.params import Request
 from decoding.seam import Emit
 from decoding.strategies import build
 from decoding.threads import Threads, default_threads
+from decoding.ticks import ticks_within
 
 HEARTBEAT_SECONDS = 0.5
 PREPARING_SECONDS = 0.01  # between two looks whether a grammar is compiled
+MAX_TICK_BYTES = 16 << 20  # a quarter of what the server takes for a frame
 _PR_SET_PDEATHSIG = 1
 
 
@@ -149,7 +150,8 @@ class Worker:
         self._link.send(Fault(kind_and_place(error), trace_of(error)))
 
     def _send(self, outputs: tuple[OutputFrame, ...], seconds: float) -> None:
-        self._link.send(Tick(outputs, self._stats(seconds)))
+        for tick in ticks_within(MAX_TICK_BYTES, outputs, self._stats(seconds)):
+            self._link.send(tick)
         self._last_sent = time.monotonic()
 
     def _stats(self, seconds: float) -> Stats:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
+
+from pydantic_core import from_json
 
 from server.bounds import bad_field
 from server.chat_fields import ConversationFields, Message, Tool, ToolCall
@@ -59,7 +60,7 @@ def _call(call: ToolCall) -> Turn:
 def _arguments(text: str) -> Any:
     """Templates write the object; what is none, such as arguments that were cut off, stays as it is."""
     try:
-        value = json.loads(text)
+        value = from_json(text, allow_inf_nan=False)  # which bounds how deep it is nested
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text

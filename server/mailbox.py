@@ -163,13 +163,22 @@ class Mailbox:
 
     async def _watch(self, worker: WorkerProcess) -> str:
         """Waits for the worker's end, or kills it when it has been silent for too long."""
-        while not await worker.ended(min(self._limit - self._silence, LOOK_SECONDS)):
+        while not await self._ended(worker, min(self._limit - self._silence, LOOK_SECONDS)):
             if self._silence >= self._limit:
                 worker.kill()
                 return f"silent, or without progress, for {self._limit:g} seconds"
         if self._crash is not None:
             return f"crashed during {self._crash.during}: {self._crash.message}"
         return "the worker ended"
+
+    async def _ended(self, worker: WorkerProcess, seconds: float) -> bool:
+        """Whether it ended within so many. What passed beyond them this process was stopped or busy, and read nothing
+        of what the worker may have said: that is not the worker's silence.
+        """
+        asked = _now()
+        has_ended = await worker.ended(seconds)
+        self._last_progress += max(0.0, _now() - asked - max(seconds, 0.0))
+        return has_ended
 
     @property
     def _limit(self) -> float:

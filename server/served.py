@@ -20,7 +20,7 @@ class Served:
     num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder: as in `frames.Loaded`. grammars: tells
     whether those of requests compile. tools: how calls are written, None where no tools are taken. generation_defaults:
     wire fields that hold where a request says nothing. pool_by: how embeddings
-    are made.
+    are made. max_prompt_scores: of an answer's choices together.
     """
 
     names: tuple[str, ...]
@@ -39,6 +39,7 @@ class Served:
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     encoder: EncoderInfo | None = None
     pool_by: PoolBy = "mean"
+    max_prompt_scores: int = 1_000_000
 
     @property
     def max_prompt_len(self) -> int:

@@ -184,6 +184,9 @@ class LimitSettings(BaseModel):
     max_stop_chars: int = Field(256, ge=1, description="Characters of one stop string.")
     max_stop_token_ids: int = Field(1024, ge=0, description="Entries of stop_token_ids.")
     max_logprobs: int = Field(20, ge=0, description="Largest logprobs and top_logprobs.")
+    max_prompt_scores: int = Field(
+        1_000_000, ge=1, description="Log-probs of prompt tokens in one answer, alternatives included; of all choices."
+    )
     max_temperature: float = Field(
         10.0, ge=2, le=100, description="Highest temperature; top_n_sigma and min_p are made for more than OpenAI's 2."
     )

@@ -129,6 +129,7 @@ class Startup:
             generation_defaults=defaults,
             encoder=loaded.encoder,
             pool_by=self._settings.embedding_pooling,
+            max_prompt_scores=self._settings.max_prompt_scores,
         )
 
 

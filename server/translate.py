@@ -96,6 +96,7 @@ async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
         )
         for prompt in prompts
     )
+    check_known(requests, "input", served)
     effective = {"pool_by": served.pool_by}
     return Plan(model, prompts, requests, Pooling.NAME, effective, Shown(), wire.timeout)
 
@@ -171,6 +172,8 @@ async def _plan(
     except InvalidParam as invalid:
         raise refused(invalid) from None
     first = requests[0]
+    check_known(requests, limit.field, served)
+    _check_scores(wire, requests, logprobs, served)
     _check_masks(first, served)
     effective = effective_params(first, wire, mode_of(wire), shown)
     effective |= {"timeout": wire.timeout} if wire.timeout is not None else {}
@@ -235,6 +238,23 @@ def _shown(wire: Decoding) -> Shown:
         usage_chunk=bool(options and options.include_usage),
         usage_always=bool(options and options.continuous_usage_stats),
     )
+
+
+def check_known(requests: Sequence[Request], field: str, served: Served) -> None:
+    """A tokenizer may know more tokens than the model. Raises ApiError 400."""
+    if any(request.highest_token_id >= served.vocab_size for request in requests):
+        raise bad_field(field, "holds a token of the tokenizer that the model does not have")
+
+
+def _check_scores(wire: Decoding, requests: Sequence[Request], logprobs: LogprobsParams, served: Served) -> None:
+    """Every choice bears the scores of its prompt. Raises ApiError 400."""
+    if logprobs.prompt is None:
+        return
+    count = wire.num_choices * sum(len(request.prompt_ids) for request in requests) * (logprobs.prompt + 1)
+    if count > served.max_prompt_scores:
+        field = "prompt_logprobs" if wire.prompt_logprobs is not None else "logprobs"
+        message = f"with n and the prompts asks for {count} scores, more than {served.max_prompt_scores} in one answer"
+        raise bad_field(field, message)
 
 
 def _check_masks(request: Request, served: Served) -> None:

@@ -45,9 +45,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "decoding": (
-        "params",
+        "params cache_home",
         "frames seam",
-        "link output transfer",
+        "link output transfer ticks",
         "json_schema",
         "stopping logits/ sampling ranking answers grammars drafting cache memory",
         "kernels/",
@@ -103,7 +103,7 @@ SEPARATED: tuple[tuple[str, str], ...] = (
     *(("decoding.strategies", f"decoding.{machine}") for machine in MACHINERY),
     *((f"decoding.{step}", "decoding.cache") for step in ("stopping", "logits", "sampling", "ranking", "drafting")),
 )
-FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link")
+FRAMES_READERS = ("decoding.worker", "decoding.assembly", "decoding.link", "decoding.ticks")
 
 ENGINE_BENCHMARKS = (
     "loadtest.gpu_bench",
@@ -137,7 +137,7 @@ DECODING_NEEDS = (
     "torchao",  # optional: imported where weights are quantised for a GPU
     "decoding",
 )  # beside the standard library
-DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames")
+DECODING_PROCESS_FILES = ("decoding.worker", "decoding.frames", "decoding.ticks")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ from numba.core import config
 from numba.core.bytecode import FunctionIdentity
 from numba.extending import intrinsic
 
+from decoding.cache_home import cache_home
+
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
 # Functions called by kernels alone: without the wrappers that Python would call them by, and without exceptions.
@@ -40,8 +42,7 @@ def cache_directory() -> Path:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "polydecode" / f"kernels-{digest.hexdigest()[:12]}"
+    return cache_home() / "polydecode" / f"kernels-{digest.hexdigest()[:12]}"
 
 
 @functools.cache

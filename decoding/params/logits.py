@@ -124,7 +124,7 @@ class LogitsParams:
         check(self.lz_window >= 1, "lz_window", "must be at least 1")
         decay = self.exponential_decay_length_penalty
         if decay is not None:
-            check(decay[0] >= 0, "exponential_decay_length_penalty", "must start at 0 or later")
+            check(0 <= decay[0] < 1 << 31, "exponential_decay_length_penalty", "must start at a token from 0 to 2**31")
             check(math.isfinite(decay[1]) and decay[1] > 0, "exponential_decay_length_penalty", "needs a factor > 0")
 
     def _check_ids(self) -> None:

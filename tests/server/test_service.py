@@ -328,3 +328,17 @@ def test_the_server_process_never_imports_torch() -> None:
     heavy = ("torch", "transformers", "numpy")
     code = f"import sys, server.service, server.__main__; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_server_that_was_stopped_for_long_does_not_blame_its_worker(model: Path) -> None:
+    """A paused virtual machine, a debugger, a minute of swapping: the worker was alive all the while."""
+    with served(model, "--stall-seconds", "1", "--stall-kill-seconds", "3") as server:
+        worker = server.worker()
+        server.process.send_signal(signal.SIGSTOP)
+        time.sleep(5)  # what the clock says while this process does not run
+        server.process.send_signal(signal.SIGCONT)
+        server.await_status("ready")
+        assert server.worker().pid == worker.pid
+        with server.http() as http:
+            assert http.post("/v1/completions", json={"prompt": [ANSWER]}).status_code == 200
+        assert server.worker().pid == worker.pid
