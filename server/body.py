@@ -88,12 +88,12 @@ def _bad_field(wire: type[Wire], failure: ValidationError) -> ApiError:
     errors = failure.errors(include_url=False, include_context=False, include_input=False)
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     location = first["loc"]
-    if first["type"] == "extra_forbidden":
-        return _unknown_nested(wire, location)
     forms = {**MUST_BE, **wire.FORMS}
     about = _description(location, forms)
     if about is not None:
         return ApiError(400, f"{about} must be {forms[about]}", param=about)
+    if first["type"] == "extra_forbidden":
+        return _unknown_nested(wire, location)
     path, field = _path(location), _field(location)
     if first["type"] == "missing":
         return ApiError(400, f"{path} is required", param=field)
@@ -134,7 +134,8 @@ def _unknown_nested(wire: type[BaseModel], location: Location) -> ApiError:
     parent = f"{_path(location[:-1])}." if len(location) > 1 else ""
     known: Any = wire
     for name in location[:-1]:
-        known = known if isinstance(name, int) else _object(known.model_fields[name].annotation)
+        inner = known.model_fields.get(name)
+        known = known if isinstance(name, int) else _object(inner.annotation if inner else None)
     return unknown_field(str(location[-1]), known.model_fields, parent)
 
 
@@ -143,4 +144,4 @@ def _object(annotation: Any) -> type[BaseModel]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     found = (_object(part) for part in get_args(annotation) if part is not type(None))
-    return next(found, BaseModel)
+    return next((each for each in found if each is not BaseModel), BaseModel)

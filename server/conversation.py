@@ -43,8 +43,10 @@ def conversation(
 
 def _turn(message: Message, template: ChatTemplate | None) -> Turn:
     """One message as templates know it."""
-    turn = message.model_dump(include={"role", "name", "tool_call_id", "reasoning_content"}, exclude_none=True)
-    turn["content"] = message.content or ""
+    turn = message.model_dump(include={"role", "name", "tool_call_id"}, exclude_none=True)
+    turn["content"] = message.said
+    if message.thought is not None:
+        turn["reasoning_content"] = message.thought
     if message.role == "developer" and not (template and template.knows_developer):
         turn["role"] = "system"
     if message.tool_calls:

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Exchange:
+    """tenant: which of several API keys came with it; "" where there are no others to be kept apart from."""
+
     request_id: str
     is_submitted: bool = False
+    tenant: str = ""
 
 
 CURRENT: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

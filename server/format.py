@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from server.answer import Answer
 from server.choice import Piece
-from server.replies import ChoiceDecoding, Decoding, Usage
+from server.replies import ChatChunk, ChoiceDecoding, Completion, Decoding, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Format(Whole, Protocol):
     def begin(self, answer: Answer, choice: int, extras: Extras) -> msgspec.Struct:
         """The chunk that opens a choice, before its first piece."""
 
-    def delta(self, choice: int, piece: Piece, extras: Extras) -> msgspec.Struct:
+    def delta(self, choice: int, piece: Piece, extras: Extras) -> Completion | ChatChunk:
         """The chunk of one piece."""
 
     def end(self, extras: Extras) -> msgspec.Struct:

@@ -177,7 +177,8 @@ class Mailbox:
         """
         asked = _now()
         has_ended = await worker.ended(seconds)
-        self._last_progress += max(0.0, _now() - asked - max(seconds, 0.0))
+        late = max(0.0, _now() - asked - max(seconds, 0.0))
+        self._last_progress = min(_now(), self._last_progress + late)
         return has_ended
 
     @property

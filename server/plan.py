@@ -33,6 +33,7 @@ class Shown:
     stream: bool = False
     usage_chunk: bool = False
     usage_always: bool = False
+    obfuscated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,14 @@ MUST_BE = {
     "negative_prompt": CONTEXT,
     "decoder_prompt": CONTEXT,
     "kl_guided.prompt": CONTEXT,
-    "tool_choice": '"none", "auto", "required" or {"type": "function", "function": {"name": …}}',
+    "tool_choice": '"none", "auto", "required", {"type": "function", "function": {"name": …}} or of type allowed_tools',
 }
 
 
 class StreamOptions(Wire):
     include_usage: bool | None = option("A last chunk with the usage.", False)
     continuous_usage_stats: bool | None = option("The usage so far in each chunk.", False)
+    include_obfuscation: bool | None = option("Pad events, so that their sizes say less of the text.", False)
 
 
 class Decoding(TokenFields, SearchFields, StructureFields):

@@ -94,6 +94,7 @@ class Completion(Wire, frozen=True):
     object: str = "text_completion"
     usage: Usage | UnsetType | None = UNSET
     decoding: Decoding | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
 
 
 class TopLogprob(Wire, frozen=True):
@@ -196,6 +197,7 @@ class ChatChunk(Wire, frozen=True):
     usage: Usage | UnsetType | None = UNSET
     decoding: Decoding | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET
 
 
 class EmbeddingUsage(Wire, frozen=True):

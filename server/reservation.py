@@ -7,6 +7,7 @@ ends, under the gravest outcome of its tickets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from decoding.params import Request
@@ -56,9 +57,11 @@ class Reservation:
         """Queues all requests or none; a ticket each, in order. `timeout`: seconds from arrival. Raises ApiError."""
         if not self._is_held:
             raise RuntimeError("the reservation is not held")
+        exchange = CURRENT.get()
+        if exchange is not None and exchange.tenant:  # what is cached of one's prompts tells the other nothing
+            requests = [replace(each, cache_salt=f"{exchange.tenant}/{each.cache_salt}") for each in requests]
         tickets = self._batcher.submit(self, requests, strategy, timeout)
         self._release()
-        exchange = CURRENT.get()
         if exchange is not None:
             exchange.is_submitted = True
         return tickets

@@ -65,6 +65,7 @@ class ResponseFormat:
             temperature=1.0 if wire.temperature is None else wire.temperature,
             top_p=1.0 if wire.top_p is None else wire.top_p,
             top_logprobs=wire.top_logprobs or 0,
+            truncation=wire.truncation or "disabled",
         )
 
     def message(self, piece: Piece) -> OutputMessage:

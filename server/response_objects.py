@@ -101,3 +101,4 @@ class ResponseEvent(Wire, frozen=True):
     delta: str | UnsetType = UNSET
     text: str | UnsetType = UNSET
     logprobs: list[ChatLogprob] | UnsetType = UNSET
+    obfuscation: str | UnsetType = UNSET

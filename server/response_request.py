@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from server.bounds import bad_field
 from server.chat_fields import Message
 from server.errors import ApiError
-from server.protocol import ChatRequest, Decoding
-from server.response_fields import ResponseRequest
+from server.plan import Plan
+from server.protocol import ChatRequest, Decoding, StreamOptions
+from server.response_fields import CallItem, Item, ReasoningItem, ResponseMessage, ResponseRequest, ResultItem
 from server.structure_fields import JsonSchema, ResponseFormat
 
+LOGPROBS = "message.output_text.logprobs"
 STORED = ("previous_response_id", "conversation")
 """Fields that name what an earlier request left behind."""
 
@@ -28,19 +31,92 @@ def chat_request(wire: ResponseRequest) -> ChatRequest:
     """Raises ApiError 400 for what a response cannot be."""
     if wire.num_choices != 1:
         raise bad_field("n", "must be 1: a response has one output")
-    has_logprobs = bool(wire.include)
+    has_logprobs = LOGPROBS in (wire.include or ())
     if wire.top_logprobs and not has_logprobs:
-        raise bad_field("top_logprobs", 'has no meaning without "message.output_text.logprobs" in include')
-    said = [Message(role=each.role, content=each.content) for each in wire.input]
+        raise bad_field("top_logprobs", f'has no meaning without "{LOGPROBS}" in include')
     instructions = [] if wire.instructions is None else [Message(role="system", content=wire.instructions)]
     shared = {name: getattr(wire, name) for name in Decoding.model_fields} | _form(wire)
     return ChatRequest.model_construct(
-        **shared,
-        messages=instructions + said,
+        **shared | {"stream_options": _stream_options(wire)},
+        messages=[*instructions, *_messages(wire.input)],
         max_completion_tokens=wire.max_output_tokens,
         logprobs=has_logprobs or None,
         top_logprobs=wire.top_logprobs,
     )
+
+
+def without_effect(wire: ResponseRequest) -> list[str]:
+    """The fields inside others that were accepted and do nothing."""
+    asked = wire.reasoning.model_dump(exclude_none=True, exclude={"effort", "mode"}) if wire.reasoning else {}
+    names = [f"reasoning.{name}" for name in asked]
+    names += ["text.verbosity"] if wire.text and wire.text.verbosity else []
+    return names + [f"include.{name}" for name in wire.include or () if name != LOGPROBS]
+
+
+async def fitting(chat: ChatRequest, planned: Callable[[ChatRequest], Awaitable[Plan]]) -> Plan:
+    """The plan of the whole, else of as many of the last turns as fit behind what the system says."""
+    try:
+        return await planned(chat)
+    except ApiError as error:
+        if error.code != "context_length_exceeded":
+            raise
+        overflow = error
+    shorter = _from_later_turns(chat)
+    plan, low, high = None, 0, len(shorter)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            plan, high = await planned(shorter[middle]), middle
+        except ApiError as error:
+            if error.code != "context_length_exceeded":
+                raise
+            low = middle + 1
+    if plan is None:
+        raise overflow
+    return plan
+
+
+def _from_later_turns(chat: ChatRequest) -> list[ChatRequest]:
+    """Without the oldest turn, without the two oldest and so on. A turn begins with what the user says."""
+    system = list(takewhile(lambda message: message.role in ("system", "developer"), chat.messages))
+    starts = [i for i, message in enumerate(chat.messages) if message.role == "user" and i > len(system)]
+    return [chat.model_copy(update={"messages": system + chat.messages[start:]}) for start in starts]
+
+
+def _stream_options(wire: ResponseRequest) -> StreamOptions | None:
+    options = wire.stream_options
+    if options is not None and (options.include_usage or options.continuous_usage_stats):
+        raise bad_field("stream_options", "takes include_obfuscation alone: the last event always has the usage")
+    return options if options is not None and options.include_obfuscation else None
+
+
+def _messages(items: Sequence[Item]) -> list[Message]:
+    """Thoughts go with what the assistant said next, and its calls with what it said before."""
+    turns: list[dict[str, Any]] = []
+    thoughts: dict[str, Any] = {}
+    for item in items:
+        if isinstance(item, ReasoningItem):
+            thoughts = {"reasoning_content": item.content} if item.content else thoughts
+            continue
+        turn = _turn(item)
+        is_assistant = turn["role"] == "assistant"
+        if isinstance(item, CallItem) and not thoughts and turns and turns[-1]["role"] == "assistant":
+            turns[-1].setdefault("tool_calls", []).extend(turn["tool_calls"])
+        else:
+            turns.append(turn | (thoughts if is_assistant else {}))
+        thoughts = {}
+    return [Message.model_validate(turn) for turn in turns]
+
+
+def _turn(item: Item) -> dict[str, Any]:
+    """An item as a chat has it."""
+    if isinstance(item, CallItem):
+        called = {"name": item.name, "arguments": item.arguments}
+        return {"role": "assistant", "tool_calls": [{"id": item.call_id, "function": called}]}
+    if isinstance(item, ResultItem):
+        return {"role": "tool", "tool_call_id": item.call_id, "content": item.output}
+    assert isinstance(item, ResponseMessage)
+    return {"role": item.role, "content": item.content}
 
 
 def _form(wire: ResponseRequest) -> dict[str, ResponseFormat]:

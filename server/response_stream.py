@@ -13,6 +13,7 @@ from server.admission import Ticket
 from server.answer import Answer
 from server.choice import Piece, joined
 from server.event_line import event_line
+from server.obfuscation import padded_line
 from server.outputs import outputs
 from server.response_format import ResponseFormat
 from server.response_objects import OutputMessage, OutputText, ResponseEvent
@@ -82,4 +83,5 @@ class ResponseStream:
     def _event(self, kind: str, **fields: Any) -> bytes:
         event = ResponseEvent(kind, self._num_events, **fields)
         self._num_events += 1
-        return b"event: " + kind.encode() + b"\n" + event_line(event)
+        line = padded_line if self._answer.shown.obfuscated and "delta" in fields else event_line
+        return b"event: " + kind.encode() + b"\n" + line(event)

@@ -137,7 +137,7 @@ class NetworkSettings(BaseModel):
     api_key: Secrets = Field(
         (),
         description="Keys of which a request must bear one (repeatable, or divided by commas); none: none is asked for."
-        " `ps` shows flags, not variables.",
+        " Cached prompts are shared only among requests of one key. `ps` shows flags, not variables.",
     )
     metrics_auth: bool = Field(False, description="Ask for the key on /metrics too; /health and /ready never do.")
     allowed_hosts: Names = Field(

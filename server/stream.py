@@ -24,6 +24,7 @@ from server.choice import Piece
 from server.errors import ApiError
 from server.event_line import event_line
 from server.format import Extras, Format
+from server.obfuscation import padded_line
 from server.outputs import outputs
 from server.replies import Decoding
 
@@ -63,7 +64,8 @@ class EventStream:
         opening = b"" if choice in self._begun else self._opening(choice)
         if not self._says_something(piece):
             return opening
-        return opening + event_line(self._form.delta(choice, piece, self._extras()))
+        line = padded_line if self._shown.obfuscated else event_line
+        return opening + line(self._form.delta(choice, piece, self._extras()))
 
     def _opening(self, choice: int) -> bytes:
         self._begun.add(choice)

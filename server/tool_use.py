@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from decoding.params import InvalidParam
-from server.chat_fields import NamedChoice, Tool
+from server.chat_fields import AllowedTools, NamedChoice, Tool
 from server.errors import ApiError
 from server.limits import Limits
 from server.protocol import ChatRequest
@@ -57,6 +57,18 @@ def effective_tools(wire: ChatRequest) -> dict[str, Any]:
     choice = wire.tool_choice or "auto"
     said: dict[str, Any] = {"tool_choice": choice.model_dump() if isinstance(choice, NamedChoice) else choice}
     return said | ({"parallel_tool_calls": False} if wire.parallel_tool_calls is False else {})
+
+
+def with_allowed_tools(wire: ChatRequest) -> ChatRequest:
+    """Of the tools those that tool_choice allows: the model is shown no others. Raises ApiError 400."""
+    choice = wire.tool_choice
+    if not isinstance(choice, AllowedTools):
+        return wire
+    names = {tool.function.name for tool in choice.allowed_tools.tools}
+    tools = [tool for tool in wire.tools or () if tool.function.name in names]
+    if {tool.function.name for tool in tools} != names:
+        raise ApiError(400, "tool_choice names a function that tools does not have", param="tool_choice")
+    return wire.model_copy(update={"tools": tools, "tool_choice": choice.allowed_tools.mode})
 
 
 def may_call(wire: ChatRequest) -> bool:

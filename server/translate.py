@@ -60,8 +60,8 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     resolve_model(wire.model, served)
     wire = with_defaults(wire, served.generation_defaults)
-    _check_length(max((message.content or "" for message in wire.messages), key=len), served)
-    use, last = tool_use(wire, served), wire.messages[-1].content or ""
+    _check_length(max((message.said for message in wire.messages), key=len), served)
+    use, last = tool_use(wire, served), wire.messages[-1].said
     text = served.tokenizer.chat_text(conversation(wire, wire.messages, (wire.tools or ()) if use else (), served))
     _check_length(text, served)
     (encoded,) = await served.tokenizer.encode_all([text], add_special_tokens=False)
@@ -237,6 +237,7 @@ def _shown(wire: Decoding) -> Shown:
         stream=bool(wire.stream),
         usage_chunk=bool(options and options.include_usage),
         usage_always=bool(options and options.continuous_usage_stats),
+        obfuscated=bool(options and options.include_obfuscation),
     )
 
 

@@ -35,7 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         bounds logits source effective retelling conversation generation_defaults translate response_request
         worker_process mailbox ticket reservation waiting admission batcher startup""",
         # answers: token events to wire objects and SSE
-        """choice answer logprobs format completion_format chat_format outputs reply event_line stream
+        """choice answer logprobs format completion_format chat_format outputs reply event_line obfuscation stream
         embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
         """refusal body_shape body body_limit auth access host_names request_id http_protocol http_server openapi

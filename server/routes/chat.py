@@ -10,14 +10,17 @@ from server.body import parse, read_object
 from server.bounds import check_limits, num_rows
 from server.chat_format import ChatFormat
 from server.examples import CHAT
-from server.fields import LATER_IN_CHAT, sort_fields
+from server.fields import LATER_IN_CHAT, OLDER_IN_CHAT, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.presence import while_present
 from server.protocol import ChatRequest
 from server.replies import ChatChunk, ChatCompletion
 from server.respond import respond
+from server.tool_use import with_allowed_tools
 from server.translate import chat_plan
+
+LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
@@ -36,8 +39,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_chat_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, LATER_IN_CHAT)
-        wire = parse(ChatRequest, fields)
+        fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, LATER)
+        wire = with_allowed_tools(parse(ChatRequest, fields))
         check_limits(wire, limits)
         with batcher.reserve("chat", num_rows(wire)) as reservation:
             served = batcher.served

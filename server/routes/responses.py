@@ -19,7 +19,7 @@ from server.response_fields import ResponseRequest
 from server.response_format import ResponseFormat
 from server.response_objects import Response as ResponseObject
 from server.response_objects import ResponseEvent
-from server.response_request import chat_request, refuse_stored
+from server.response_request import chat_request, fitting, refuse_stored, without_effect
 from server.response_stream import ResponseStream
 from server.stream import stream_reply
 from server.translate import chat_plan
@@ -51,7 +51,9 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         check_limits(chat, limits)
         with batcher.reserve("responses", num_rows(chat)) as reservation:
             served = batcher.served
-            plan = await while_present(request.receive, chat_plan(chat, served))
+            cuts = wire.truncation == "auto"
+            planning = fitting(chat, lambda each: chat_plan(each, served)) if cuts else chat_plan(chat, served)
+            plan = await while_present(request.receive, planning)
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = ResponseFormat(wire, plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)
@@ -60,6 +62,6 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             response: Response = await while_present(request.receive, stream_reply(stream, limits.send_seconds))
         else:
             response = await while_present(request.receive, plain_reply(tickets, answer, form))
-        return naming_ignored(response, fields.ignored)
+        return naming_ignored(response, sorted([*fields.ignored, *without_effect(wire)]))
 
     return routes

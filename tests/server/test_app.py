@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
 import pytest
@@ -219,3 +220,27 @@ async def test_a_failed_worker_makes_ready_say_so() -> None:
         assert w.supervision.exception() is not None
         assert (await http.get("/ready")).json() == {"status": "worker_down"}
         assert (await http.get("/health")).status_code == 200
+
+
+async def test_cached_prompts_are_shared_only_among_requests_of_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`cached_tokens` would confirm, page by page, what another key's prompt began with."""
+    salts: list[str] = []
+
+    async def salts_of(*keys: bytes) -> list[str]:
+        salts.clear()
+        async with world() as w, client(Surface(WIRE, api_keys=keys), w) as http:
+            submit = w.batcher.submit
+
+            def noting(reservation: Any, requests: Any, *rest: Any) -> Any:
+                salts.extend(request.cache_salt for request in requests)
+                return submit(reservation, requests, *rest)
+
+            monkeypatch.setattr(w.batcher, "submit", noting)
+            for key in (*keys, keys[0]):
+                await http.post(PATH, json={"prompt": [ANSWER]}, headers={"authorization": f"Bearer {key.decode()}"})
+        return list(salts)
+
+    one, other, again = await salts_of(b"one", b"other")
+    assert one == again != other
+    assert "one" not in one
+    assert await salts_of(b"alone") == ["", ""]

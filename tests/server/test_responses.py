@@ -11,7 +11,7 @@ import pytest
 from decoding.frames import Chunk, Finished, Output
 from server.errors import ApiError
 from server.served import Served
-from tests.server.fake_engine import FakeBatcher, saying
+from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 
 async def ask(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:
@@ -123,7 +123,7 @@ async def test_ignored_fields_are_listed_and_the_answer_says_that_nothing_is_sto
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"reasoning": {"effort": "low"}}, "reasoning"),
         ({"background": True}, "background"),
-        ({"truncation": "auto"}, "truncation"),
+        ({"truncation": "some"}, "truncation"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_output_tokens": 500}, "messages"),
     ],
@@ -144,6 +144,112 @@ async def test_neutral_fields_ask_for_nothing(client: httpx.AsyncClient) -> None
         text={"format": {"type": "text"}}, include=[], previous_response_id=None, reasoning=None,
         stream_options={"include_obfuscation": False},
     )  # fmt: skip
+
+
+async def test_what_current_clients_send_along_has_no_effect_and_is_listed(client: httpx.AsyncClient) -> None:
+    fields = {
+        "text": {"verbosity": "low"}, "include": ["reasoning.encrypted_content"], "prompt_cache_retention": "24h",
+        "reasoning": {"effort": None, "summary": "auto", "generate_summary": None},
+    }  # fmt: skip
+    answer = await client.post("/v1/responses", json={"input": "a", **fields})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["X-Ignored-Params"] == (
+        "include.reasoning.encrypted_content, prompt_cache_retention, reasoning.summary, text.verbosity"
+    )
+
+
+async def prompt_of(client: httpx.AsyncClient, batcher: FakeBatcher, served: Served, **fields: Any) -> str:
+    await ask(client, **fields)
+    return served.tokenizer.decode(batcher.requests[-1].prompt_ids, skip_special_tokens=False)
+
+
+QUESTION = {"role": "user", "content": "sum?"}
+CALL = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": '{"a":1}', "id": "fc_1", "status": None}
+RESULT = {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "one"}]}
+
+
+async def test_calls_and_results_of_another_server_are_history(
+    client: httpx.AsyncClient, batcher: FakeBatcher, served: Served
+) -> None:
+    said = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "I add."}]}
+    prompt = await prompt_of(client, batcher, served, input=[QUESTION, said, CALL, RESULT, QUESTION])
+    assert prompt.startswith(
+        '<|im_start|>user\nsum?<|im_end|>\n<|im_start|>assistant\nI add.\n<tool_call>\n{"name": "add"'
+    )
+    assert prompt.count("<|im_start|>assistant") == 2
+    assert "<tool_response>\none\n</tool_response>" in prompt
+
+
+async def test_thoughts_go_with_what_the_assistant_says_next(batcher: FakeBatcher) -> None:
+    served = make_served(
+        4096, "{% for m in messages %}{{ m.role }}({{ m.reasoning_content }}){{ m.content }};{% endfor %}"
+    )
+    thinking = {
+        "type": "reasoning", "id": "rs_1", "encrypted_content": "xyz",
+        "summary": [{"type": "summary_text", "text": "s"}],
+        "content": [{"type": "reasoning_text", "text": "hm"}],
+    }  # fmt: skip
+    other = FakeBatcher(served, saying(served, "ok"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(other)), base_url="http://test") as client:
+        items = [QUESTION, thinking, {"role": "assistant", "content": "two"}, QUESTION]
+        answer = await client.post("/v1/responses", json={"input": items})
+    assert answer.headers["X-Ignored-Params"] == "input.encrypted_content, input.summary"
+    prompt = served.tokenizer.decode(other.requests[0].prompt_ids, skip_special_tokens=False)
+    assert prompt == "user()sum?;assistant(hm)two;user()sum?;"
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"type": "item_reference", "id": "msg_1"}, "input[1] is an item_reference, but nothing is stored here: send"),
+        ({"id": "msg_1"}, "input[1] is an item_reference, but nothing is stored here: send"),
+        ({"type": "computer_call", "id": "x"}, "input[1] must be an item of type message or function_call or"),
+        (7, "input[1] must be an item of type message or function_call or"),
+        ({"role": "user", "content": [{"type": "input_text", "text": "a", "foo": 1}]},
+         "unknown field 'input[1].content[0].foo'"),
+        ({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]},
+         "input[1].content[0] must be a part of type input_text or"),
+        (CALL | {"arguments": 7}, "input[1].arguments must be a valid string"),
+    ],
+)  # fmt: skip
+async def test_an_item_that_cannot_work_is_refused_by_its_path(
+    client: httpx.AsyncClient, item: Any, message: str
+) -> None:
+    answer = await client.post("/v1/responses", json={"input": [QUESTION, item]})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith(message)
+    assert answer.json()["error"]["param"].startswith("input")
+
+
+async def test_truncation_auto_leaves_out_the_oldest_turns(
+    client: httpx.AsyncClient, batcher: FakeBatcher, served: Served
+) -> None:
+    turns = [
+        {"role": role, "content": f"{role} {number} " + "x" * 40}
+        for number in range(9)
+        for role in ("user", "assistant")
+    ]
+    items = [{"role": "system", "content": "be kind"}, *turns, QUESTION]
+    assert (await client.post("/v1/responses", json={"input": items})).status_code == 400
+    said = await ask(client, input=items, truncation="auto", max_output_tokens=20)
+    prompt = served.tokenizer.decode(batcher.requests[-1].prompt_ids, skip_special_tokens=False)
+    assert said["truncation"] == "auto"
+    assert prompt.startswith("<|im_start|>system\nbe kind<|im_end|>\n<|im_start|>user\nuser ")
+    assert prompt.endswith("sum?<|im_end|>\n<|im_start|>assistant\n")
+    one_more = len(
+        served.tokenizer.encode("".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns[:2]))
+    )
+    assert len(batcher.requests[-1].prompt_ids) + 20 <= served.max_model_len
+    assert len(batcher.requests[-1].prompt_ids) + 20 + one_more > served.max_model_len
+    answer = await client.post("/v1/responses", json={"input": "x" * 4000, "truncation": "auto"})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_padded_events_all_have_sizes_of_one_kind(client: httpx.AsyncClient) -> None:
+    events = await events_of(client, stream_options={"include_obfuscation": True})
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert all("obfuscation" in event for event in deltas)
+    assert not any("obfuscation" in event for event in events if event not in deltas)
 
 
 async def test_an_error_before_the_first_event_is_a_plain_answer_and_behind_it_an_event(
