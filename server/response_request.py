@@ -34,11 +34,14 @@ def chat_request(wire: ResponseRequest) -> ChatRequest:
     has_logprobs = LOGPROBS in (wire.include or ())
     if wire.top_logprobs and not has_logprobs:
         raise bad_field("top_logprobs", f'has no meaning without "{LOGPROBS}" in include')
+    messages = _messages(wire.input)
+    if not messages:
+        raise bad_field("input", "must hold more than thoughts")
     instructions = [] if wire.instructions is None else [Message(role="system", content=wire.instructions)]
     shared = {name: getattr(wire, name) for name in Decoding.model_fields} | _form(wire)
     return ChatRequest.model_construct(
         **shared | {"stream_options": _stream_options(wire)},
-        messages=[*instructions, *_messages(wire.input)],
+        messages=[*instructions, *messages],
         max_completion_tokens=wire.max_output_tokens,
         logprobs=has_logprobs or None,
         top_logprobs=wire.top_logprobs,

@@ -108,6 +108,7 @@ async def test_ignored_fields_are_listed_and_the_answer_says_that_nothing_is_sto
         ({"conversation": "c"}, "conversation"),
         ({"input": 7}, "input"),
         ({"input": []}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input"),
         ({"n": 2}, "n"),
