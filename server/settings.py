@@ -126,7 +126,7 @@ class EngineSettings(BaseModel):
     launch_ahead: Literal["auto", "on", "off"] = Field(
         "auto", description="Launch the next tick's forward before this one is read; auto: on CUDA, where it gains."
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core.")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core or quota, fewer while others need them.")
 
 
 class NetworkSettings(BaseModel):
