@@ -126,7 +126,9 @@ class EngineSettings(BaseModel):
     launch_ahead: Literal["auto", "on", "off"] = Field(
         "auto", description="Launch the next tick's forward before this one is read; auto: on CUDA, where it gains."
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core or quota, fewer while others need them.")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of the decode worker; 0: one per core; fewer if others need them."
+    )
 
 
 class NetworkSettings(BaseModel):
