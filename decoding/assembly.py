@@ -12,7 +12,7 @@ from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.frames import EncoderInfo, Loaded, Start
 from decoding.memory import available_memory
-from decoding.model import Model
+from decoding.model import Model, ModelInfo
 from decoding.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.seq2seq.model import Seq2SeqModel
 from decoding.strategies import build
@@ -57,7 +57,7 @@ def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -
     loaded = Loaded(
         vocab_size=info.vocab_size,
         max_model_len=sizes.max_model_len,
-        eos_token_ids=info.eos_token_ids,
+        eos_token_ids=ending_ids(start, info),
         num_pages=sizes.num_pages[MAIN],
         page_size=model.attention.page_size,
         max_rows=start.max_rows,
@@ -141,15 +141,21 @@ def _engine(start: Start, models: dict[str, AnyModel], sizes: Sizes) -> Engine:
         models,
         {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
         encoders={name: model for name, model in models.items() if isinstance(model, Seq2SeqModel)},
-        eos_token_ids=info.eos_token_ids,
-        token_bytes=start.token_bytes,
-        special_tokens=start.special_tokens,
+        eos_token_ids=ending_ids(start, info),
+        token_bytes=start.token_bytes[: info.vocab_size],
+        special_tokens=tuple((i, name) for i, name in start.special_tokens if i < info.vocab_size),
         max_rows=start.max_rows,
         tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
         max_model_len=sizes.max_model_len,
         shares_prefixes=start.prefix_cache,
         launches_ahead=launches_ahead(start, info.device),
     )
+
+
+def ending_ids(start: Start, info: ModelInfo) -> tuple[int, ...]:
+    """The model's, then the tokenizer's, which ends a chat's turns in many a model that says nothing of it."""
+    ids = dict.fromkeys((*info.eos_token_ids, *start.eos_token_ids))
+    return tuple(token_id for token_id in ids if 0 <= token_id < info.vocab_size)
 
 
 def launches_ahead(start: Start, device: torch.device) -> bool:

@@ -85,6 +85,7 @@ class Engine:
         self._encoders = encoders or {}
         self._eos_token_ids = tuple(eos_token_ids)
         self._token_bytes = token_bytes
+        self._special = {token_id: name.encode() for token_id, name in special_tokens}
         self._pipelines = Pipelines(eos_token_ids, token_bytes, special_tokens)
         self._max_rows = max_rows
         self._max_model_len = max_model_len
@@ -124,7 +125,7 @@ class Engine:
             return
         try:
             live.pipeline = self._pipelines.build(request.logits, request.stopping)
-            stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes)
+            stopping = Stopping(request.stopping, self._eos_token_ids, self._token_bytes, self._special)
             live.strategy = build(request, stopping, RowTools(live, self._pipelines))
             self._apply(live, live.strategy.begin(request.prompt_ids))
         except Exception as error:

@@ -32,7 +32,9 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """How to build the worker. Paths are local directories; sizes are resolved by the worker when 0.
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
-    special_tokens: ids and names, for grammars. draft_model: a directory too, with the same vocabulary; empty for none.
+    special_tokens: ids and names, for grammars and shown text. eos_token_ids: the tokenizer's, beside the model's own.
+    What lies beyond the logits of the model is left out of all three. draft_model: a directory too, with the same
+    vocabulary; empty for none.
     batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of both models. launch_ahead: of
     the next tick's forward, before this one is read.
     """
@@ -50,6 +52,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     draft_model: str = ""
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
     quantize: Literal["none", "int8", "fp8", "int4"] = "none"
     launch_ahead: Literal["auto", "on", "off"] = "auto"
 

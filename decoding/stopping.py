@@ -1,12 +1,13 @@
 """When a row ends: EOS, stop ids, stop sequences over token bytes, length. No text here: bytes come from a table.
 
 A stop sequence is looked for in the bytes of the output alone, so it ends every strategy's rows in the same tick in
-which its last byte was drawn, and nothing is computed beyond it.
+which its last byte was drawn, and nothing is computed beyond it. These are the bytes that the answer shows; a stop that
+names a special token is looked for in those with the hidden ones, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from decoding.params import StoppingParams
@@ -15,27 +16,47 @@ from decoding.seam import Finish, FinishReason
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a row is: output tokens so far, and the last bytes that a stop sequence may have begun in."""
+    """How far a row is: output tokens so far, and the last bytes that a stop sequence may have begun in.
+
+    whole_tail: the same of all bytes, those of hidden tokens too.
+    """
 
     num_tokens: int = 0
     tail: bytes = b""
+    whole_tail: bytes = b""
 
 
 START = Progress()
 
 
-class Stopping:
-    """One request's rules; the state lives in Progress, so that forked rows share nothing."""
+_Stops = Sequence[tuple[int, bytes]]  # each with its place among the request's
 
-    def __init__(self, params: StoppingParams, eos_token_ids: Sequence[int], token_bytes: Sequence[bytes] = ()) -> None:
+
+class Stopping:
+    """One request's rules; the state lives in Progress, so that forked rows share nothing.
+
+    special: the names of the special tokens, whose entries in token_bytes are empty.
+    """
+
+    def __init__(
+        self,
+        params: StoppingParams,
+        eos_token_ids: Sequence[int],
+        token_bytes: Sequence[bytes] = (),
+        special: Mapping[int, bytes] | None = None,
+    ) -> None:
         self.max_tokens = params.max_tokens
         self._min_tokens = params.min_tokens
         self.pad_id = eos_token_ids[0] if eos_token_ids else None
         self._eos = frozenset(() if params.ignore_eos else eos_token_ids)
         self._stop_ids = frozenset(params.stop_token_ids)
-        self._stops = params.stop
         self._token_bytes = token_bytes
-        self._tail_length = max((len(s) for s in params.stop), default=1) - 1
+        self._special = special or {}
+        self._shown = self._special if params.shows_special else _at(self._special, params.shown_ids)
+        self._stops = tuple(enumerate(params.stop))
+        hidden = () if params.shows_special else params.named_stops
+        self._named_stops = tuple((i, params.stop[i]) for i in hidden)
+        self._tail_length = max((len(stop) for stop in params.stop), default=1) - 1
 
     @property
     def ending_ids(self) -> frozenset[int]:
@@ -45,13 +66,10 @@ class Stopping:
     def push(self, progress: Progress, token: int) -> tuple[Progress, Finish | None]:
         """The row after one more output token, and whether that ended it. Ids win over sequences, these over length."""
         num_tokens = progress.num_tokens + 1
-        found: int | None = None
-        tail = b""
-        if self._stops:
-            window = progress.tail + self._bytes_of(token)
-            found = self._find(window, len(progress.tail)) if num_tokens >= self._min_tokens else None
-            tail = window[-self._tail_length :] if self._tail_length else b""
-        after = Progress(num_tokens, tail)
+        found, tail = self._look(self._stops, self._shown, progress.tail, token)
+        named, whole_tail = self._look(self._named_stops, self._special, progress.whole_tail, token)
+        found = (found if found is not None else named) if num_tokens >= self._min_tokens else None
+        after = Progress(num_tokens, tail, whole_tail)
         if token in self._eos:
             return after, Finish(FinishReason.STOP)
         if token in self._stop_ids:
@@ -62,14 +80,26 @@ class Stopping:
             return after, Finish(FinishReason.LENGTH)
         return after, None
 
+    def _look(self, stops: _Stops, special: Mapping[int, bytes], tail: bytes, token: int) -> tuple[int | None, bytes]:
+        """The stop that the token completes, and the bytes to look on in."""
+        if not stops:
+            return None, b""
+        window = tail + (special.get(token) or self._bytes_of(token))
+        return _find(stops, window, len(tail)), window[-self._tail_length :] if self._tail_length else b""
+
     def _bytes_of(self, token: int) -> bytes:
         return self._token_bytes[token] if token < len(self._token_bytes) else b""
 
-    def _find(self, window: bytes, num_old: int) -> int | None:
-        """Index of the stop sequence that ends first behind the window's old bytes; the earlier listed among equals.
 
-        One among the old bytes came before min_tokens were out, and ends nothing.
-        """
-        starts = [window.find(stop, max(num_old - len(stop) + 1, 0)) for stop in self._stops]
-        ends = [(at + len(stop), i) for i, (at, stop) in enumerate(zip(starts, self._stops, strict=True)) if at >= 0]
-        return min(ends)[1] if ends else None
+def _at(special: Mapping[int, bytes], ids: Iterable[int]) -> dict[int, bytes]:
+    return {token_id: special[token_id] for token_id in ids if token_id in special}
+
+
+def _find(stops: _Stops, window: bytes, num_old: int) -> int | None:
+    """Index of the stop sequence that ends first behind the window's old bytes; the earlier listed among equals.
+
+    One among the old bytes came before min_tokens were out, and ends nothing.
+    """
+    starts = [(i, stop, window.find(stop, max(num_old - len(stop) + 1, 0))) for i, stop in stops]
+    ends = [(at + len(stop), i) for i, stop, at in starts if at >= 0]
+    return min(ends)[1] if ends else None

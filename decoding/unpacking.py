@@ -67,10 +67,10 @@ def _convert(model: Packed, directory: Path, report: Report) -> None:
         converted = Path(scratch) / "model"
         converted.mkdir()
         convert(model.gguf, converted, report)
-        _publish(converted, directory)
+        publish(converted, directory)
 
 
-def _publish(converted: Path, directory: Path) -> None:
+def publish(converted: Path, directory: Path) -> None:
     """Move into place in one step; whoever comes second finds the first one's equal copy there and keeps it."""
     try:
         converted.rename(directory)

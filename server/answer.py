@@ -96,7 +96,10 @@ class Answer:
         shown, form = self._plan.shown, self._plan.message
         starts = is_chat or (served.encoder is not None and len(self._plan.requests[0].prompt_ids) == 1)
         detokenizer = served.tokenizer.detokenizer(
-            skip_special_tokens=not shown.special_tokens, at_start=starts, shown=form.markers if form else ()
+            skip_special_tokens=not shown.special_tokens,
+            at_start=starts,
+            shown=form.markers if form else (),
+            behind=None if starts else prompt.ids[-1],
         )
         message = form.reader() if form else None
         return Choice(shown, served.eos_token_ids, detokenizer, offset=len(prompt.text), message=message)

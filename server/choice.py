@@ -68,6 +68,12 @@ def echo(prompt: Prompt, scores: PromptScores | None, num_top: int) -> Piece:
     return Piece(prompt.text, scored=scored)
 
 
+def stop_index(chunk: Chunk) -> int | None:
+    """The place among the request's stop strings of the one that ended a choice."""
+    reason = chunk.stop_reason
+    return int(reason.removeprefix("stop:")) if isinstance(reason, str) else None
+
+
 class Choice:
     """Turns chunks into pieces. offset: how many characters stand before the choice's own text.
 
@@ -85,7 +91,7 @@ class Choice:
         self._shown = shown
         self._eos_token_ids = frozenset(eos_token_ids)
         self._detokenizer = detokenizer
-        self._text = StopText(shown.stops, include=shown.stop_text)
+        self._text = StopText(shown.stops, include=shown.stop_text, bare=shown.bare_stops)
         self._offset = offset
         self._message = message
 
@@ -107,8 +113,8 @@ class Choice:
         return Parts(text) if self._message is None else self._message.push(text, is_last=is_last)
 
     def _finish_reason(self, chunk: Chunk) -> str | None:
-        """A message with calls that came to its end stopped for them to be made."""
-        calls = self._message is not None and self._message.has_calls
+        """A message with calls that came to its end stopped for them to be made, unless one was cut off."""
+        calls = self._message is not None and self._message.has_calls and not self._message.has_cut_call
         return "tool_calls" if calls and chunk.finish_reason == "stop" else chunk.finish_reason
 
     def _read(self, chunk: Chunk) -> list[int]:
@@ -118,13 +124,16 @@ class Choice:
         for i, token_id in enumerate(chunk.token_ids):
             offsets.append(self._offset + self._detokenizer.num_chars)
             if i != silent:
-                self._text.push(self._detokenizer.push(token_id))
+                text = self._detokenizer.push(token_id)
+                is_stop = i == len(chunk.token_ids) - 1 and isinstance(chunk.stop_reason, str)
+                self._text.push(text + self._detokenizer.waiting() if is_stop else text)
         return offsets
 
     def _take(self, chunk: Chunk) -> str:
         if chunk.finish_reason is None:
             return self._text.settled()
-        return self._text.cut() if isinstance(chunk.stop_reason, str) else self._text.rest()
+        stop = stop_index(chunk)
+        return self._text.rest() if stop is None else self._text.cut(stop)
 
     def _ends_silently(self, chunk: Chunk) -> bool:
         """The last token ended the row and is no text: EOS never is, a stop token only if stops are to be shown."""

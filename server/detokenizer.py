@@ -11,15 +11,26 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 class Detokenizer:
-    """Bytes that complete no character wait; bytes that never can become U+FFFD. other: ids read otherwise."""
+    """Bytes that complete no character wait; bytes that never can become U+FFFD. other: ids read otherwise.
+
+    strips_last_space: a space waits, too, for what follows it. waiting: that of the text before.
+    """
 
     def __init__(
-        self, pieces: Sequence[bytes], *, strips_first_space: bool = False, other: Mapping[int, bytes] | None = None
+        self,
+        pieces: Sequence[bytes],
+        *,
+        strips_first_space: bool = False,
+        strips_last_space: bool = False,
+        other: Mapping[int, bytes] | None = None,
+        waiting: str = "",
     ) -> None:
         self._pieces = pieces
         self._other = other or {}
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strips = strips_first_space
+        self._strips_last = strips_last_space
+        self._waiting = waiting
         self.num_chars = 0
 
     def push(self, token_id: int) -> str:
@@ -29,6 +40,15 @@ class Detokenizer:
             self._strips, piece = False, piece.removeprefix(b" ")
         text = self._decoder.decode(piece)
         self.num_chars += len(text)
+        if self._strips_last and text:
+            text, self._waiting = self._waiting + text, ""
+            if text.endswith(" "):
+                text, self._waiting = text[:-1], " "
+        return text
+
+    def waiting(self) -> str:
+        """Take the space that waits."""
+        text, self._waiting = self._waiting, ""
         return text
 
     def text(self, token_ids: Iterable[int]) -> str:

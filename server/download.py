@@ -10,7 +10,7 @@ import sys
 
 from huggingface_hub import snapshot_download
 
-PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt"]
 
 
 def main(model: str) -> None:

@@ -50,6 +50,11 @@ class MessageText:
         self._parser = parser
         self.has_calls = False
 
+    @property
+    def has_cut_call(self) -> bool:
+        """Whether the text so far ends inside a call."""
+        return self._parser is not None and self._parser.is_cut
+
     def push(self, text: str, *, is_last: bool) -> Parts:
         thoughts: list[str] = []
         said = list(self._said(text, is_last, thoughts))

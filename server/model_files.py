@@ -20,6 +20,7 @@ import msgspec
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 END_SECONDS = 3.0
+VOCABULARIES = ("*.model", "*.spm", "vocab.json", "vocab.txt")
 _MAX_SAFETENSORS_HEADER = 100 << 20
 _GGUF_MAGIC = b"GGUF"
 
@@ -51,13 +52,16 @@ def default_name(model: str) -> str:
 async def resolve(model: str, report: Report, *, may_download: bool) -> Path:
     """The model's directory, checked. Raises ModelError."""
     command = _preparation(model, may_download=may_download)
-    return _local(model) if command is None else await prepare(command, report)
+    directory = Path(model) if command is None else await prepare(command, report)
+    if _lacks_tokenizer(directory):
+        directory = await prepare((sys.executable, "-m", "decoding.fast_tokenizer", str(directory)), report)
+    return _local(str(directory))
 
 
 def check(model: str, *, may_download: bool) -> None:
     """What can be said at once about --model, before anything is started. Raises ModelError."""
     if _preparation(model, may_download=may_download) is None:
-        _local(model)
+        _local(model, has_tokenizer=not _lacks_tokenizer(Path(model)))
 
 
 @contextlib.contextmanager
@@ -104,11 +108,18 @@ def _gguf(path: Path) -> Path | None:
     return path
 
 
-def _local(model: str) -> Path:
+def _lacks_tokenizer(directory: Path) -> bool:
+    """Whether there is a vocabulary that tokenizer.json can be made of, and no tokenizer.json."""
+    if (directory / "tokenizer.json").exists() or not (directory / "config.json").exists():
+        return False
+    return any(any(directory.glob(pattern)) for pattern in VOCABULARIES)
+
+
+def _local(model: str, *, has_tokenizer: bool = True) -> Path:
     directory = Path(model)
     if not directory.is_dir():
         raise ModelError(f"{model} is not a directory")
-    for name in ("config.json", "tokenizer.json"):
+    for name in ("config.json", *(["tokenizer.json"] if has_tokenizer else [])):
         _check_json(directory / name)
     shards = _shards(directory)
     for shard in shards:
@@ -170,7 +181,7 @@ async def prepare(command: Sequence[str], report: Report) -> Path:
         directory = await _follow(process.stdout, report)
         if await process.wait() != 0 or directory is None:
             raise ModelError(_last_line(await errors) or "the model could not be prepared")
-        return _local(directory)
+        return Path(directory)
     finally:
         await _end(process)
 

@@ -20,10 +20,14 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What an answer shows. logprobs: None for none, else how many alternatives beside each token's own."""
+    """What an answer shows. logprobs: None for none, else how many alternatives beside each token's own.
+
+    bare_stops: the stops without the names of special tokens that the text does not show.
+    """
 
     num_choices: int = 1
     stops: tuple[str, ...] = ()
+    bare_stops: tuple[str, ...] = ()
     echo: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None

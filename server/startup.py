@@ -56,17 +56,16 @@ class Startup:
     async def _prepare(self, mailbox: Mailbox, directory: Path, until_the_end: contextlib.ExitStack) -> Start:
         """What the worker is to load, and the batcher's connection to it, made while the worker starts up."""
         settings = self._settings
-        tokenizer, token_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
+        tokenizer = await asyncio.to_thread(self._read_tokenizer, directory)
         if settings.chat_template:
             template = ChatTemplate.from_file(Path(settings.chat_template), directory)
             tokenizer = tokenizer.with_template(template)
         defaults = recommended(directory) if settings.generation_defaults == "model" else {}
-        special_tokens = tokenizer.special_tokens()
-        draft = await self._draft_directory(token_bytes) if settings.draft_model else None
-        grammars = GrammarCheck(special_tokens, settings.grammar_seconds)
+        draft = await self._draft_directory(tokenizer) if settings.draft_model else None
+        grammars = GrammarCheck(tokenizer.special_tokens(), settings.grammar_seconds)
         until_the_end.callback(grammars.close)
         self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars, defaults))
-        return start_frame(settings, directory, token_bytes, special_tokens, draft)
+        return start_frame(settings, directory, tokenizer, draft)
 
     def worker_progressed(self, progress: Progress) -> None:
         self._display.show(progress.stage, progress.fraction)
@@ -92,20 +91,19 @@ class Startup:
     def worker_lost(self, reason: str) -> None:
         self._batcher.worker_lost(reason)
 
-    def _read_tokenizer(self, directory: Path) -> tuple[Tokenizer, tuple[bytes, ...]]:
+    def _read_tokenizer(self, directory: Path) -> Tokenizer:
         try:
-            tokenizer = self._load_tokenizer(directory)
-            return tokenizer, tokenizer.token_bytes()
+            return self._load_tokenizer(directory)
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
 
-    async def _draft_directory(self, token_bytes: tuple[bytes, ...]) -> Path:
+    async def _draft_directory(self, tokenizer: Tokenizer) -> Path:
         """The draft model's, once it is certain that both models mean the same by a token id."""
         settings = self._settings
         with about_the_draft():
             directory = await resolve(settings.draft_model, self._display.show, may_download=settings.allow_download)
-            _, own_bytes = await asyncio.to_thread(self._read_tokenizer, directory)
-            if own_bytes != token_bytes:
+            own = await asyncio.to_thread(self._read_tokenizer, directory)
+            if own.token_bytes() != tokenizer.token_bytes():
                 raise ModelError("its tokenizer has other tokens than the model's")
         return directory
 
@@ -118,7 +116,7 @@ class Startup:
             max_model_len=loaded.max_model_len,
             eos_token_ids=loaded.eos_token_ids,
             created=self._created,
-            tokenizer=tokenizer,
+            tokenizer=tokenizer.within(loaded.vocab_size),
             architecture=loaded.architecture,
             num_layers=loaded.num_layers,
             ties_embeddings=loaded.ties_embeddings,
@@ -141,13 +139,7 @@ def served_names(settings: Settings) -> tuple[str, ...]:
     return settings.served_model_name or (default_name(settings.model),)
 
 
-def start_frame(
-    settings: Settings,
-    directory: Path,
-    token_bytes: tuple[bytes, ...],
-    special_tokens: tuple[tuple[int, str], ...],
-    draft: Path | None,
-) -> Start:
+def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft: Path | None) -> Start:
     return Start(
         model=str(directory),
         device=settings.device,
@@ -158,8 +150,9 @@ def start_frame(
         tick_tokens=settings.tick_tokens,
         prefix_cache=settings.prefix_cache,
         threads=settings.threads,
-        token_bytes=token_bytes,
-        special_tokens=special_tokens,
+        token_bytes=tokenizer.token_bytes(),
+        special_tokens=tokenizer.special_tokens(),
+        eos_token_ids=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
         draft_model=str(draft) if draft else "",
         batch_invariant=settings.batch_invariant,
         quantize=settings.quantize,

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 
 
 class StopText:
-    """One choice's text on its way out. `include` keeps the stop string itself in the text."""
+    """One choice's text on its way out. `include` keeps the stop string itself in the text.
 
-    def __init__(self, stops: Sequence[str], *, include: bool = False) -> None:
+    bare: the stops without the names of hidden tokens: what there is in the text of one that was found among those.
+    """
+
+    def __init__(self, stops: Sequence[str], *, include: bool = False, bare: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
+        self._bare = tuple(bare) or self._stops
         self._include = include
         self._held = ""
         self._last_start = 0
@@ -34,13 +38,24 @@ class StopText:
         text, self._held = self._held, ""
         return text
 
-    def cut(self) -> str:
-        """Take what stands before the stop that the last token completed; of several, the one that begins first."""
+    def cut(self, index: int = 0) -> str:
+        """Take what stands before the stop that the last token completed; of several, the one that begins first.
+
+        index: of a stop that is known to be complete.
+        """
         matches = [(start, stop) for stop in self._stops if (start := self._find(stop)) >= 0]
+        if not matches:
+            matches = self._find_bare(self._bare[index])
         if not matches:
             return self.rest()
         start, stop = min(matches)
         return self._held[: start + len(stop) if self._include else start]
+
+    def _find_bare(self, stop: str) -> list[tuple[int, str]]:
+        """Inside the last token or, where that is hidden, before it."""
+        start = self._find(stop) if stop else -1
+        start = len(self._held) - len(stop) if start < 0 and self._held.endswith(stop) else start
+        return [(start, stop)] if start >= 0 else []
 
     def _find(self, stop: str) -> int:
         """Where `stop` begins if it ends inside the last token: an earlier one did not count (min_tokens)."""
@@ -48,9 +63,14 @@ class StopText:
 
     def _longest_beginning(self) -> int:
         """Length of the longest end of the held text that is a proper beginning of a stop."""
-        longest = max(map(len, self._stops), default=0)
-        for length in range(min(longest - 1, len(self._held)), 0, -1):
+        stops = {*self._stops, *self._bare}
+        longest = max(map(len, stops), default=0)
+        for length in range(min(longest, len(self._held)), 0, -1):
             end = self._held[-length:]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stops):
+            if any(stop.startswith(end) and self._is_open(stop, length) for stop in stops):
                 return length
         return 0
+
+    def _is_open(self, stop: str, length: int) -> bool:
+        """Whether a stop of whose text so much has come may still be waited for: a hidden token may complete it."""
+        return len(stop) > length or (len(stop) == length and stop not in self._stops)

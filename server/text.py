@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import tokenizers
 
 from server import heap
+from server.added_tokens import add_stated
 from server.chat_template import ChatTemplate, Conversation
 from server.detokenizer import Detokenizer
 from server.errors import ApiError
@@ -52,13 +54,19 @@ class Tokenizer:
     """The model's tokenizer and chat template."""
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, template: ChatTemplate | None = None, bos_token: str | None = None
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        template: ChatTemplate | None = None,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.template = template
         self._bos_token = bos_token
+        self._eos_token = eos_token
+        self._num_ids = sys.maxsize
         self.vocabulary = Vocabulary.of(tokenizer)
         self._longest_token = max(map(len, self.vocabulary.shown), default=1)
 
@@ -71,12 +79,20 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_buffer(with_whole_offsets(data))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError("tokenizer.json cannot be read") from error
-        return cls(tokenizer, ChatTemplate.from_directory(path), special_tokens(path).get("bos_token"))
+        add_stated(tokenizer, path)
+        named = special_tokens(path)
+        return cls(tokenizer, ChatTemplate.from_directory(path), named.get("bos_token"), named.get("eos_token"))
 
     def with_template(self, template: ChatTemplate) -> Tokenizer:
         """The same tokens under another chat template."""
         other = copy.copy(self)
         other.template = template
+        return other
+
+    def within(self, num_ids: int) -> Tokenizer:
+        """The same for a model of so many ids: a text that has others is refused, as a model would fail on it."""
+        other = copy.copy(self)
+        other._num_ids = num_ids
         return other
 
     @property
@@ -87,8 +103,13 @@ class Tokenizer:
     def bos_id(self) -> int | None:
         """The token that begins a text: the one that is named so, else the one put before every text."""
         if self._bos_token is not None:
-            return self._tokenizer.token_to_id(self._bos_token)
+            return self._own_id(self._bos_token)
         return next(iter(self.encode("")), None)
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that the tokenizer's files name as the end."""
+        return None if self._eos_token is None else self._own_id(self._eos_token)
 
     def token_bytes(self) -> tuple[bytes, ...]:
         """The bytes each id stands for in an answer's text; empty for special tokens."""
@@ -119,24 +140,40 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens, at_start=True)
         return detokenizer.text(token_ids) + detokenizer.end()
 
+    def bare(self, text: str, shown: Iterable[str] = ()) -> str:
+        """The text without the names of special tokens, but for the shown ones."""
+        names = self.vocabulary.special_names
+        return text if names is None else names.sub(lambda name: name[0] if name[0] in shown else "", text)
+
+    def ids_of(self, tokens: Iterable[str]) -> tuple[int, ...]:
+        """Of those that are tokens."""
+        ids = map(self._own_id, tokens)
+        return tuple(token_id for token_id in ids if token_id is not None)
+
     def detokenizer(
-        self, *, skip_special_tokens: bool = True, at_start: bool = False, shown: Iterable[str] = ()
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        at_start: bool = False,
+        shown: Iterable[str] = (),
+        behind: int | None = None,
     ) -> Detokenizer:
         """at_start: the tokens begin a text rather than go on with one, so the space before the first word may go.
 
-        shown: tokens that are text here even if they are special.
+        shown: tokens that are text here even if they are special. behind: the token before, where there is one.
         """
         vocabulary = self.vocabulary
-        ids = {token: self._tokenizer.token_to_id(token) for token in shown}
         return Detokenizer(
             vocabulary.spoken if skip_special_tokens else vocabulary.shown,
             strips_first_space=at_start and vocabulary.strips_first_space,
-            other={token_id: token.encode() for token, token_id in ids.items() if token_id is not None},
+            strips_last_space=vocabulary.strips_last_space,
+            waiting=" " if behind is not None and vocabulary.ends_word(behind) else "",
+            other={token_id: vocabulary.shown[token_id] for token_id in self.ids_of(shown)},
         )
 
     def special_id(self, token: str) -> int | None:
         """The id of a special token; None for what is text, or unknown."""
-        token_id = self._tokenizer.token_to_id(token)
+        token_id = self._own_id(token)
         return token_id if token_id in self.vocabulary.special_ids else None
 
     def fewest_tokens(self, text: str) -> int:
@@ -153,6 +190,21 @@ class Tokenizer:
         """Half the work and memory without `with_starts`."""
         if not with_starts:
             fast = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
-            return [Encoded(tuple(encoding.ids)) for encoding in fast]
+            return [Encoded(self._known(encoding.ids)) for encoding in fast]
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
-        return [Encoded(tuple(encoding.ids), tuple(start for start, _ in encoding.offsets)) for encoding in encodings]
+        return [Encoded(self._known(each.ids), tuple(start for start, _ in each.offsets)) for each in encodings]
+
+    def _own_id(self, token: str) -> int | None:
+        token_id = self._tokenizer.token_to_id(token)
+        return token_id if token_id is not None and token_id < self._num_ids else None
+
+    def _known(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids, all of which the model has. What is beyond is unknown to it. Raises ApiError 400 on added tokens."""
+        highest = max(ids, default=0)
+        if highest < self._num_ids:
+            return tuple(ids)
+        unknown = self.vocabulary.unknown_id
+        if unknown is None or not self.vocabulary.added_ids.isdisjoint(i for i in ids if i >= self._num_ids):
+            name = self.vocabulary.name(highest)
+            raise ApiError(400, f"the text holds {name!r}, a token of the tokenizer's that the model does not have")
+        return tuple(token_id if token_id < self._num_ids else unknown for token_id in ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from decoding.params import InvalidParam, LogprobsParams, Pooling, Request, StoppingParams
 from server.bounds import bad_field, refused, stops_of
@@ -54,7 +55,8 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
     )
     shown = replace(_shown(wire), echo=bool(wire.echo), logprobs=wire.logprobs)
     limit = TokenLimit(_asked_tokens(wire), DEFAULT_MAX_TOKENS, "prompt")
-    return await _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
+    plan = await _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
+    return _with_stops(plan, served)
 
 
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
@@ -76,7 +78,7 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
                 use = await enforced(use, served)
             plan = replace(plan, effective=plan.effective | effective_tools(wire))
         is_thinking = opened_by(text) or (bool(wire.continue_final_message) and is_unfinished(last))
-        return _with_message(plan, use, served, is_thinking=is_thinking)
+        return _with_stops(_with_message(plan, use, served, is_thinking=is_thinking), served)
     except InvalidParam as invalid:
         raise refused(invalid) from None
 
@@ -118,6 +120,23 @@ def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinkin
     grammar = message_grammar(use, logits.grammar, served, is_thinking=is_thinking)
     requests = tuple(replace(each, logits=replace(logits, grammar=grammar)) for each in plan.requests)
     return replace(plan, message=form, requests=requests)
+
+
+def _with_stops(plan: Plan, served: Served) -> Plan:
+    """The plan with its stops looked for in the text that the answer shows, and those that name a special token also
+    where it is hidden: clients send the model's own end of turn to be safe."""
+    stops, tokenizer = plan.shown.stops, served.tokenizer
+    if not stops:
+        return plan
+    markers = plan.message.markers if plan.message is not None else frozenset[str]()
+    bare = stops if plan.shown.special_tokens else tuple(tokenizer.bare(stop, markers) for stop in stops)
+    looked_for: dict[str, Any] = {
+        "shows_special": plan.shown.special_tokens,
+        "shown_ids": tokenizer.ids_of(sorted(markers)),
+        "named_stops": tuple(i for i, stop in enumerate(stops) if bare[i] != stop),
+    }
+    requests = tuple(replace(each, stopping=replace(each.stopping, **looked_for)) for each in plan.requests)
+    return replace(plan, shown=replace(plan.shown, bare_stops=bare), requests=requests)
 
 
 @dataclass(frozen=True, slots=True)

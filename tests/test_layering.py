@@ -30,7 +30,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         response_fields mode replies response_objects errors limits foreign_names fields exchange orphans metrics
         vllm_aliases logs error_stream progress presence model_files download heap""",
         # work: text, translation, and the way to the worker
-        """vocabulary template_files chat_template detokenizer stop_text reasoning tool_parsers/ message_text text
+        """vocabulary template_files added_tokens chat_template detokenizer stop_text reasoning tool_parsers/
+        message_text text
         grammar_process grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar
         bounds logits source effective retelling conversation generation_defaults translate response_request
         worker_process mailbox ticket reservation waiting admission batcher startup""",
@@ -53,8 +54,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "kernels/",
         "quantize",
         "encoder_memory strategies/ attention/ topk/ linear elementwise rows gguf/",
-        "layer_weights plug rewrite support packing live reading unpacking graphs torchao_weights",
-        "checkpoint",
+        """layer_weights plug rewrite support packing live reading unpacking graphs torchao_weights
+        paired_tokenizer""",
+        "checkpoint fast_tokenizer",
         "fused embedded",
         "model scheduler",
         "perplexity",
@@ -132,6 +134,7 @@ DECODING_NEEDS = (
     "gguf",
     "re2",
     "llguidance",  # optional: imported where the first grammar is met
+    "tokenizers",  # what a folder without tokenizer.json gets one by
     "numba",  # optional: decoding/kernels alone imports it, and only where it is installed
     "llvmlite",
     "torchao",  # optional: imported where weights are quantised for a GPU

@@ -11,7 +11,9 @@ from decoding.params.invalid import check
 class StoppingParams:
     """When a row ends. `max_tokens` counts output tokens, an ending EOS included.
 
-    stop: byte sequences looked for in the bytes of the output tokens, only once min_tokens are out.
+    stop: byte sequences looked for in the bytes of the output tokens that the answer shows, only once min_tokens are
+    out. shows_special: special tokens are shown by their names; where they are not, those of shown_ids are all the
+    same. named_stops: which of `stop` hold the name of a special token, and are looked for among hidden ones too.
     min_tokens masks EOS and stop_token_ids until that many tokens are out.
     """
 
@@ -20,6 +22,9 @@ class StoppingParams:
     stop: tuple[bytes, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    shows_special: bool = False
+    shown_ids: tuple[int, ...] = ()
+    named_stops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.max_tokens >= 0, "max_tokens", "must not be negative")

@@ -48,6 +48,12 @@ class CallParser:
         self._held += text
         yield from self._run()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a call has begun whose arguments are not over."""
+        scanner = self._scanner
+        return self._state == self._object and scanner.name is not None and not scanner.has_all_arguments
+
     def end(self) -> Iterator[Event]:
         """What was held back. Call it once, after the last text."""
         if self._state == self._object and self._scanner.name is None:

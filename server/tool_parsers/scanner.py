@@ -85,6 +85,11 @@ class CallScanner:
     def is_over(self) -> bool:
         return self._place is _Place.OVER
 
+    @property
+    def has_all_arguments(self) -> bool:
+        """Whether the arguments came to their end, whatever may follow in the object."""
+        return self.is_over or (self._has_arguments and self._place is not _Place.VALUE)
+
     def push(self, text: str) -> int:
         """How many characters of `text` belong to the object. Raises NotACall, with `raw` up to date."""
         start = 0
@@ -170,6 +175,10 @@ class NamedScanner:
     @property
     def is_over(self) -> bool:
         return self._value.is_over
+
+    @property
+    def has_all_arguments(self) -> bool:
+        return self.is_over
 
     def push(self, text: str) -> int:
         """How many characters of `text` belong to the call. Raises NotACall."""

@@ -34,7 +34,7 @@ def draft() -> Model:
     return wrap(tiny("llama", num_hidden_layers=1, max_position_embeddings=128))
 
 
-def start(kv_memory_bytes: int, **sizes: int) -> Start:
+def start(kv_memory_bytes: int, **sizes: Any) -> Start:
     return Start("", kv_memory_bytes=kv_memory_bytes, **sizes)
 
 
@@ -111,3 +111,13 @@ def test_a_gpu_decodes_what_splits_attention_before_it_serves(model: Model) -> N
     assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4, {MAIN: 5}))] == [3]
     assert max(canaries(on_gpu, Sizes(4096, {MAIN: 100}))[1]) < model.info.vocab_size
     assert [len(prompt) for prompt in canaries(model, Sizes(4096, {MAIN: 100}))] == [3]
+
+
+def test_a_text_ends_at_the_tokenizers_end_too_and_at_no_id_beyond_the_logits(model: Model) -> None:
+    width = model.info.vocab_size
+    names = ((width - 1, "<end>"), (width, "<pad>"))
+    own = {"eos_token_ids": (width - 1, width), "special_tokens": names, "token_bytes": (b"x",) * width}
+    begun = start(1 << 20, **own)
+    engine, loaded = build_engine(begun, model)
+    assert loaded.eos_token_ids == (*model.info.eos_token_ids, width - 1)
+    assert engine._special == {width - 1: b"<end>"}

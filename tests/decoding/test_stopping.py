@@ -78,3 +78,33 @@ def test_an_id_beyond_the_table_has_no_bytes() -> None:
 def test_more_min_tokens_than_max_tokens_is_refused() -> None:
     with pytest.raises(InvalidParam, match="min_tokens"):
         StoppingParams(max_tokens=2, min_tokens=3)
+
+
+SPECIAL = {8: b"<end>", 9: b"<x>"}
+
+
+def stops_at(tokens: list[int], *stop: bytes, **fields: object) -> int | None:
+    """Which token ends the row."""
+    stopping, progress = Stopping(StoppingParams(99, stop=stop, **fields), (), TOKEN_BYTES, SPECIAL), START  # type: ignore[arg-type]
+    for place, token in enumerate(tokens):
+        progress, finish = stopping.push(progress, token)
+        if finish is not None:
+            return place
+    return None
+
+
+def test_a_stop_is_looked_for_in_the_bytes_that_are_shown() -> None:
+    said = [0, 8, 1, 9]
+    assert stops_at(said, b"a<end>b") is None
+    assert stops_at(said, b"a<end>b", shows_special=True) == 2
+    assert stops_at(said, b"a<end>b", shown_ids=(8,)) == 2
+    assert stops_at(said, b"ab") == 2
+    assert stops_at(said, b"ab", shown_ids=(8,)) is None
+
+
+def test_a_stop_that_names_a_hidden_token_ends_a_row_there() -> None:
+    said = [0, 8, 1, 9]
+    assert stops_at(said, b"<end>", named_stops=(0,)) == 1
+    assert stops_at(said, b"zzz", b"b<x>", named_stops=(1,)) == 3
+    assert stops_at(said, b"<x>", b"ab", named_stops=(0,)) == 2
+    assert stops_at(said, b"<end>", named_stops=(0,), min_tokens=3) is None

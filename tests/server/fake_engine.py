@@ -13,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from decoding.frames import Chunk, Finished, Output, PromptScores
 from decoding.params import Request
+from decoding.stopping import START, Stopping
 from server.chat_template import ChatTemplate
 from server.errors import ApiError, add_error_handlers
 from server.limits import Limits
@@ -93,23 +94,14 @@ def _chunk(request: Request, choice: int, ids: Sequence[int]) -> Chunk:
 
 
 def _ended(served: Served, request: Request, ids: Sequence[int]) -> tuple[list[int], str, int | str | None]:
-    stopping, pieces = request.stopping, served.tokenizer.token_bytes()
-    said: list[int] = []
-    seen = b""
-    for token_id in ids:
-        if len(said) == stopping.max_tokens:
-            break
-        said.append(token_id)
-        before, seen = len(seen), seen + pieces[token_id]
-        if token_id in served.eos_token_ids and not stopping.ignore_eos:
-            return said, "stop", None
-        if token_id in stopping.stop_token_ids:
-            return said, "stop", token_id
-        if len(said) >= stopping.min_tokens:
-            for index, stop in enumerate(stopping.stop):
-                if stop in seen[max(0, before - len(stop) + 1) :]:
-                    return said, "stop", f"stop:{index}"
-    return said, "length", None
+    special = {token_id: name.encode() for token_id, name in served.tokenizer.special_tokens()}
+    stopping = Stopping(request.stopping, served.eos_token_ids, served.tokenizer.token_bytes(), special)
+    progress = START
+    for count, token_id in enumerate(ids[: request.stopping.max_tokens], start=1):
+        progress, finish = stopping.push(progress, token_id)
+        if finish is not None:
+            return list(ids[:count]), finish.reason.value, finish.stop_reason
+    return list(ids[: request.stopping.max_tokens]), "length", None
 
 
 def finished(cached: int = 2, computed: int = 7) -> Output:

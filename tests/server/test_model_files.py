@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from server.model_files import ModelError, check, default_name, prepare, resolve
 from server.text import Tokenizer
 from tests.decoding.gguf_files import WORDS, sized, write
+from tests.decoding.vocabularies import opt
 from tests.server.world import model_directory, safetensors_bytes, until
 
 
@@ -151,3 +152,25 @@ async def test_a_cancelled_preparation_leaves_no_process(tmp_path: Path) -> None
     with pytest.raises(asyncio.CancelledError):
         await preparing
     assert not process.is_running()
+
+
+async def test_a_folder_without_tokenizer_json_gets_one_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = opt(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(safetensors_bytes())
+    check(str(folder), may_download=False)
+    directory = await resolve(str(folder), ignore, may_download=False)
+    assert directory.is_relative_to(tmp_path / "cache")
+    assert Tokenizer.from_directory(directory).encode("the dog")
+
+
+async def test_a_vocabulary_that_cannot_be_read_is_the_operators_to_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = opt(tmp_path / "m")
+    (folder / "vocab.json").write_text("{")
+    with pytest.raises(ModelError, match=r"lacks tokenizer\.json, and none can be made"):
+        await resolve(str(folder), ignore, may_download=False)

@@ -37,6 +37,10 @@ class FixedTokens:
     def special_tokens(self) -> tuple[tuple[int, str], ...]:
         return ()
 
+    @property
+    def eos_id(self) -> int:
+        return 7
+
 
 class Recorder:
     """Stands for the mailbox: keeps the frame that the worker would be started with."""
@@ -149,12 +153,18 @@ async def test_a_draft_model_that_is_not_there_is_named_as_such(tmp_path: Path) 
 @pytest.mark.parametrize("flags", [[], ["--batch-invariant"]])
 def test_the_worker_hears_of_batch_invariance(flags: list[str]) -> None:
     settings = load([*flags, "--device", "cuda"], {}).settings
-    frame = start_frame(settings, Path("model"), (), (), None)
+    frame = start_frame(settings, Path("model"), cast(Tokenizer, FixedTokens(Path("m"))), None)
     assert (frame.model, frame.device, frame.batch_invariant) == ("model", "cuda", bool(flags))
 
 
 def test_the_worker_hears_whether_to_launch_ahead() -> None:
+    tokenizer = cast(Tokenizer, FixedTokens(Path("m")))
     frames = [
-        start_frame(load(flags, {}).settings, Path("m"), (), (), None) for flags in ([], ["--launch-ahead", "on"])
+        start_frame(load(flags, {}).settings, Path("m"), tokenizer, None) for flags in ([], ["--launch-ahead", "on"])
     ]
     assert [frame.launch_ahead for frame in frames] == ["auto", "on"]
+
+
+async def test_the_worker_hears_of_the_tokenizers_own_end(tmp_path: Path) -> None:
+    start = await started("--model", str(model_directory(tmp_path / "m")))
+    assert start.eos_token_ids == (7,)

@@ -154,6 +154,57 @@ def test_an_unknown_decoder_is_asked_token_by_token() -> None:
     assert Vocabulary.of(tokenizer).shown == (b" a", b" b")
 
 
+def end_of_word_tokenizer() -> tokenizers.Tokenizer:
+    """The first GPT's kind: a suffix where a word ends."""
+    words = {word: i for i, word in enumerate(["<unk>", "mat</w>", "the</w>", "at</w>", "he", ",</w>", "<x>"])}
+    tokenizer = tokenizers.Tokenizer(models.BPE(words, [], unk_token="<unk>", end_of_word_suffix="</w>"))
+    tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
+    tokenizer.add_special_tokens(["<x>"])
+    return tokenizer
+
+
+@given(st.lists(st.integers(0, 6), max_size=12), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_words_with_an_end_keep_their_spaces(ids: list[int], skip: bool) -> None:
+    reference = end_of_word_tokenizer()
+    expected = reference.decode(ids, skip_special_tokens=skip)
+    assert Tokenizer(reference).decode(ids, skip_special_tokens=skip) == expected
+
+
+def test_a_continuation_begins_with_the_space_that_the_text_before_dropped() -> None:
+    tokenizer = Tokenizer(end_of_word_tokenizer())
+    assert tokenizer.detokenizer(behind=1).text([2, 3, 4]) == " the at he"
+    assert tokenizer.detokenizer(behind=4).text([2, 3]) == "the at"
+
+
+def test_a_stop_that_ends_with_a_words_space_is_found() -> None:
+    tokenizer = Tokenizer(end_of_word_tokenizer())
+    choice = Choice(Shown(stops=("the ",)), (), tokenizer.detokenizer())
+    assert choice.push(Chunk(0, (1, 2), finish_reason="stop", stop_reason="stop:0")).text == "mat "
+
+
+@pytest.mark.parametrize("decoder", [None, decoders.WordPiece()])
+@given(st.lists(st.sampled_from([0, 1, 3, 4]), max_size=1), st.lists(st.integers(0, 4), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_a_text_of_words_begins_without_a_space(decoder: object, first: list[int], more: list[int]) -> None:
+    reference = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "##c": 2, "d": 3, "e": 4}, unk_token="a"))
+    if decoder is not None:
+        reference.decoder = decoder
+    ids = [*first, *more] if first else []
+    assert Tokenizer(reference).decode(ids) == reference.decode(ids)
+
+
+def test_added_tokens_stand_for_their_own_text() -> None:
+    """Letters of theirs may be in the alphabet that stands for bytes."""
+    tokens = byte_tokenizer()
+    added = ["ñandú", "čaj", "naïve", "日本"]
+    tokens.add_tokens(added)
+    tokenizer = Tokenizer(tokens)
+    text = "a ñandú and čaj, naïve 日本 ñ"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert [tokenizer.vocabulary.name(tokens.token_to_id(token)) for token in added] == added
+
+
 async def test_long_texts_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
 

@@ -13,7 +13,7 @@ import pytest
 from server.served import Served
 from server.text import Tokenizer
 from server.tool_parsers.registry import FORMATS
-from tests.server.fake_engine import FakeBatcher, byte_tokenizer, make_app, make_served, saying
+from tests.server.fake_engine import END, FakeBatcher, byte_tokenizer, make_app, make_served, saying
 
 URL = "/v1/chat/completions"
 PARAMETERS = "tools[0].function.parameters"
@@ -149,6 +149,20 @@ async def test_a_call_that_was_cut_off_ends_with_length(
     (choice,) = (await ask(client, tools=[WEATHER]))["choices"]
     assert choice["finish_reason"] == "length"
     assert choice["message"]["tool_calls"][0]["function"]["arguments"].startswith('{"c')
+
+
+@pytest.mark.parametrize(
+    ("stop", "finish"),
+    [("Par", "stop"), ("}</tool_call>", "tool_calls"), ("</tool_call>", "tool_calls"), (END, "tool_calls")],
+)
+async def test_a_call_that_a_stop_string_cut_off_is_not_to_be_made(
+    client: httpx.AsyncClient, batcher: FakeBatcher, taking: Served, stop: str, finish: str
+) -> None:
+    batcher.script = saying(taking, '<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>')
+    (choice,) = (await ask(client, tools=[WEATHER], stop=[stop]))["choices"]
+    assert choice["finish_reason"] == finish
+    arguments = choice["message"]["tool_calls"][0]["function"]["arguments"]
+    assert (arguments == '{"city": "Paris"}') == (finish == "tool_calls")
 
 
 async def test_without_tools_nothing_is_parsed(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:

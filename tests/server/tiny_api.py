@@ -32,12 +32,16 @@ from tests.server.world import FAKE_WORKER, request
 
 class ByteTokenizer:
     template = None
+    eos_id = None
 
     def token_bytes(self) -> tuple[bytes, ...]:
         return tuple(bytes([i]) for i in range(100))
 
     def special_tokens(self) -> tuple[tuple[int, str], ...]:
         return ()
+
+    def within(self, _: int) -> ByteTokenizer:
+        return self
 
 
 def load_tokenizer(_: Path) -> Tokenizer:
