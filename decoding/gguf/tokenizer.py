@@ -19,6 +19,8 @@ Part = dict[str, Any]  # of a JSON document
 _SPACE = "\u2581"
 _NAMES = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}  # GGUF's -> transformers'
 _ENDS = ("eos", "eot", "eom")  # of the text, a turn, a message
+# Ends of turns by name: older files have the token and do not say what it is for.
+_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>")
 _SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}  # where the file names none
 
 
@@ -77,10 +79,22 @@ def vocabulary_of(reader: Reader, size: int) -> Vocabulary:
 
 def special_ids(vocabulary: Vocabulary) -> Part:
     """bos, eos and pad ids as config.json has them: eos is a list where a turn ends otherwise than a text."""
-    ends = list(dict.fromkeys(vocabulary.special[name] for name in _ENDS if name in vocabulary.special))
+    ends = list(dict.fromkeys((*_named_ends(vocabulary), *_turn_end(vocabulary))))
     ids = {"bos": vocabulary.special.get("bos"), "eos": ends[0] if len(ends) == 1 else ends or None}
     ids["pad"] = vocabulary.special.get("padding")
     return {f"{name}_token_id": token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def _named_ends(vocabulary: Vocabulary) -> Iterator[int]:
+    return (vocabulary.special[name] for name in _ENDS if name in vocabulary.special)
+
+
+def _turn_end(vocabulary: Vocabulary) -> Iterator[int]:
+    """The end of a turn that the file does not name, known by its text. Only control tokens are: others are words."""
+    if "eot" not in vocabulary.special:
+        ids = vocabulary.ids
+        known = (ids[token] for token in _TURN_ENDS if token in ids)
+        yield from (token_id for token_id in known if vocabulary.types[token_id] == TokenType.CONTROL)
 
 
 def tokenizer_config(vocabulary: Vocabulary, max_length: int) -> Part:

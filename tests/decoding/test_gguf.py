@@ -22,6 +22,7 @@ from decoding import kernels
 from decoding.gguf.architecture import Place
 from decoding.gguf.convert import convert
 from decoding.gguf.reader import UnsupportedFile, read
+from decoding.gguf.tokenizer import TokenType, Vocabulary, special_ids
 from decoding.gguf.weights import numbers
 from decoding.model import load, wrap
 from tests.decoding.gguf_files import SPECIAL, WORDS, byte_words, finish, rounded, score_words, sized, write
@@ -254,6 +255,13 @@ def test_the_chat_template_and_every_end_come_along(tmp_path: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         assert document(directory, name)["eos_token_id"] == [1, 2]
     assert document(directory, "tokenizer_config.json")["eos_token"] == SPECIAL[1]
+
+
+@pytest.mark.parametrize(("kind", "ends"), [(TokenType.CONTROL, [1, 3]), (TokenType.NORMAL, 1)])
+def test_the_end_of_a_turn_is_known_by_its_text_where_the_file_does_not_name_it(kind: TokenType, ends: object) -> None:
+    tokens, types = ("a", "</s>", "b", "<|im_end|>"), (TokenType.NORMAL, TokenType.CONTROL, TokenType.NORMAL, kind)
+    vocabulary = Vocabulary(tokens, types, {"eos": 1}, is_byte_level=True, adds_bos=False, adds_eos=False)
+    assert special_ids(vocabulary) == {"eos_token_id": ends}
 
 
 def test_the_templates_for_tools_and_documents_come_along(tmp_path: Path) -> None:
