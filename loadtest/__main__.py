@@ -1,11 +1,13 @@
-"""`python -m loadtest run | compare | curve | soak | list`: parses, measures, prints.
+"""`python -m loadtest run | compare | curve | soak | neighbours | list`: parses, measures, prints.
 
-Exits 1 if a side completed no request, or if a soak left one unanswered.
+Exits 1 if a side completed no request, if a soak left one unanswered, or if nothing came beside busy
+neighbours.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -13,8 +15,18 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
+from loadtest import neighbours
+from loadtest.client import Client
 from loadtest.contender import NotReady
-from loadtest.options import CompareOptions, CurveOptions, ListOptions, RunOptions, SoakOptions, parse
+from loadtest.options import (
+    CompareOptions,
+    CurveOptions,
+    ListOptions,
+    NeighboursOptions,
+    RunOptions,
+    SoakOptions,
+    parse,
+)
 from loadtest.process import ServerDied
 from loadtest.progress import Display
 from loadtest.report import (
@@ -51,6 +63,8 @@ def main(argv: list[str]) -> int:
                 return _curve(options, console)
             case SoakOptions():
                 return _soak(options, console)
+            case NeighboursOptions():
+                return _neighbours(options)
     except (NoMatplotlib, NotReady, ServerDied) as error:
         Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
         return 1
@@ -104,6 +118,13 @@ def _soak(options: SoakOptions, console: Console) -> int:
     if options.plot is not None:
         plot(found, soak.kills, options.plot)
     return 1 if soak.unanswered else 0
+
+
+def _neighbours(options: NeighboursOptions) -> int:
+    print(neighbours.HEAD, flush=True)
+    client, cores = Client(options.target, options.timeout), len(os.sched_getaffinity(0))
+    lines = _loop(lambda: neighbours.measure(client, options.threads, cores, show=lambda line: print(line, flush=True)))
+    return 0 if all(line.tokens_per_second for line in lines) else 1
 
 
 def _loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:

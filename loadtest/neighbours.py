@@ -1,4 +1,4 @@
-"""`python -m loadtest.neighbours --url URL`: what busy processes beside a server on this machine cost it, as a table.
+"""What busy processes beside a server on this machine cost it: `python -m loadtest neighbours --url URL`.
 
 Each load is played alone and beside 1 and 2 endless loops, and beside one at nice 19. The fair share of T threads
 beside K loops on C cores is C / (T + K) of a core for each, which makes a server so many times as fast as alone; the
@@ -7,8 +7,6 @@ last column says how much slower than that it was (1.3 and less is well). Loops 
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import os
 import subprocess
 import sys
@@ -16,10 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from loadtest.client import Client
 from loadtest.run import Completer, Player
 from loadtest.scenario import Closed, Scenario, Shape
-from loadtest.target import Target, base_url, dialect
 
 LOADS = (
     Scenario("1 stream", "", Closed(1), (Shape(prompt_words=32, max_tokens=64),), requests=3, warmup=1),
@@ -39,6 +35,8 @@ class Neighbours:
         return f"{self.count} at nice {self.nice}" if self.nice else str(self.count)
 
 
+HEAD = """| load | busy neighbours | prompt + output, tok/s | fair, tok/s | slower than fair |
+|---|---|---|---|---|"""
 BESIDE = (Neighbours(0), Neighbours(1), Neighbours(2), Neighbours(1, nice=19))
 
 
@@ -48,6 +46,11 @@ class Line:
     beside: Neighbours
     tokens_per_second: float
     fair: float  # tokens per second
+
+    def __str__(self) -> str:
+        slower = f"{self.fair / self.tokens_per_second:.2f}" if self.tokens_per_second else "nothing came"
+        cells = (self.load, str(self.beside), f"{self.tokens_per_second:.1f}", f"{self.fair:.1f}", slower)
+        return f"| {' | '.join(cells)} |"
 
 
 @contextmanager
@@ -76,10 +79,12 @@ async def measure(
     client: Completer,
     threads: int,
     cores: int,
+    *,
     loads: Sequence[Scenario] = LOADS,
     beside: Sequence[Neighbours] = BESIDE,
+    show: Callable[[Line], None] = lambda _: None,
 ) -> list[Line]:
-    """A line for each load beside each; the first of `beside` is what the others are compared with."""
+    """A line for each load beside each, shown once it is known. The first of `beside` is what others are compared with."""
     lines: list[Line] = []
     for load in loads:
         alone = 0.0
@@ -89,33 +94,5 @@ async def measure(
             speed = run.summary.total_tokens_per_second
             alone = alone or speed
             lines.append(Line(load.name, neighbours, speed, alone * fair_share(threads, neighbours, cores)))
+            show(lines[-1])
     return lines
-
-
-def table(lines: Sequence[Line]) -> str:
-    heads = ["load", "busy neighbours", "prompt + output, tok/s", "fair, tok/s", "slower than fair"]
-    cells = [heads, ["---"] * len(heads)]
-    for line in lines:
-        slower = f"{line.fair / line.tokens_per_second:.2f}" if line.tokens_per_second else "nothing came"
-        cells.append([line.load, str(line.beside), f"{line.tokens_per_second:.1f}", f"{line.fair:.1f}", slower])
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.neighbours")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of a server on this machine")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="as the server was told")
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds for each request")
-    given = parser.parse_args(argv)
-    cores = len(os.sched_getaffinity(0))
-    client = Client(Target(base_url(given.url), dialect("polydecode")), given.timeout)
-    try:
-        lines = asyncio.run(measure(client, given.threads, cores))
-    except KeyboardInterrupt:
-        return 130
-    show(table(lines))
-    return 0 if all(line.tokens_per_second for line in lines) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

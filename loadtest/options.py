@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,11 +82,20 @@ class SoakOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class NeighboursOptions:
+    """threads: of the server. timeout: seconds for each request."""
+
+    target: Target
+    threads: int
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
 class ListOptions:
     """`list` takes nothing."""
 
 
-Options = RunOptions | CompareOptions | CurveOptions | SoakOptions | ListOptions
+Options = RunOptions | CompareOptions | CurveOptions | SoakOptions | NeighboursOptions | ListOptions
 
 
 def parse(argv: list[str]) -> Options:
@@ -102,6 +112,8 @@ def parse(argv: list[str]) -> Options:
                 return _curve(values)
             case "soak":
                 return _soak(values)
+            case "neighbours":
+                return NeighboursOptions(_target(values, ""), values.threads, values.timeout)
             case _:
                 return ListOptions()
     except (LookupError, ValueError) as error:
@@ -136,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         compare.add_argument(f"--{side}-ready", metavar="PATH", help="answers 200 when ready (default: by dialect)")
     _add_curve(commands.add_parser("curve", help="measure how cost grows, and draw it"))
     _add_soak(commands.add_parser("soak", help="mixed, bad and overflowing traffic for minutes: does anything grow?"))
+    _add_neighbours(commands.add_parser("neighbours", help="measure a server beside busy processes on its machine"))
     return parser
 
 
@@ -163,6 +176,15 @@ def _add_soak(soak: argparse.ArgumentParser) -> None:
     soak.add_argument("--seed", type=_natural, help="of the traffic (default: a new one, printed)")
     soak.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     soak.add_argument("--plot", type=Path, metavar="FILE", help="draw them there (PNG; needs matplotlib)")
+
+
+def _add_neighbours(neighbours: argparse.ArgumentParser) -> None:
+    _add_target(neighbours, "")
+    cores = len(os.sched_getaffinity(0))
+    neighbours.add_argument(
+        "--threads", type=_positive, default=cores, help=f"as the server was told (default {cores})"
+    )
+    neighbours.add_argument("--timeout", type=float, default=120.0, help="seconds for one request (default 120)")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

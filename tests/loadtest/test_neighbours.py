@@ -10,7 +10,7 @@ from asyncio.subprocess import PIPE
 
 import pytest
 
-from loadtest.neighbours import Line, Neighbours, busy, fair_share, measure, table
+from loadtest.neighbours import Line, Neighbours, busy, fair_share, measure
 from loadtest.scenario import Closed, Scenario, Shape
 from tests.loadtest.test_process import state
 from tests.loadtest.test_run import FakeClient
@@ -56,13 +56,18 @@ def test_a_fair_share_is_that_of_equals() -> None:
 
 
 async def test_each_load_is_compared_with_itself_alone() -> None:
-    lines = await measure(FakeClient(), 2, 2, [LOAD], (Neighbours(0), Neighbours(1)))
+    lines = await measure(FakeClient(), 2, 2, loads=[LOAD], beside=(Neighbours(0), Neighbours(1)))
     alone, beside = lines
     assert alone.fair == alone.tokens_per_second > 0
     assert beside.fair == pytest.approx(alone.tokens_per_second * 2 / 3)
 
 
-def test_the_table_says_how_much_slower_than_fair_it_was() -> None:
-    text = table([Line("load", Neighbours(1), 20.0, 30.0), Line("load", Neighbours(1, nice=19), 0.0, 30.0)])
-    assert "| load | 1 | 20.0 | 30.0 | 1.50 |" in text
-    assert "| load | 1 at nice 19 | 0.0 | 30.0 | nothing came |" in text
+def test_a_line_says_how_much_slower_than_fair_it_was() -> None:
+    assert str(Line("load", Neighbours(1), 20.0, 30.0)) == "| load | 1 | 20.0 | 30.0 | 1.50 |"
+    assert str(Line("load", Neighbours(1, nice=19), 0.0, 30.0)) == "| load | 1 at nice 19 | 0.0 | 30.0 | nothing came |"
+
+
+async def test_a_line_is_shown_as_soon_as_it_is_known() -> None:
+    shown: list[Line] = []
+    lines = await measure(FakeClient(), 2, 2, loads=[LOAD], beside=(Neighbours(0), Neighbours(1)), show=shown.append)
+    assert shown == lines
