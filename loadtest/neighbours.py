@@ -84,7 +84,7 @@ async def measure(
     beside: Sequence[Neighbours] = BESIDE,
     show: Callable[[Line], None] = lambda _: None,
 ) -> list[Line]:
-    """A line for each load beside each, shown once it is known. The first of `beside` is what others are compared with."""
+    """A line for each load beside each, shown once known. The first of `beside` is what others are compared with."""
     lines: list[Line] = []
     for load in loads:
         alone = 0.0
