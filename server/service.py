@@ -130,7 +130,12 @@ def _patience(settings: Settings) -> Patience:
 
 def _surface(settings: Settings) -> Surface:
     return Surface(
-        wire=WireLimits(settings.max_body_bytes, settings.max_header_bytes, settings.body_timeout),
+        wire=WireLimits(
+            settings.max_body_bytes,
+            settings.max_buffered_body_bytes,
+            settings.max_header_bytes,
+            settings.body_timeout,
+        ),
         api_keys=settings.api_keys,
         has_docs=settings.docs,
         is_metrics_open=not settings.metrics_auth,
