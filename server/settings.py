@@ -148,7 +148,11 @@ class NetworkSettings(BaseModel):
         ' "*": any. Checked where no key is asked for and only this machine is listened to: against DNS rebinding.',
     )
     docs: bool = Field(False, description="Serve /docs and /openapi.json.")
-    max_connections: int = Field(4096, ge=1, description="Most open connections; one more is answered 503 and closed.")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Most open connections; one more is answered 503 and closed. Fewer where `ulimit -n` is too low.",
+    )
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30, description="Largest request body; above: 413.")
     max_buffered_body_bytes: int = Field(
         256 << 20,
