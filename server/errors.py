@@ -90,12 +90,15 @@ async def _invalid_request(_: Request, __: Exception) -> Response:
     return error_response(ApiError(400, "the request is not valid"))
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
-        return await _bug(_, error)
+        return await _bug(request, error)
     status = error.status_code if error.status_code in _TYPES else 400 if error.status_code < 500 else 500
-    response = error_response(ApiError(status, _MESSAGES.get(status, "the request is not valid")))
+    message = _MESSAGES.get(status, "the request is not valid")
+    response = error_response(ApiError(status, message))
     response.headers.update(error.headers or {})
+    if response.headers.get("allow") == "GET":
+        response.headers["allow"] = "GET, HEAD"
     return response
 
 
