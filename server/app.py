@@ -17,6 +17,7 @@ from server.head import Head
 from server.host_names import HostNames
 from server.limits import Limits
 from server.metrics import Metrics
+from server.plain_path import PlainPath
 from server.request_id import RequestId
 from server.routes import chat, completions, embeddings, models, ops, responses, strategies, tokenize
 
@@ -64,6 +65,7 @@ def create_app(
     add_error_handlers(app)
     open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS
     app.add_middleware(Head)  # the last one added is the outermost
+    app.add_middleware(PlainPath)
     app.add_middleware(BodyLimit, limits=surface.wire)
     app.add_middleware(Auth, keys=surface.api_keys, open_paths=open_paths)
     if surface.host_names is not None:

@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         """choice answer logprobs format completion_format chat_format outputs reply event_line obfuscation stream
         embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
-        """refusal body_shape body body_memory body_limit head auth access host_names request_id
+        """refusal body_shape body body_memory body_limit head plain_path auth access host_names request_id
         http_protocol http_server openapi examples catalogue respond routes/""",
         "app",
         "service",

@@ -1,4 +1,4 @@
-"""Paths and methods as clients spell them: HEAD like GET, and that a key is asked for all the same."""
+"""Paths and methods as clients spell them: HEAD, slashes too many, no /v1; and that a key is asked for all the same."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ from tests.server.world import model_directory
 
 WIRE = WireLimits(1 << 20, 1 << 20, 1 << 16, 5.0)
 NAMES = ("tiny", "org/tiny", "/models/tiny")
+POSTED: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "a"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/responses": {"input": "a"},
+    "/tokenize": {"prompt": "a"},
+    "/detokenize": {"tokens": [1]},
+}
+SPELLINGS = ("{}/", "/{}", "{}//", "//{}///", "/%2F{}", "{}%2f")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +76,70 @@ async def test_head_asks_for_the_key(batcher: FakeBatcher) -> None:
         assert (await http.head("/health")).status_code == 200
 
 
+@pytest.mark.parametrize("path", POSTED)
+async def test_slashes_too_many_are_as_good(batcher: FakeBatcher, path: str) -> None:
+    async with client(batcher) as http:
+        for spelling in SPELLINGS:
+            answer = await http.post(f"http://test{spelling.format(path)}", json=POSTED[path])
+            assert answer.status_code == 200, spelling
+        doubled = path.replace("/", "//")
+        assert (await http.post(f"http://test{doubled}", json=POSTED[path])).status_code == 200
+
+
+async def test_models_may_have_names_with_slashes(batcher: FakeBatcher) -> None:
+    async with client(batcher) as http:
+        for spelling in SPELLINGS:
+            listed = (await http.get(f"http://test{spelling.format('/v1/models')}")).json()
+            assert [model["id"] for model in listed["data"]] == [*NAMES]
+            for name in NAMES:
+                for sent in (name, name.replace("/", "%2F")):
+                    answer = await http.get(f"http://test{spelling.format(f'/v1/models/{sent}')}")
+                    assert answer.json()["id"] == name
+        assert (await http.get("/v1/models/tin/y")).json()["error"]["code"] == "model_not_found"
+
+
+async def test_a_key_is_asked_for_however_a_path_is_spelt(batcher: FakeBatcher) -> None:
+    async with client(batcher, b"sesame") as http:
+        paths = {*routes_of(http, "GET"), *routes_of(http, "POST")} - {"/health", "/ready", "/metrics"}
+        bare = {path.removeprefix("/v1") for path in paths}
+        for path in sorted(paths | bare):
+            for spelling in ("{}", *SPELLINGS):
+                url = f"http://test{spelling.format(path.format(model_id='tiny'))}"
+                for method in ("GET", "HEAD", "POST"):
+                    assert (await http.request(method, url)).status_code == 401, (method, url)
+        for path in ("//health", "/ready/", "//metrics"):  # open are only the plain ones
+            assert (await http.get(f"http://test{path}")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions/", "/v1/completions"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/responses", "/v1/responses"),
+        ("/models", "/v1/models"),
+        ("/models/tiny", "/v1/models/{model_id}"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/completions", "/v1/completions"),
+        ("/v1/tokenize", "/tokenize"),
+        ("/v1/health", "/health"),
+    ],
+)
+async def test_a_path_without_v1_is_told_the_right_one(batcher: FakeBatcher, path: str, meant: str) -> None:
+    async with client(batcher) as http:
+        for answer in (await http.get(path), await http.post(path, json={})):
+            assert answer.status_code == 404
+            assert answer.json()["error"]["message"] == f"no such route; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/nowhere", "/v1/nowhere", "/v1/files/a"])
+async def test_of_other_paths_nothing_is_guessed(batcher: FakeBatcher, path: str) -> None:
+    async with client(batcher) as http:
+        answer = await http.get(path)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "no such route")
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with served(model_directory(tmp_path_factory.mktemp("models") / "tiny")) as running:
@@ -75,9 +147,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_a_connection_goes_on_behind_a_head(server: Served) -> None:
-    last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET //health/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answers = raw(server, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n" + last)
     head, _, rest = answers.partition(b"\r\n\r\n")
     assert b"content-length: " in head
     assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
     assert rest.endswith(b'\r\n\r\n{"status":"ok"}')
+
+
+def test_dots_are_names_like_others(server: Served) -> None:
+    for path in (b"/v1/../health", b"/./health", b"/health/.", b"/v1/%2e%2e/health"):
+        answer = raw(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 404 ")
+
+
+def test_refusals_under_another_spelling_are_counted_too(server: Served) -> None:
+    with server.http() as http:
+        http.post(f"http://127.0.0.1:{server.port}//v1/completions/", content=b"x")  # no type: 415
+        text = http.get("/metrics").text
+    assert 'polydecode_requests_total{endpoint="completions",outcome="rejected",strategy="none"} 1.0' in text
