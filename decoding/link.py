@@ -19,14 +19,15 @@ class Link:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._splitter = FrameSplitter()
+        self._arrival = select.poll()  # not `select.select`, which takes no descriptors from 1024 on
+        self._arrival.register(connection, select.POLLIN)
 
     def send(self, frame: FromWorker) -> None:
         self._socket.sendall(encode(frame))
 
     def receive(self, timeout: float) -> Iterator[ToWorker]:
         """Frames that are there now, or that arrive within `timeout` seconds. Raises ParentGone at end of file."""
-        ready, _, _ = select.select([self._socket], [], [], timeout)
-        if ready:
+        if self._arrival.poll(timeout * 1000):
             data = self._socket.recv(1 << 20)
             if not data:
                 raise ParentGone

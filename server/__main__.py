@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from server import logs
+from server.descriptors import TooFewDescriptors
 from server.error_stream import ErrorStream, never_waiting
 from server.http_server import BindError, bind
 from server.model_files import ModelError, about_the_draft, check
@@ -59,7 +60,11 @@ def _serve(settings: Settings, errors: ErrorStream) -> int:
     except (BindError, ModelError) as error:
         return _fail(str(error))
     with listener:
-        failure = Service(settings, progress_display(is_terminal=errors.is_terminal), errors=errors).run(listener)
+        try:
+            service = Service(settings, progress_display(is_terminal=errors.is_terminal), errors=errors)
+        except TooFewDescriptors as error:
+            return _fail(str(error))
+        failure = service.run(listener)
     return 0 if failure is None else _fail(failure)
 
 

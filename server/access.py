@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import ApiError
 from server.exchange import CURRENT
 from server.metrics import NO_STRATEGY, Metrics
+from server.plain_path import plain
 from server.refusal import send_error
 from server.ticket import Outcome
 
@@ -49,7 +50,7 @@ class Access:
             self._report(scope, answer.status or CLIENT_GONE, time.monotonic() - began)
 
     def _count(self, scope: Scope, status: int | None) -> None:
-        endpoint = GENERATION.get(scope["path"]) if scope["method"] == "POST" else None
+        endpoint = GENERATION.get(plain(scope["path"])) if scope["method"] == "POST" else None
         exchange = CURRENT.get()
         if endpoint is not None and exchange is not None and not exchange.is_submitted:
             self._metrics.requests.labels(endpoint, NO_STRATEGY, _outcome(status)).inc()

@@ -13,9 +13,11 @@ from server.auth import OPEN_PATHS, Auth
 from server.batcher import Batcher
 from server.body_limit import BodyLimit, WireLimits
 from server.errors import add_error_handlers
+from server.head import Head
 from server.host_names import HostNames
 from server.limits import Limits
 from server.metrics import Metrics
+from server.plain_path import PlainPath
 from server.request_id import RequestId
 from server.routes import chat, completions, embeddings, models, ops, responses, strategies, tokenize
 
@@ -62,7 +64,9 @@ def create_app(
     app.include_router(ops.router(batcher, metrics))
     add_error_handlers(app)
     open_paths = OPEN_PATHS | {"/metrics"} if surface.is_metrics_open else OPEN_PATHS
-    app.add_middleware(BodyLimit, limits=surface.wire)  # the last one added is the outermost
+    app.add_middleware(Head)  # the last one added is the outermost
+    app.add_middleware(PlainPath)
+    app.add_middleware(BodyLimit, limits=surface.wire)
     app.add_middleware(Auth, keys=surface.api_keys, open_paths=open_paths)
     if surface.host_names is not None:
         app.add_middleware(HostNames, allowed=surface.host_names)

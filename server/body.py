@@ -41,7 +41,7 @@ INLINE_BYTES = 64 << 10  # parsed in less than a millisecond
 
 async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
     """The body as one JSON object; a large one is parsed in a thread. Raises ApiError 400 or 413."""
-    body = await request.body()
+    body = b"".join([piece async for piece in request.stream()])  # `request.body` would keep it until the answer ends
     if len(body) <= INLINE_BYTES:
         return _object_in(body, limits)
     return await asyncio.to_thread(_object_in, body, limits)

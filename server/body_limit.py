@@ -1,6 +1,8 @@
-"""Takes in a request's body before the app runs: bounded in size and time, JSON only, never encoded.
+"""Takes in a request's body before the app runs: bounded in size and time, and in memory together with all others;
+JSON only, never encoded.
 
-The app then finds it whole, and its further reads see only the client's disconnect.
+The app then finds it whole, and its further reads see only the client's disconnect. By the first of these the app has
+parsed the body and keeps none of its bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.body_memory import BodyMemory, HeldBody
 from server.errors import ApiError
 from server.refusal import send_error
 
@@ -18,6 +21,7 @@ from server.refusal import send_error
 @dataclass(frozen=True, slots=True)
 class WireLimits:
     max_body_bytes: int
+    max_buffered_body_bytes: int
     max_header_bytes: int
     body_timeout: float
 
@@ -30,17 +34,27 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, limits: WireLimits) -> None:
         self._app = app
         self._limits = limits
+        self._memory = BodyMemory(limits.max_buffered_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        held = self._memory.new_body()
+        try:
+            await self._answer(scope, receive, send, held)
+        finally:
+            held.release()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, held: HeldBody) -> None:
         try:
             self._check_size(scope)
-            receive = await self._taken_in(Headers(scope=scope), receive)
+            receive = await self._taken_in(Headers(scope=scope), receive, held)
         except ApiError as error:
+            held.release()
             await send_error(send, error)
         except TimeoutError:
+            held.release()
             late = ApiError(400, "the body did not arrive in time", code="body_timeout")
             await send_error(send, late, connection="close")
         except _ClientGone:
@@ -54,7 +68,7 @@ class BodyLimit:
         if num_bytes > self._limits.max_header_bytes:
             raise ApiError(431, "the request line and headers are too large", code="headers_too_large")
 
-    async def _taken_in(self, headers: Headers, receive: Receive) -> Receive:
+    async def _taken_in(self, headers: Headers, receive: Receive, held: HeldBody) -> Receive:
         length = int(headers.get("content-length") or 0)
         if length == 0 and "transfer-encoding" not in headers:
             return receive
@@ -62,19 +76,20 @@ class BodyLimit:
             raise self._too_large()
         _check_type(headers)
         async with asyncio.timeout(self._limits.body_timeout):
-            return _replay(await self._read(receive), receive)
+            await self._read(receive, held)
+        return _replay(receive, held)
 
-    async def _read(self, receive: Receive) -> bytes:
-        body = bytearray()
+    async def _read(self, receive: Receive, held: HeldBody) -> None:
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientGone
-            body += message.get("body", b"")
-            if len(body) > self._limits.max_body_bytes:
+            piece = message.get("body", b"")
+            if held.num_bytes + len(piece) > self._limits.max_body_bytes:
                 raise self._too_large()
+            held.add(piece)
             if not message.get("more_body", False):
-                return bytes(body)
+                return
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._limits.max_body_bytes} bytes", code="body_too_large")
@@ -91,11 +106,16 @@ def _check_type(headers: Headers) -> None:
         raise ApiError(415, "content encodings are not supported", code="unsupported_content_encoding")
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
+def _replay(receive: Receive, held: HeldBody) -> Receive:
     """The body as one message, then whatever the connection says."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    is_told = False
 
     async def receive_again() -> Message:
-        return pending.pop() if pending else await receive()
+        nonlocal is_told
+        if is_told:
+            held.release()
+            return await receive()
+        is_told = True
+        return {"type": "http.request", "body": held.pop(), "more_body": False}
 
     return receive_again

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 _TYPES = {
     400: "invalid_request_error",
@@ -90,13 +92,28 @@ async def _invalid_request(_: Request, __: Exception) -> Response:
     return error_response(ApiError(400, "the request is not valid"))
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
-        return await _bug(_, error)
+        return await _bug(request, error)
     status = error.status_code if error.status_code in _TYPES else 400 if error.status_code < 500 else 500
-    response = error_response(ApiError(status, _MESSAGES.get(status, "the request is not valid")))
+    message = _MESSAGES.get(status, "the request is not valid")
+    near = _meant(request) if status == 404 else None
+    response = error_response(ApiError(status, f"{message}; did you mean {near}?" if near else message))
     response.headers.update(error.headers or {})
+    if response.headers.get("allow") == "GET":
+        response.headers["allow"] = "GET, HEAD"
     return response
+
+
+def _meant(request: Request) -> str | None:
+    """The route whose path lacks /v1 in this one, or has it with something before it."""
+    path: str = request.scope["path"]
+    _, v1, after = path.rpartition("/v1/")
+    for guess in (f"/v1{path}", f"/v1/{after}", f"/{after}") if v1 else (f"/v1{path}",):
+        for route in iter_route_contexts(request.app.routes):
+            if route.original_route.matches({**request.scope, "path": guess})[0] is not Match.NONE:
+                return route.path_format
+    return None
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:

@@ -13,6 +13,7 @@ from server.errors import ApiError
 from server.refusal import raw_answer
 
 LINGER_SECONDS = 2.0
+MAX_REFUSED = 32  # connections above the most that get an answer; the others are closed without
 MAX_PIPELINED = 16  # requests that wait for the answer to another one on the same connection
 
 
@@ -59,7 +60,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0  # since the last byte of a body: headers, trailers, chunk headers, blank lines
         self._timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
-        if len(self.connections) > self.limits.max_connections:
+        excess = len(self.connections) - self.limits.max_connections
+        if excess > MAX_REFUSED:
+            self._is_refused = True
+            transport.abort()
+            return
+        if excess > 0:
             self._refuse(ApiError(503, "too many connections", code="too_many_connections", retry_after=1))
             return
         self._arm(self.limits.header_timeout)

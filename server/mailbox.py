@@ -8,6 +8,7 @@ losses in a row, or when the first load fails, `run` raises WorkerGaveUp and the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Literal, Protocol
 import structlog
 
 from decoding.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from server.descriptors import SpareDescriptors
 from server.worker_process import WorkerProcess
 
 WORKER_COMMAND = (sys.executable, "-m", "decoding.worker")
@@ -112,12 +114,13 @@ class Mailbox:
 
         A worker imports its libraries for seconds before it can load anything: what it is told then may come later.
         """
-        while not self._is_stopping:
-            reason = await self._live(start)
-            if self._is_stopping:
-                return
-            self._judge(reason)
-            await self._pause(self._patience.delay(self._losses))
+        with contextlib.closing(SpareDescriptors()) as spare:
+            while not self._is_stopping:
+                reason = await self._live(start, spare)
+                if self._is_stopping:
+                    return
+                self._judge(reason)
+                await self._pause(self._patience.delay(self._losses))
 
     async def stop(self) -> None:
         """Tells the worker to exit; `run` returns when it has, at the latest when it had to be killed."""
@@ -133,11 +136,12 @@ class Mailbox:
         if self._worker is not None:
             self._worker.kill()
 
-    async def _live(self, start: asyncio.Future[Start]) -> str:
+    async def _live(self, start: asyncio.Future[Start], spare: SpareDescriptors) -> str:
         """One worker from start to end; says how it ended."""
         self._loaded_at, self._crash, self._last_progress = None, None, _now()
         try:
-            worker = await WorkerProcess.spawn(self._command, self._on_frame)
+            with spare.lent():  # nothing else can take them: until it has been started, no other task runs
+                worker = await WorkerProcess.spawn(self._command, self._on_frame)
         except OSError as error:
             return self._lose(f"it could not be started: {error.strerror}")
         self._worker, self._is_down = worker, False

@@ -16,6 +16,7 @@ from fastapi import APIRouter, FastAPI
 from server.app import Surface, api_routers, create_app
 from server.batcher import Batcher, QueueRules
 from server.body_limit import WireLimits
+from server.descriptors import room_for_connections
 from server.error_stream import ErrorStream
 from server.host_names import is_loopback
 from server.http_protocol import ConnectionLimits, limited
@@ -44,6 +45,8 @@ class Parts:
 
 
 class Service:
+    """Making one raises TooFewDescriptors."""
+
     def __init__(
         self,
         settings: Settings,
@@ -64,7 +67,18 @@ class Service:
         self._mailbox = Mailbox(self._startup, _patience(settings), parts.worker_command)
         routers = parts.routers(self._batcher, settings.limits)
         app = create_app(_surface(settings), self._batcher, self._metrics, routers, self._lifespan)
-        self._server = HttpServer(_uvicorn_config(settings, app), self._drain, self._mailbox.kill)
+        config = _uvicorn_config(settings, app, self._max_connections())
+        self._server = HttpServer(config, self._drain, self._mailbox.kill)
+
+    def _max_connections(self) -> int:
+        wanted = self._settings.max_connections
+        possible = room_for_connections(wanted)
+        if possible < wanted:
+            reason = "raise the limit of open files (ulimit -n)"
+            self._log.warning(
+                "fewer connections than asked for", max_connections=wanted, possible=possible, help=reason
+            )
+        return possible
 
     def run(self, listener: socket.socket) -> str | None:
         """Serves until a signal or a failure; says what failed, if anything did."""
@@ -130,7 +144,12 @@ def _patience(settings: Settings) -> Patience:
 
 def _surface(settings: Settings) -> Surface:
     return Surface(
-        wire=WireLimits(settings.max_body_bytes, settings.max_header_bytes, settings.body_timeout),
+        wire=WireLimits(
+            settings.max_body_bytes,
+            settings.max_buffered_body_bytes,
+            settings.max_header_bytes,
+            settings.body_timeout,
+        ),
         api_keys=settings.api_keys,
         has_docs=settings.docs,
         is_metrics_open=not settings.metrics_auth,
@@ -139,9 +158,9 @@ def _surface(settings: Settings) -> Surface:
     )
 
 
-def _uvicorn_config(settings: Settings, app: FastAPI) -> uvicorn.Config:
+def _uvicorn_config(settings: Settings, app: FastAPI, max_connections: int) -> uvicorn.Config:
     limits = ConnectionLimits(
-        settings.max_connections,
+        max_connections,
         settings.max_header_bytes,
         settings.header_timeout,
         settings.body_timeout,

@@ -148,8 +148,17 @@ class NetworkSettings(BaseModel):
         ' "*": any. Checked where no key is asked for and only this machine is listened to: against DNS rebinding.',
     )
     docs: bool = Field(False, description="Serve /docs and /openapi.json.")
-    max_connections: int = Field(4096, ge=1, description="Most open connections; one more is answered 503 and closed.")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="Most open connections; one more is answered 503 and closed. Fewer where `ulimit -n` is too low.",
+    )
     max_body_bytes: int = Field(8 << 20, ge=1024, le=1 << 30, description="Largest request body; above: 413.")
+    max_buffered_body_bytes: int = Field(
+        256 << 20,
+        ge=1024,
+        description="Bytes of all request bodies that are being received, beyond the first 64 KiB of each; above: 503.",
+    )
     max_header_bytes: int = Field(
         32 << 10, ge=1024, le=1 << 20, description="Largest request line plus headers; above: 431."
     )
@@ -274,6 +283,8 @@ class Settings(
     def _is_supported(self) -> Settings:
         if self.quantize != "none":
             self._check_quantize()
+        if self.max_buffered_body_bytes < self.max_body_bytes:
+            raise ValueError("max_buffered_body_bytes must not be less than max_body_bytes")
         if self.stall_kill_seconds < self.stall_seconds:
             raise ValueError("stall_kill_seconds must not be less than stall_seconds")
         return self

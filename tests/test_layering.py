@@ -28,7 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         # words: types, limits and series that know nobody
         """settings settings_text wire token_fields search_fields structure_fields chat_fields protocol combinations
         response_fields mode replies response_objects errors limits foreign_names fields exchange orphans metrics
-        vllm_aliases logs error_stream progress presence model_files download heap""",
+        vllm_aliases logs error_stream descriptors progress presence model_files download heap""",
         # work: text, translation, and the way to the worker
         """vocabulary template_files added_tokens chat_template detokenizer stop_text reasoning tool_parsers/
         message_text text
@@ -39,8 +39,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         """choice answer logprobs format completion_format chat_format outputs reply event_line obfuscation stream
         embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
-        """refusal body_shape body body_limit auth access host_names request_id http_protocol http_server openapi
-        examples catalogue respond routes/""",
+        """refusal body_shape body body_memory body_limit head plain_path auth access host_names request_id
+        http_protocol http_server openapi examples catalogue respond routes/""",
         "app",
         "service",
         "__main__",

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from server.admission import Batcher
 from server.catalogue import available
 from server.openapi import operation
+from server.plain_path import plain
 from server.replies import Model, ModelList, Support
 from server.reply import JsonResponse
 from server.retelling import tools_in as told_in
@@ -28,9 +29,14 @@ def router(batcher: Batcher) -> APIRouter:
     @routes.get("/v1/models/{model_id:path}", **operation("Describe the model", about, Model))
     async def get_model(model_id: str) -> JsonResponse:
         served = batcher.served
-        return JsonResponse(_model(resolve_model(model_id, served), served))
+        return JsonResponse(_model(resolve_model(_name(model_id, served), served), served))
 
     return routes
+
+
+def _name(model_id: str, served: Served) -> str:
+    """A name may hold slashes, which are not told apart in a path."""
+    return next((name for name in served.names if plain(name) == plain(model_id)), model_id)
 
 
 def _model(name: str, served: Served) -> Model:

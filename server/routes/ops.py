@@ -18,13 +18,11 @@ def router(batcher: Batcher, metrics: Metrics) -> APIRouter:
     routes = APIRouter(tags=["operations"])
 
     @routes.get("/health", summary="Whether the server lives", responses=_statuses(200))
-    @routes.head("/health", include_in_schema=False)
     async def health() -> JSONResponse:
         """200 as soon as the event loop answers, also while the model loads or the worker restarts."""
         return JSONResponse({"status": "ok"})
 
     @routes.get("/ready", summary="Whether requests would be served now", responses=_statuses(200, 503))
-    @routes.head("/ready", include_in_schema=False)
     async def ready() -> JSONResponse:
         """200 while the worker has decoded its canary token and gives signs of life; else 503 with the reason."""
         status = batcher.status

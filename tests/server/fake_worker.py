@@ -64,6 +64,8 @@ class Live(msgspec.Struct):
 class FakeWorker:
     def __init__(self, link: socket.socket) -> None:
         self._link = link
+        self._arrival = select.poll()
+        self._arrival.register(link, select.POLLIN)
         self._splitter = FrameSplitter()
         self._waiting: dict[int, Live] = {}
         self._running: dict[int, Live] = {}
@@ -118,7 +120,7 @@ class FakeWorker:
             sys.exit(0)
 
     def _read(self, patience: float) -> None:
-        while select.select([self._link], [], [], patience)[0]:
+        while self._arrival.poll(patience * 1000):
             for body in self._splitter.push(self._receive()):
                 self._take(decode_to_worker(body))
             patience = 0

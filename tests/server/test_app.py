@@ -19,7 +19,7 @@ from tests.server.fake_worker import ANSWER, NAN
 from tests.server.tiny_api import router
 from tests.server.world import World, until, world
 
-WIRE = WireLimits(max_body_bytes=2000, max_header_bytes=4000, body_timeout=0.2)
+WIRE = WireLimits(max_body_bytes=2000, max_buffered_body_bytes=2000, max_header_bytes=4000, body_timeout=0.2)
 BEARER = {"authorization": "Bearer right"}
 PATH = "/v1/completions"
 

@@ -30,7 +30,7 @@ def batcher() -> FakeBatcher:
 @pytest.fixture
 async def http(batcher: FakeBatcher) -> AsyncIterator[httpx.AsyncClient]:
     known = cast(Batcher, batcher)
-    surface = Surface(WireLimits(1 << 20, 1 << 16, 5.0), has_docs=True)
+    surface = Surface(WireLimits(1 << 20, 1 << 20, 1 << 16, 5.0), has_docs=True)
     app = create_app(surface, known, Metrics("test"), api_routers(known, Limits()))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client

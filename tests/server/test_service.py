@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,9 +57,9 @@ def eventually(condition: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def served(model: Path, *flags: str, is_awaited: bool = True) -> Iterator[Served]:
+def served(model: Path, *flags: str, is_awaited: bool = True, command: Sequence[str] = COMMAND) -> Iterator[Served]:
     """The process is asked, then made, to go; its group must be empty afterwards."""
-    command = [*COMMAND, "--port", "0", "--model", str(model), "--log-format", "json", *flags]
+    command = [*command, "--port", "0", "--model", str(model), "--log-format", "json", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     server = Served(process)
     try:
