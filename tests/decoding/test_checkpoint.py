@@ -115,6 +115,16 @@ def test_of_tied_matrices_either_is_enough(saved_as: str, tmp_path: Path) -> Non
     assert greedy(start(tmp_path)[0], [prompt]) == [generate(tiny("llama", tie_word_embeddings=True), prompt)]
 
 
+def test_beside_a_whole_file_nothing_else_is_read(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    for stray in ("optimizer.safetensors", "pytorch_model.bin", "training_args.bin", "scheduler.pt"):
+        (directory / stray).write_bytes(b"no weights")
+    (prompt,) = prompts(9)
+    assert greedy(start(directory)[0], [prompt]) == [generate(tiny("llama"), prompt)]
+
+
 def test_a_shape_that_differs_is_told_with_both_shapes(tmp_path: Path) -> None:
     line = refusal(saved(tmp_path, change=lambda w: w | {"model.layers.0.self_attn.q_proj.weight": torch.ones(40, 48)}))
     assert "holds model.layers.0.self_attn.q_proj.weight in the shape (40, 48)" in line
