@@ -149,10 +149,10 @@ def _check_json(path: Path) -> None:
 def read_object(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no file. Raises ModelError."""
     try:
-        value = msgspec.json.decode(read_regular(path, MAX_JSON))
+        value = json.loads(read_regular(path, MAX_JSON))
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError:
+    except ValueError:
         value = None
     except RecursionError:
         raise ModelError(f"the model's {path.name} is nested too deeply") from None

@@ -24,6 +24,7 @@ from server.model_files import ModelError, about_the_draft, default_name, resolv
 from server.progress import ProgressDisplay
 from server.served import Served
 from server.settings import Settings
+from server.template_trial import try_folder
 from server.text import Tokenizer
 from server.tool_parsers.registry import chosen
 
@@ -93,9 +94,12 @@ class Startup:
         self._batcher.worker_lost(reason)
 
     def _read_tokenizer(self, directory: Path) -> tuple[Tokenizer, tuple[bytes, ...]]:
+        try_folder(directory)
         try:
             tokenizer = self._load_tokenizer(directory)
             return tokenizer, tokenizer.token_bytes()
+        except ModelError:
+            raise
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
 

@@ -31,7 +31,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         vllm_aliases logs error_stream progress presence regular_file
         model_files download heap""",
         # work: text, translation, and the way to the worker
-        """vocabulary template_files chat_template detokenizer stop_text reasoning tool_parsers/ message_text text
+        """vocabulary template_files chat_template template_trial
+        detokenizer stop_text reasoning tool_parsers/ message_text text
         grammar_process grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar
         bounds logits source effective retelling conversation generation_defaults translate response_request
         worker_process mailbox ticket reservation waiting admission batcher startup""",
