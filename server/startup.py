@@ -61,7 +61,8 @@ class Startup:
         if settings.chat_template:
             template = ChatTemplate.from_file(Path(settings.chat_template), directory)
             tokenizer = tokenizer.with_template(template)
-        defaults = recommended(directory) if settings.generation_defaults == "model" else {}
+        limit = settings.max_rows_per_prompt
+        defaults = recommended(directory, limit) if settings.generation_defaults == "model" else {}
         special_tokens = tokenizer.special_tokens()
         draft = await self._draft_directory(token_bytes) if settings.draft_model else None
         grammars = GrammarCheck(special_tokens, settings.grammar_seconds)
