@@ -133,6 +133,7 @@ class Startup:
             has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
             generation_defaults=defaults,
             encoder=loaded.encoder,
+            has_head=loaded.has_head,
             pool_by=self._settings.embedding_pooling,
             max_prompt_scores=self._settings.max_prompt_scores,
         )

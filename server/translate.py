@@ -46,7 +46,7 @@ def resolve_model(asked: str | None, served: Served) -> str:
 
 
 async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
-    resolve_model(wire.model, served)
+    _check_head(wire, served)
     wire = with_defaults(wire, served.generation_defaults)
     prompts = await completion_prompts(wire, served)
     scored = wire.logprobs if wire.echo else None
@@ -59,7 +59,7 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
 
 
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
-    resolve_model(wire.model, served)
+    _check_head(wire, served)
     wire = with_defaults(wire, served.generation_defaults)
     _check_length(max((message.said for message in wire.messages), key=len), served)
     use, last = tool_use(wire, served), wire.messages[-1].said
@@ -80,6 +80,13 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
         return _with_message(plan, use, served, is_thinking=is_thinking)
     except InvalidParam as invalid:
         raise refused(invalid) from None
+
+
+def _check_head(wire: Decoding, served: Served) -> None:
+    resolve_model(wire.model, served)
+    if not served.has_head:
+        message = f"{served.architecture} was saved without its language head: it serves /v1/embeddings alone"
+        raise ApiError(400, message, param="model", code="no_language_head")
 
 
 async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
