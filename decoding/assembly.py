@@ -47,6 +47,7 @@ def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -
     models = {MAIN: model} | ({} if draft is None else {DRAFT: draft})
     _check_widths(models)
     _check_encoders(models)
+    _check_heads(models)
     sizes = size_caches(start, models)
     for name, each in models.items():
         each.attention.allocate(sizes.num_pages[name])
@@ -68,6 +69,7 @@ def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -
         ties_embeddings=info.ties_embeddings,
         has_draft=draft is not None,
         encoder=_encoder_info(model, sizes) if isinstance(model, Seq2SeqModel) else None,
+        has_head=info.has_head,
     )
     engine = _engine(start, models, sizes)
     engine.read_vocabulary()
@@ -87,6 +89,12 @@ def _check_encoders(models: dict[str, AnyModel]) -> None:
     """A draft model reads what the other reads."""
     if len({isinstance(model, Seq2SeqModel) for model in models.values()}) > 1:
         raise ValueError("of the model and the draft model only one has an encoder")
+
+
+def _check_heads(models: dict[str, AnyModel]) -> None:
+    """Drafting is about tokens."""
+    if len(models) > 1 and not all(model.info.has_head for model in models.values()):
+        raise ValueError("of the model and the draft model one was saved without its language head")
 
 
 def _encoder_info(model: Seq2SeqModel, sizes: Sizes) -> EncoderInfo:

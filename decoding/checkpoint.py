@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
@@ -78,6 +79,10 @@ def load_weights(auto: Any, path: str, config: Any, dtype: torch.dtype, progress
             progress(f"reading the weights' prefix {renaming[0]!r} as {renaming[1]!r}", 1.0)
             model, report = _loaded(auto, path, dtype, {"^" + re.escape(renaming[0]): renaming[1]})
             renaming = None
+    if auto is AutoModelForCausalLM and _saved_without_head(model, config, report["missing_keys"]):
+        progress("doing without a language head: this model makes embeddings alone", 1.0)
+        _tie_head(model)
+        report["missing_keys"] = set()
     _check_report(model, report, renaming, stored)
     _tell_leftovers(report["unexpected_keys"], progress)
     return model
@@ -96,6 +101,26 @@ def _loaded(auto: Any, path: str, dtype: torch.dtype, mapping: dict[str, str] | 
             ignore_mismatched_sizes=True,  # or it would raise without naming them
             key_mapping=mapping,
         )
+
+
+def has_head(causal_lm: Any) -> bool:
+    """Whether its logits mean anything."""
+    return not getattr(causal_lm, "is_saved_without_head", False)
+
+
+def _saved_without_head(model: Any, config: Any, missing: Collection[str]) -> bool:
+    """As encoders are, of a class such as MistralModel: the output matrix is all that is missing."""
+    named, head = architecture_of(config), model.get_output_embeddings()
+    path = next((name for name, module in model.named_modules() if module is head), "")
+    is_body = named.endswith("Model") and not named.endswith(("LMHeadModel", "LMModel"))
+    return is_body and bool(path and missing) and all(name.startswith(f"{path}.") for name in missing)
+
+
+def _tie_head(model: Any) -> None:
+    """The embedding stands in for it, which costs no memory and makes numbers that nobody is shown."""
+    model.config.get_text_config(decoder=True).tie_word_embeddings = True
+    model.get_output_embeddings().weight = model.get_input_embeddings().weight
+    model.is_saved_without_head = True
 
 
 @contextmanager

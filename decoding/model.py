@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from decoding import kernels
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
-from decoding.checkpoint import load_weights
+from decoding.checkpoint import has_head, load_weights
 from decoding.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.linear import weight_bytes
 from decoding.plug import PluggedAttention, carrying, register, trace
@@ -48,7 +48,7 @@ class ModelInfo:
     """vocab_size is the width of the logits; max_model_len counts positions, prompt and output together.
 
     hidden_size: of the states that the output matrix reads. ties_embeddings: the output matrix is the embedding.
-    reads_layers: the states between layers have that width, too.
+    reads_layers: the states between layers have that width, too. has_head: there is an output matrix of its own.
     """
 
     vocab_size: int
@@ -61,6 +61,7 @@ class ModelInfo:
     device: torch.device
     architecture: str
     reads_layers: bool = True
+    has_head: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,6 +385,7 @@ def _describe(causal_lm: Any, num_layers: int, agreement: Agreement) -> ModelInf
         device=causal_lm.device,
         architecture=type(causal_lm).__name__,
         reads_layers=agreement.hidden_size == config.hidden_size,
+        has_head=has_head(causal_lm),
     )
 
 

@@ -45,8 +45,8 @@ def serve(settings: Settings) -> int:
 
 
 def _serve(settings: Settings, errors: ErrorStream) -> int:
-    from server.chat_template import template_source  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
-    from server.service import Service  # noqa: PLC0415
+    from server.service import Service  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
+    from server.template_trial import try_file  # noqa: PLC0415
 
     logs.configure(settings.log_format, settings.log_level, is_terminal=errors.is_terminal)
     try:
@@ -55,7 +55,7 @@ def _serve(settings: Settings, errors: ErrorStream) -> int:
             with about_the_draft():
                 check(settings.draft_model, may_download=settings.allow_download)
         if settings.chat_template:
-            template_source(Path(settings.chat_template))
+            try_file(Path(settings.chat_template))
         listener = bind(settings.host, settings.port)
     except (BindError, ModelError) as error:
         return _fail(str(error))

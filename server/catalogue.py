@@ -31,6 +31,8 @@ Schema = dict[str, Any]
 
 def available(served: Served) -> list[Method]:
     """The strategies that the loaded model can run."""
+    if not served.has_head:
+        return []
     missing = [
         *([Assisted] if not served.has_draft else []),
         *([Dola] if served.num_layers == 0 else []),

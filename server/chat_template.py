@@ -1,7 +1,7 @@
 """The model's chat template, run in jinja2's immutable sandbox with the helpers that Hugging Face templates expect.
 
 The template is part of the model, or the operator's, and is trusted to end; messages, tools and variables are the
-client's and reach it as data only.
+client's and reach it as data only. Before the server makes one of these, `template_trial.py` has seen it end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.errors import ApiError
 from server.model_files import ModelError
-from server.template_files import DEFAULT, SPECIAL_TOKENS, special_tokens, template_sources
+from server.template_files import DEFAULT, SPECIAL_TOKENS, read_template, special_tokens, template_sources
 
 PROBE = {
     "type": "function",
@@ -31,6 +31,10 @@ PROBE = {
 }
 NAMED = ("tool_use", "rag")
 PROBED_DOCUMENT = {"title": "probe", "text": "A probe."}
+FAULTS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+"""What a template raises that cannot take what it is given."""
 
 
 class Refused(jinja2.TemplateError):
@@ -65,6 +69,8 @@ class ChatTemplate:
             names = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"line {error.lineno}: {error.message}") from None
+        except (SyntaxError, RecursionError):  # of the Python that jinja2 makes of it
+            raise ValueError("it is nested too deeply") from None
         given = {"messages", "tools", "documents", "add_generation_prompt", *SPECIAL_TOKENS}
         self.variables = frozenset(names - given - environment.globals.keys())
         one = Conversation([{"role": "user", "content": "x"}])
@@ -81,8 +87,11 @@ class ChatTemplate:
     @classmethod
     def from_file(cls, file: Path, directory: Path) -> ChatTemplate:
         """From a file of the operator's, with the special tokens of the model in `directory`. Raises ModelError."""
-        source = template_source(file)
-        return cls(source, special_tokens(directory))
+        source = read_template(file)
+        try:
+            return cls(source, special_tokens(directory))
+        except ValueError as error:
+            raise ModelError(f"{file} is not a chat template: {error}") from None
 
     def given(self, *, tools: bool, documents: bool = False) -> ChatTemplate:
         """The one that transformers renders where these are given."""
@@ -92,6 +101,11 @@ class ChatTemplate:
         if documents and not tools and rag is not None and rag.takes_documents:
             return rag
         return self
+
+    @property
+    def all(self) -> tuple[ChatTemplate, ...]:
+        """This one and those beside it."""
+        return (self, *self._named.values())
 
     @property
     def has_reasoning(self) -> bool:
@@ -142,25 +156,13 @@ class ChatTemplate:
             )
         except Refused as refused:
             raise ApiError(400, self._explained(str(refused)), param="messages") from None
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, OverflowError):
+        except FAULTS:
             raise ApiError(400, "the model's chat template cannot take these messages", param="messages") from None
 
     def _explained(self, reason: str) -> str:
         """The template's own words, unless they were made from the input."""
         text = "the model's chat template refuses these messages"
         return f"{text}: {reason}" if reason and reason in self.source else text
-
-
-def template_source(file: Path) -> str:
-    """The text of a template, checked. Raises ModelError."""
-    try:
-        source = file.read_text(encoding="utf-8")
-        ChatTemplate(source, {})
-    except OSError as error:
-        raise ModelError(f"cannot read the chat template {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise ModelError(f"{file} is not a chat template: {error}") from None
-    return source
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

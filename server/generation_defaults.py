@@ -1,25 +1,59 @@
-"""What a model's generation_config.json recommends, for requests that do not say otherwise (--generation-defaults)."""
+"""What a model's generation_config.json recommends, for requests that do not say otherwise (--generation-defaults).
+
+Every field that has a meaning here is taken: most as fields of a request, lengths and tokens beside them (`BESIDE`). Of
+what changes the answer and cannot be taken a line is logged. A strategy is recommended to requests that ask for none.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
 from pydantic import ValidationError
 
-from server.combinations import FILTERS
+from decoding.params import InvalidParam
+from server.combinations import FILTERS, OFF, SAMPLING
 from server.errors import ApiError
 from server.mode import keys_of, mode_of, warps
 from server.model_files import ModelError
-from server.protocol import CompletionRequest, Decoding
-from server.wire import at
+from server.protocol import ChatRequest, CompletionRequest, Decoding
+from server.strategy import counted_params
+from server.template_files import read_json
+from server.wire import MAX_INT, Count, Positive, TokenId, Wire, at
 
-FIELDS = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
-    "no_repeat_ngram_size",
+FILE = "generation_config.json"
+STRATEGY = (
+    ("do_sample",), ("num_beams",), ("num_beam_groups", "diversity_penalty"), ("penalty_alpha", "top_k"),
+    ("dola_layers",), ("guidance_scale",), ("prompt_lookup_num_tokens", "max_matching_ngram_size"),
 )  # fmt: skip
+"""What asks for a strategy, each with what it may need; the first ones win where they do not go together."""
+PLAIN = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
+    "no_repeat_ngram_size", "exponential_decay_length_penalty", "length_penalty", "early_stopping",
+    "diversity_penalty", "max_matching_ngram_size", "num_return_sequences", "num_assistant_tokens",
+    "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+)  # fmt: skip
+RENAMED = {"stop_strings": "stop"}
+NOTHING_HERE = frozenset({
+    # read by the worker, whatever the setting
+    "eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id",
+    # how transformers computes and what it returns
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size", "low_memory",
+    "compile_config", "disable_compile", "continuous_batching_config", "remove_invalid_values", "output_attentions",
+    "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+    # how it drafts: the distribution is the same
+    "use_mtp", "is_assistant", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "speculation_type",
+    # where the file comes from
+    "transformers_version", "_from_model_config",
+})  # fmt: skip
+LACKING = frozenset({
+    "max_time", "top_h", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "renormalize_logits",
+    "begin_suppress_tokens", "sequence_bias", "token_healing", "watermarking_config", "constraints", "force_words_ids",
+    "assistant_ensemble_weight",
+})  # fmt: skip
+"""transformers' fields that change an answer and have no counterpart here: logged, as unknown ones are."""
 
 WARPING = ("temperature", *FILTERS)
 """No recommendation for a request that draws nothing."""
@@ -27,29 +61,152 @@ WARPING = ("temperature", *FILTERS)
 Request = TypeVar("Request", bound=Decoding)
 
 
-def recommended(directory: Path) -> dict[str, Any]:
-    """The fields that the model's file sets. Raises ModelError on a file or a value that cannot be."""
-    file = directory / "generation_config.json"
-    try:
-        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        found = {name: values[name] for name in FIELDS if values.get(name) is not None}
-        CompletionRequest.model_validate({"prompt": "x", **found})
-    except ValidationError as failure:
-        name = failure.errors()[0]["loc"][0]
-        raise ModelError(f"the model's generation_config.json has a {name} that cannot be") from None
-    except (OSError, ValueError, AttributeError):
-        raise ModelError("the model's generation_config.json cannot be read") from None
-    return found
+class Beside(Wire):
+    """What is recommended and is no field of a request, or gives way to the request's other lengths."""
+
+    max_length: Positive | None = None
+    max_new_tokens: Positive | None = None
+    min_length: Count | None = None
+    min_new_tokens: Count | None = None
+    bad_words_ids: list[list[TokenId]] | None = None
+    suppress_tokens: list[TokenId] | None = None
+    forced_bos_token_id: TokenId | None = None
+    forced_eos_token_id: TokenId | list[TokenId] | None = None
+
+
+BESIDE = frozenset(Beside.model_fields)
+TAKEN = frozenset({*PLAIN, *RENAMED, *BESIDE, *(name for names in STRATEGY for name in names)})
+
+
+def recommended(directory: Path, max_rows: int = 64) -> dict[str, Any]:
+    """What the model's file sets, in wire names where there are any. Raises ModelError on a value that cannot be.
+
+    max_rows: the most that a strategy may have for a prompt.
+    """
+    values = {name: value for name, value in read_json(directory / FILE).items() if value not in (None, "", [], {})}
+    left = [name for name, value in values.items() if name not in TAKEN | NOTHING_HERE and not _is_off(name, value)]
+    found = {RENAMED.get(name, name): value for name, value in values.items() if name in TAKEN}
+    if found.get("num_assistant_tokens_schedule") == "heuristic_transient":
+        left.append("num_assistant_tokens_schedule")
+        del found["num_assistant_tokens_schedule"]
+    if not read_json(directory / "config.json").get("is_encoder_decoder") and "forced_bos_token_id" in found:
+        left.append("forced_bos_token_id")
+    _check(found)
+    if "" in [*found.get("stop", ())]:
+        raise ModelError(f"the model's {FILE} has an empty stop string")
+    found = _without_idle(found)
+    left += _unfit(found, max_rows)
+    if left:
+        structlog.get_logger("startup").warning("generation defaults that are not taken", fields=", ".join(left))
+    return {name: value for name, value in found.items() if name not in left}
 
 
 def with_defaults(wire: Request, defaults: Mapping[str, Any]) -> Request:
     """The request with every default that it says nothing of and that has a meaning beside what it says."""
-    method = mode_of(wire) if defaults else None
+    if not defaults:
+        return wire
+    wire = _with_strategy(wire, defaults)
+    method = mode_of(wire)
     for name, value in defaults.items():
-        if at(wire, name) is None and (name not in WARPING or warps(keys_of(wire), mode_of(wire))):
+        if name in BESIDE or at(wire, name) is not None or _names_strategy(name):
+            continue
+        if name not in WARPING or warps(keys_of(wire), mode_of(wire)):
             filled = wire.model_copy(update={name: value})
-            try:
-                wire = filled if mode_of(filled) is method else wire
-            except ApiError:  # the strategy that was asked for does not take it
-                continue
+            wire = filled if _is_sound(filled) and mode_of(filled) is method else wire
     return wire
+
+
+def max_tokens(defaults: Mapping[str, Any], num_prompt: int) -> int | None:
+    """The recommended length of an answer to a prompt of so many tokens, which max_length counts too."""
+    most: int | None = defaults.get("max_new_tokens")
+    if most is None and defaults.get("max_length", 0) > num_prompt:
+        return int(defaults["max_length"]) - num_prompt
+    return most
+
+
+def min_tokens(wire: Decoding, defaults: Mapping[str, Any], num_prompt: int) -> int:
+    """The least, for a request that does not say what its answer is made of."""
+    form = ("response_format", "structured", "allowed_token_ids")
+    if any(key in keys_of(wire) for key in form) or (isinstance(wire, ChatRequest) and wire.tools):
+        return 0
+    return max(int(defaults.get("min_new_tokens", 0)), int(defaults.get("min_length", 0)) - num_prompt, 0)
+
+
+def never_said(defaults: Mapping[str, Any], vocab_size: int) -> tuple[tuple[int, ...], ...]:
+    """bad_words_ids and suppress_tokens, as far as the model has them."""
+    words = [*map(tuple, defaults.get("bad_words_ids", ())), *((i,) for i in defaults.get("suppress_tokens", ()))]
+    return tuple(word for word in words if word and max(word) < vocab_size)
+
+
+def forced_ends(defaults: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    ends: int | Sequence[int] = defaults.get("forced_eos_token_id", ())
+    return tuple(end for end in ([ends] if isinstance(ends, int) else ends) if end < vocab_size)
+
+
+def _check(found: Mapping[str, Any]) -> None:
+    """Raises ModelError."""
+    try:
+        Beside.model_validate({name: value for name, value in found.items() if name in BESIDE})
+        CompletionRequest.model_validate({"prompt": "x"} | {n: value for n, value in found.items() if n not in BESIDE})
+    except ValidationError as failure:
+        name = failure.errors()[0]["loc"][0]
+        raise ModelError(f"the model's {FILE} has a {name} that cannot be") from None
+
+
+def _without_idle(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what asks for nothing: switched off, or temperature and filters where nothing is drawn."""
+    is_grouped = "num_beam_groups" in found  # then no penalty is less than what holds without a word
+    kept = {n: v for n, v in found.items() if v not in OFF.get(n, ()) or (n == "diversity_penalty" and is_grouped)}
+    if kept.get("do_sample") is True and "num_beams" not in kept:
+        del kept["do_sample"]
+    if kept.get("do_sample") is False:
+        own = {"top_k"} if "penalty_alpha" in kept else set()
+        kept = {name: value for name, value in kept.items() if name not in {*WARPING} - own}
+    return kept
+
+
+def _unfit(found: Mapping[str, Any], max_rows: int) -> list[str]:
+    """What asks for a strategy that cannot be had, or not beside another that is asked for."""
+    fit: dict[str, Any] = {}
+    left = []
+    for key, *beside in STRATEGY:
+        if key in found:
+            more = {name: found[name] for name in (key, *beside) if name in found}
+            if _is_sound(CompletionRequest(prompt="x", **fit, **more), max_rows):
+                fit |= more
+            else:
+                left.append(key)
+    if "diversity_penalty" in found and "num_beam_groups" not in fit:
+        left.append("diversity_penalty")
+    return left
+
+
+def _with_strategy(wire: Request, defaults: Mapping[str, Any]) -> Request:
+    """A request that says how it draws has asked for a strategy."""
+    asked = {name: defaults[name] for names in _groups(defaults) for name in names if name in defaults}
+    says = any(at(wire, name) is not None for name in (*WARPING, "do_sample"))
+    if not asked or says or mode_of(wire) is not SAMPLING:
+        return wire
+    filled = wire.model_copy(update={name: value for name, value in asked.items() if at(wire, name) is None})
+    return filled if _is_sound(filled) else wire
+
+
+def _groups(defaults: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
+    return (names for names in STRATEGY if names[0] in defaults)
+
+
+def _names_strategy(name: str) -> bool:
+    return any(name == key for key, *_ in STRATEGY)
+
+
+def _is_sound(wire: Decoding, max_rows: int = MAX_INT) -> bool:
+    try:
+        return counted_params(mode_of(wire), wire).max_rows <= max_rows
+    except (ApiError, InvalidParam):
+        return False
+
+
+def _is_off(name: str, value: object) -> bool:
+    """Of a field that transformers alone has."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is False or (is_number and value == (1 if name == "encoder_repetition_penalty" else 0))

@@ -8,6 +8,7 @@ from typing import Any
 from decoding.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from server.combinations import FILTERS, Method
 from server.errors import ApiError
+from server.generation_defaults import forced_ends, never_said
 from server.mode import keys_of, warps
 from server.protocol import Decoding
 from server.served import Served
@@ -36,7 +37,7 @@ def logits_params(
         top_n_sigma=wire.top_n_sigma or 0.0 if acts and wire.top_n_sigma != -1 else 0.0,
         logit_bias=_logit_bias(wire, served),
         allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
-        bad_words=bad_words + (served.encoder.bad_words if served.encoder else ()),
+        bad_words=bad_words + _never_said(served),
         exponential_decay_length_penalty=_decay(wire),
         edt=None if wire.edt is None else Edt(**wire.edt.model_dump(exclude_none=True)),
         adapt=None if wire.adapt is None else Adapt(**wire.adapt.model_dump(exclude_none=True)),
@@ -50,11 +51,18 @@ def _forced(wire: Decoding, served: Served) -> dict[str, Any]:
     """The request's word goes before the model's."""
     encoder, first = served.encoder, wire.forced_bos_token_id
     if encoder is None:
-        return {}
+        return {"forced_eos_token_ids": forced_ends(served.generation_defaults, served.vocab_size)}
     return {
         "forced_bos_token_id": encoder.forced_bos_token_id if first is None else first,
         "forced_eos_token_ids": encoder.forced_eos_token_ids,
     }
+
+
+def _never_said(served: Served) -> tuple[tuple[int, ...], ...]:
+    """A model with an encoder has read its own itself."""
+    if served.encoder is not None:
+        return served.encoder.bad_words
+    return never_said(served.generation_defaults, served.vocab_size)
 
 
 def check_ids(field: str, token_ids: Sequence[int] | None, served: Served) -> None:

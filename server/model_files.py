@@ -12,10 +12,13 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import msgspec
+
+from server.regular_file import MAX_JSON, read_regular
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -23,6 +26,13 @@ END_SECONDS = 3.0
 VOCABULARIES = ("*.model", "*.spm", "vocab.json", "vocab.txt")
 _MAX_SAFETENSORS_HEADER = 100 << 20
 _GGUF_MAGIC = b"GGUF"
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+MAX_TOKEN_ID = 4 << 20
+"""No vocabulary comes near it, and `tokenizers` takes memory for every id up to the highest."""
+COUNTED = re.compile(r"layer|expert|num_labels")
+FEW = 1000
+"""So many layers cost no time worth a check."""
 
 Report = Callable[[str, float], None]  # (stage, fraction from 0 to 1)
 
@@ -73,10 +83,20 @@ def about_the_draft() -> Iterator[None]:
         raise ModelError(f"draft model: {error}") from None
 
 
+@contextlib.contextmanager
+def _naming_unreadable() -> Iterator[None]:
+    """What the system refuses to open inside is told by its path."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
 def _is_remote(model: str) -> bool:
     return not model or (not Path(model).exists() and _HUB_ID.fullmatch(model) is not None)
 
 
+@_naming_unreadable()
 def _preparation(model: str, *, may_download: bool) -> Sequence[str] | None:
     """The command that makes the directory; None for one that is there."""
     if not model:
@@ -122,51 +142,113 @@ def _local(model: str, *, has_tokenizer: bool = True) -> Path:
     for name in ("config.json", *(["tokenizer.json"] if has_tokenizer else [])):
         _check_json(directory / name)
     shards = _shards(directory)
-    for shard in shards:
-        _check_safetensors(shard)
+    shapes = [shape for shard in shards for shape in _shapes(shard)]
+    _check_counts(read_object(directory / "config.json") or {}, shapes)
     return directory
 
 
 def _check_json(path: Path) -> None:
+    found = read_object(path)
+    if found is None:
+        _refuse_adapter(path.parent)
+        raise ModelError(f"the model lacks {path.name}")
+    if path.name == "tokenizer.json":
+        _check_ids(found)
+
+
+@_naming_unreadable()
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no file. Raises ModelError."""
     try:
-        text = path.read_bytes()
-        is_object = isinstance(msgspec.json.decode(text), dict)
+        value = json.loads(read_regular(path, MAX_JSON))
     except FileNotFoundError:
-        raise ModelError(f"the model lacks {path.name}") from None
-    except (OSError, msgspec.DecodeError):
-        is_object = False
-    if not is_object:
-        raise ModelError(f"the model's {path.name} cannot be read")
+        return None
+    except ValueError:
+        value = None
+    except RecursionError:
+        raise ModelError(f"the model's {path.name} is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"the model's {path.name} cannot be read: it is no JSON object")
+    return value
 
 
+def _refuse_adapter(directory: Path) -> None:
+    found = next((name for name in _ADAPTERS if (directory / name).exists()), None)
+    if found is not None and not (directory / "config.json").exists():
+        advice = "merge it into the model that it was made for (peft: merge_and_unload)"
+        raise ModelError(f"{directory} holds a LoRA adapter ({found}) without its model: {advice}")
+
+
+def _check_ids(tokenizer: Mapping[str, Any]) -> None:
+    """`tokenizers` itself takes any id, and ends the process where the memory is too small for it."""
+    model = tokenizer.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    highest = max((each for each in ids if isinstance(each, int)), default=0)
+    if highest > MAX_TOKEN_ID:
+        raise ModelError(f"the model's tokenizer.json has the token id {highest}, where {MAX_TOKEN_ID} is the most")
+
+
+@_naming_unreadable()
 def _shards(directory: Path) -> list[Path]:
-    """The weight files: those of the index if there is one, else all."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        _check_json(index)
-        names = sorted(set(json.loads(index.read_bytes()).get("weight_map", {}).values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise ModelError(f"the model lacks {', '.join(missing)}")
-        return [directory / name for name in names]
-    shards = sorted(directory.glob("*.safetensors"))
-    if not shards:
+    """The weight files that transformers reads: a whole one, else those of the index. Others say nothing."""
+    if (directory / _WHOLE).is_file():
+        return [directory / _WHOLE]
+    index = read_object(directory / _INDEX)
+    if index is None:
+        _refuse_others(directory)
+    names = _index_names(index or {})
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise ModelError(f"the model lacks {', '.join(missing)}")
+    return [directory / name for name in names]
+
+
+def _refuse_others(directory: Path) -> NoReturn:
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not others:
         raise ModelError("the model has no *.safetensors file; other formats are not loaded")
-    return shards
+    raise ModelError(f"the model has neither {_WHOLE} nor {_INDEX}: {others[0]} is not what its weights are read from")
 
 
-def _check_safetensors(path: Path) -> None:
-    """Whether the file is as long as its header says: a download that broke off is found here, not in the worker."""
+def _index_names(index: Mapping[str, Any]) -> list[str]:
+    weights = index.get("weight_map")
+    names = set(weights.values()) if isinstance(weights, dict) else set()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"the model's {_INDEX} names no files")
+    return sorted(names)
+
+
+@_naming_unreadable()
+def _shapes(path: Path) -> list[list[int]]:
+    """Of the file's tensors. A download that broke off is found here, not in the worker: the header tells how long the
+    file is."""
+    shapes: list[list[int]] = []
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length)) if length <= _MAX_SAFETENSORS_HEADER else {}
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [entry["data_offsets"][1] for entry in entries]
+        shapes = [[int(size) for size in entry["shape"]] for entry in entries]
         is_whole = bool(ends) and path.stat().st_size == 8 + length + max(ends)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, struct.error):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError, struct.error):
         is_whole = False
     if not is_whole:
         raise ModelError(f"the model's {path.name} is damaged or incomplete")
+    return shapes
+
+
+def _check_counts(config: Mapping[str, Any], shapes: Sequence[Sequence[int]]) -> None:
+    """transformers makes lists as long as the number of layers before it looks at any weight."""
+    most = max([FEW, len(shapes), *(size for shape in shapes for size in shape)])
+    parts = [config]
+    while parts:
+        for name, value in parts.pop().items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif isinstance(value, int) and value > most and COUNTED.search(name):
+                raise ModelError(f"the model's config.json says {name} = {value}, of which its weights hold no trace")
 
 
 async def prepare(command: Sequence[str], report: Report) -> Path:

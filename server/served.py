@@ -17,10 +17,10 @@ from server.tool_parsers.tool_format import ToolFormat
 class Served:
     """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
 
-    num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder: as in `frames.Loaded`. grammars: tells
-    whether those of requests compile. tools: how calls are written, None where no tools are taken. generation_defaults:
-    wire fields that hold where a request says nothing. pool_by: how embeddings
-    are made. max_prompt_scores: of an answer's choices together.
+    num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder, has_head: as in `frames.Loaded`.
+    grammars: tells whether those of requests compile. tools: how calls are written, None where no tools are taken.
+    generation_defaults: wire fields that hold where a request says nothing. pool_by: how embeddings are made.
+    max_prompt_scores: of an answer's choices together.
     """
 
     names: tuple[str, ...]
@@ -38,6 +38,7 @@ class Served:
     has_reasoning: bool = False
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     encoder: EncoderInfo | None = None
+    has_head: bool = True
     pool_by: PoolBy = "mean"
     max_prompt_scores: int = 1_000_000
 

@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from server.limits import Limits
+from server.regular_file import MAX_TEXT, read_regular
 
 ENV_PREFIX = "POLYDECODE_"
 _SERVICE_LINK = re.compile(
@@ -423,11 +424,13 @@ def _is_service_link(name: str, value: str) -> bool:
 
 def _file(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_regular(path, MAX_TEXT).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is not TOML: {error}") from None
+    except RecursionError:
+        raise SettingsError(f"{path} is nested too deeply") from None
     unknown = sorted(values.keys() - Settings.model_fields.keys())
     if unknown:
         raise SettingsError(f"unknown key in {path}: {', '.join(unknown)}")

@@ -24,6 +24,7 @@ from server.model_files import ModelError, about_the_draft, default_name, resolv
 from server.progress import ProgressDisplay
 from server.served import Served
 from server.settings import Settings
+from server.template_trial import try_folder
 from server.text import Tokenizer
 from server.tool_parsers.registry import chosen
 
@@ -60,7 +61,8 @@ class Startup:
         if settings.chat_template:
             template = ChatTemplate.from_file(Path(settings.chat_template), directory)
             tokenizer = tokenizer.with_template(template)
-        defaults = recommended(directory) if settings.generation_defaults == "model" else {}
+        limit = settings.max_rows_per_prompt
+        defaults = recommended(directory, limit) if settings.generation_defaults == "model" else {}
         draft = await self._draft_directory(tokenizer) if settings.draft_model else None
         grammars = GrammarCheck(tokenizer.special_tokens(), settings.grammar_seconds)
         until_the_end.callback(grammars.close)
@@ -92,8 +94,11 @@ class Startup:
         self._batcher.worker_lost(reason)
 
     def _read_tokenizer(self, directory: Path) -> Tokenizer:
+        try_folder(directory)
         try:
             return self._load_tokenizer(directory)
+        except ModelError:
+            raise
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
 
@@ -126,6 +131,7 @@ class Startup:
             has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
             generation_defaults=defaults,
             encoder=loaded.encoder,
+            has_head=loaded.has_head,
             pool_by=self._settings.embedding_pooling,
             max_prompt_scores=self._settings.max_prompt_scores,
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from server.model_files import ModelError, read_object
+from server.regular_file import MAX_TEXT, read_regular
 
 DEFAULT = "default"
 FOLDER = "additional_chat_templates"
@@ -31,15 +33,25 @@ def special_tokens(directory: Path) -> dict[str, str]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return value if isinstance(value, dict) else {}
+    """The object in a file; an empty one where there is no file. Raises ModelError."""
+    return read_object(file) or {}
+
+
+def read_template(file: Path) -> str:
+    """The text of a file. Raises ModelError."""
+    try:
+        return read_regular(file, MAX_TEXT).decode()
+    except OSError as error:
+        raise ModelError(f"cannot read the chat template {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"the chat template {file} is not UTF-8") from None
 
 
 def _files(directory: Path) -> dict[str, str]:
     files = {file.stem: file for file in (directory / FOLDER).glob("*.jinja")}
-    if (directory / "chat_template.jinja").is_file():
+    if (directory / "chat_template.jinja").exists():
         files[DEFAULT] = directory / "chat_template.jinja"
-    return {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    return {name: read_template(file) for name, file in files.items()}
 
 
 def _named(template: object) -> dict[str, str]:

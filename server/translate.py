@@ -7,7 +7,7 @@ Raises ApiError; nothing that passes can be refused by the engine for its form.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from server.bounds import bad_field, refused, stops_of
 from server.conversation import conversation
 from server.effective import effective_params, strategy_name
 from server.errors import ApiError, too_long
-from server.generation_defaults import with_defaults
+from server.generation_defaults import max_tokens, min_tokens, with_defaults
 from server.logits import check_ids, logits_params
 from server.message_text import MessageForm
 from server.mode import mode_of
@@ -46,7 +46,7 @@ def resolve_model(asked: str | None, served: Served) -> str:
 
 
 async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
-    resolve_model(wire.model, served)
+    _check_head(wire, served)
     wire = with_defaults(wire, served.generation_defaults)
     prompts = await completion_prompts(wire, served)
     scored = wire.logprobs if wire.echo else None
@@ -54,13 +54,13 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
         output=wire.logprobs, prompt=_larger(scored, wire.prompt_logprobs), mode=wire.logprobs_mode or "raw"
     )
     shown = replace(_shown(wire), echo=bool(wire.echo), logprobs=wire.logprobs)
-    limit = TokenLimit(_asked_tokens(wire), DEFAULT_MAX_TOKENS, "prompt")
+    limit = TokenLimit(_asked_tokens(wire), DEFAULT_MAX_TOKENS, "prompt", served.generation_defaults)
     plan = await _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
     return _with_stops(plan, served)
 
 
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
-    resolve_model(wire.model, served)
+    _check_head(wire, served)
     wire = with_defaults(wire, served.generation_defaults)
     _check_length(max((message.said for message in wire.messages), key=len), served)
     use, last = tool_use(wire, served), wire.messages[-1].said
@@ -69,7 +69,7 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     (encoded,) = await served.tokenizer.encode_all([text], add_special_tokens=False)
     top = (wire.top_logprobs or 0) if wire.logprobs else None
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
-    limit = TokenLimit(_asked_tokens(wire), served.max_model_len, "messages")
+    limit = TokenLimit(_asked_tokens(wire), served.max_model_len, "messages", served.generation_defaults)
     shown = replace(_shown(wire), logprobs=top)
     plan = await _plan(wire, served, (Prompt(encoded.ids),), limit, logprobs=logprobs, shown=shown)
     try:
@@ -81,6 +81,13 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
         return _with_stops(_with_message(plan, use, served, is_thinking=is_thinking), served)
     except InvalidParam as invalid:
         raise refused(invalid) from None
+
+
+def _check_head(wire: Decoding, served: Served) -> None:
+    resolve_model(wire.model, served)
+    if not served.has_head:
+        message = f"{served.architecture} was saved without its language head: it serves /v1/embeddings alone"
+        raise ApiError(400, message, param="model", code="no_language_head")
 
 
 async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
@@ -141,11 +148,15 @@ def _with_stops(plan: Plan, served: Served) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class TokenLimit:
-    """max_tokens as asked, the default without it, and the field to blame when the context is too short for both."""
+    """max_tokens as asked, the default without it, and the field to blame when the context is too short for both.
+
+    recommended: the model's own defaults, which go before the other one.
+    """
 
     asked: int | None
     default: int
     field: str
+    recommended: Mapping[str, Any]
 
     def within(self, request: Request, context: int) -> int:
         """max_tokens: what was asked, or the default as far as the context goes. Raises ApiError 400."""
@@ -158,7 +169,8 @@ class TokenLimit:
         if self.asked is None:
             if taken >= context:
                 raise too_long(context, f"your request resulted in {taken} tokens ({words})", self.field)
-            return min(self.default, context - taken)
+            most = max_tokens(self.recommended, len(request.prompt_ids))
+            return min(self.default if most is None else most, context - taken)
         total = taken + self.asked
         if total > context:
             needed = f"you requested {total} tokens ({words}, {self.asked} in the completion)"
@@ -185,7 +197,7 @@ async def _plan(
     try:
         opened = await _requests(wire, served, prompts, logprobs)
         requests = tuple(
-            replace(each, seed=seed, stopping=_stopping(wire, served, limit.within(each, served.max_model_len)))
+            replace(each, seed=seed, stopping=_stopping(wire, served, each, limit))
             for each, seed in zip(opened, seeds, strict=True)
         )
     except InvalidParam as invalid:
@@ -233,11 +245,15 @@ async def _requests(
     ]
 
 
-def _stopping(wire: Decoding, served: Served, max_tokens: int) -> StoppingParams:
+def _stopping(wire: Decoding, served: Served, request: Request, limit: TokenLimit) -> StoppingParams:
     check_ids("stop_token_ids", wire.stop_token_ids, served)
+    most = limit.within(request, served.max_model_len)
+    least = wire.min_new_tokens if wire.min_tokens is None else wire.min_tokens
+    if least is None:
+        least = min(most, min_tokens(wire, served.generation_defaults, len(request.prompt_ids)))
     return StoppingParams(
-        max_tokens=max_tokens,
-        min_tokens=wire.min_tokens or wire.min_new_tokens or 0,
+        max_tokens=most,
+        min_tokens=least,
         stop=tuple(stop.encode() for stop in stops_of(wire)),
         stop_token_ids=tuple(wire.stop_token_ids or ()),
         ignore_eos=bool(wire.ignore_eos),

@@ -28,10 +28,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         # words: types, limits and series that know nobody
         """settings settings_text wire token_fields search_fields structure_fields chat_fields protocol combinations
         response_fields mode replies response_objects errors limits foreign_names fields exchange orphans metrics
-        vllm_aliases logs error_stream descriptors progress presence model_files download heap""",
+        vllm_aliases logs error_stream descriptors progress presence regular_file
+        model_files download heap""",
         # work: text, translation, and the way to the worker
-        """vocabulary template_files added_tokens chat_template detokenizer stop_text reasoning tool_parsers/
-        message_text text
+        """vocabulary template_files added_tokens chat_template template_trial
+        detokenizer stop_text reasoning tool_parsers/ message_text text
         grammar_process grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar
         bounds logits source effective retelling conversation generation_defaults translate response_request
         worker_process mailbox ticket reservation waiting admission batcher startup""",

@@ -56,7 +56,7 @@ def _support(served: Served) -> Support:
     if served.tools is not None and template is not None:
         tools_in = told_in(template, served.tools)
     return Support(
-        chat=served.tokenizer.has_chat_template,
+        chat=served.has_head and served.tokenizer.has_chat_template,
         draft_model=served.has_draft,
         encoder=served.encoder is not None,
         strategies=[method.name for method in available(served)],

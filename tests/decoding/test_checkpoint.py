@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from decoding.assembly import build_engine
 from decoding.checkpoint import odd_ones, read_headers, renaming_of
 from decoding.fault import MAX_CHARS, load_cause
+from decoding.frames import Start
 from decoding.loading import load
-from decoding.support import UnsupportedModel
+from decoding.model import wrap
+from decoding.support import UnsupportedModel, _trial
 from tests.decoding.test_model import generate, greedy, prompts
 from tests.decoding.tiny import tiny
 
@@ -99,6 +102,36 @@ def test_a_missing_weight_is_named(part: str, tmp_path: Path) -> None:
     assert part in refusal(saved(tmp_path, change=without(part)))
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_model_that_was_saved_without_its_head_makes_embeddings(prefix: str, tmp_path: Path) -> None:
+    body = tiny("mistral").base_model
+    body.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({prefix + name: weight for name, weight in load_file(file).items()}, file, {"format": "pt"})
+    model, told = start(tmp_path)
+    assert "doing without a language head: this model makes embeddings alone" in told
+    _, loaded = build_engine(Start("", kv_memory_bytes=1 << 20), model)
+    assert not loaded.has_head
+    ids = torch.arange(3, 12)
+    batch = _trial(ids.numpy(), model.attention.page_size)
+    with torch.no_grad():
+        expected = body(input_ids=ids[None]).last_hidden_state[0]
+    torch.testing.assert_close(model.forward(batch).last, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_such_a_model_drafts_nothing(tmp_path: Path) -> None:
+    tiny("llama").base_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="without its language head"):
+        build_engine(Start("", kv_memory_bytes=1 << 20), start(tmp_path)[0], wrap(tiny("llama")))
+
+
+def test_a_body_that_lacks_more_than_a_head_is_refused(tmp_path: Path) -> None:
+    tiny("mistral").base_model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file(without("layers.1.mlp.up_proj")(load_file(file)), file, {"format": "pt"})
+    assert "lacks 2 of its weights" in refusal(tmp_path)
+
+
 def test_a_layer_more_than_the_files_hold_is_named(tmp_path: Path) -> None:
     assert "lacks 9 of its weights: model.layers.3." in refusal(saved(tmp_path, num_hidden_layers=4))
 
@@ -113,6 +146,16 @@ def test_of_tied_matrices_either_is_enough(saved_as: str, tmp_path: Path) -> Non
     save_file(weights, file, {"format": "pt"})
     (prompt,) = prompts(9)
     assert greedy(start(tmp_path)[0], [prompt]) == [generate(tiny("llama", tie_word_embeddings=True), prompt)]
+
+
+def test_beside_a_whole_file_nothing_else_is_read(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    for stray in ("optimizer.safetensors", "pytorch_model.bin", "training_args.bin", "scheduler.pt"):
+        (directory / stray).write_bytes(b"no weights")
+    (prompt,) = prompts(9)
+    assert greedy(start(directory)[0], [prompt]) == [generate(tiny("llama"), prompt)]
 
 
 def test_a_shape_that_differs_is_told_with_both_shapes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from decoding.frames import Finished, Output
 from decoding.params import Pooling, Request
 from server.served import Served
-from tests.server.fake_engine import FakeBatcher, Step
+from tests.server.fake_engine import FakeBatcher, Step, make_app
 
 
 def vector_of(request: Request) -> tuple[float, ...]:
@@ -86,3 +87,22 @@ async def test_what_cannot_be_embedded_is_refused(
 
 async def test_an_unknown_model_is_a_404(client: httpx.AsyncClient) -> None:
     assert (await ask(client, input="a", model="other")).status_code == 404
+
+
+async def test_a_model_without_a_language_head_serves_embeddings_alone(served: Served) -> None:
+    headless = replace(served, has_head=False, architecture="MistralModel")
+    transport = httpx.ASGITransport(make_app(FakeBatcher(headless, embedding)))
+    messages = [{"role": "user", "content": "x"}]
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await ask(client, input="the dog")).status_code == 200
+        for path, body in (
+            ("completions", {"prompt": "x"}),
+            ("chat/completions", {"messages": messages, "stream": True}),
+            ("responses", {"input": "x"}),
+        ):
+            answer = await client.post(f"/v1/{path}", json=body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["code"] == "no_language_head"
+            assert "MistralModel was saved without its language head" in answer.json()["error"]["message"]
+        (model, *_) = (await client.get("/v1/models")).json()["data"]
+        assert (model["supports"]["chat"], model["supports"]["strategies"]) == (False, [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -164,3 +165,18 @@ def test_the_config_command_prints_values_and_origins(
 def test_bad_settings_end_the_command_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "x"]) == 2
     assert "port (flag)" in capsys.readouterr().err
+
+
+def test_a_file_of_settings_is_a_regular_one_of_moderate_size(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cannot read /dev/zero: not a regular file"):
+        load(["--config", "/dev/zero"], {})
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="not a regular file"):
+        load(["--config", str(tmp_path / "pipe")], {})
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(1 << 33)
+    with pytest.raises(SettingsError, match="larger than 4 MiB"):
+        load(["--config", str(tmp_path / "large")], {})
+    (tmp_path / "nested").write_text("a = " + "[" * 100_000)
+    with pytest.raises(SettingsError, match="nested too deeply"):
+        load(["--config", str(tmp_path / "nested")], {})

@@ -168,3 +168,18 @@ def test_the_worker_hears_whether_to_launch_ahead() -> None:
 async def test_the_worker_hears_of_the_tokenizers_own_end(tmp_path: Path) -> None:
     start = await started("--model", str(model_directory(tmp_path / "m")))
     assert start.eos_token_ids == (7,)
+
+
+@pytest.mark.parametrize("which", ["m", "draft"])
+async def test_a_template_that_does_not_end_ends_the_start(tmp_path: Path, which: str) -> None:
+    model, draft = (model_directory(tmp_path / name) for name in ("m", "draft"))
+    (tmp_path / which / "chat_template.jinja").write_text("{{ 9 ** (9 ** 9) }}")
+    with pytest.raises(ModelError, match="the model's chat template takes more than"):
+        await started("--model", str(model), "--draft-model", str(draft))
+
+
+async def test_a_nested_file_of_the_tokenizer_ends_the_start_with_its_name(tmp_path: Path) -> None:
+    model = model_directory(tmp_path / "m")
+    (model / "tokenizer_config.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json is nested too deeply"):
+        await started("--model", str(model))
