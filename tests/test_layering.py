@@ -56,7 +56,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "layer_weights plug rewrite support packing live reading unpacking graphs torchao_weights",
         "checkpoint",
         "fused embedded",
-        "model scheduler",
+        "model shares",
+        "scheduler",
         "perplexity",
         "seq2seq/ tools isolation forwarding",
         "ahead",
@@ -96,7 +97,7 @@ MACHINERY = [
         "live",
         "reading",
     ),
-    *("model", "scheduler", "isolation", "forwarding", "ahead", "engine"),
+    *("model", "shares", "scheduler", "isolation", "forwarding", "ahead", "engine"),
 ]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
@@ -344,6 +345,7 @@ STRATEGY_BLIND = (
     "engine",
     "isolation",
     "live",
+    "shares",
     "scheduler",
     "reading",
     "packing",
