@@ -81,6 +81,6 @@ def current_phrase(matched: np.ndarray, longest: int) -> tuple[int, np.ndarray]:
 
     matched: how many ids up to each position but the last are those at the end; a text's first ids may go further back.
     """
-    lengths = np.minimum(np.minimum(matched, np.arange(1, len(matched) + 1)), longest)
+    lengths = np.minimum(np.minimum(matched, np.arange(1, len(matched) + 1)), min(longest, len(matched)))
     length = int(lengths.max(initial=0))
     return length, np.flatnonzero(lengths == length) if length else np.empty(0, dtype=np.int64)

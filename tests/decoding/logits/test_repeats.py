@@ -13,6 +13,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from decoding.drafting import Ngrams
 from decoding.logits import repeats
 from decoding.logits.history import History
 from decoding.logits.repeats import FAR, Repeats, matched_lengths
@@ -206,7 +207,17 @@ def test_a_text_is_read_from_its_start_once(monkeypatch: pytest.MonkeyPatch) -> 
     (answer,) = run_engine(table_engine(num_pages=1000), [request])
     assert answer.usage is not None
     assert answer.usage.drafted > answer.usage.accepted
-    assert afresh == [300]
+    assert afresh == [300, 300]  # for the penalties and for the drafts
+
+
+def test_drafts_are_looked_up_with_one_look_at_the_text_for_each_new_id() -> None:
+    text = Ngrams([3] * 1000, 2**40)
+    Counted.num_compared = 0
+    for _ in range(50):
+        text.extend((3,))
+        text._ids = text._ids.view(Counted)
+        assert text.propose(4, ()) == (3,)
+    assert Counted.num_compared <= 50 * 1050
 
 
 def test_bad_words_are_looked_for_no_further_than_one_of_them_goes_on() -> None:
