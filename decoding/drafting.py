@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from decoding.logits.repeats import Repeats
 from decoding.params import Schedule
 
 WIDEST_GROWN = 31
@@ -26,7 +28,16 @@ class Ngrams:
         self._max_ngram = max_ngram
         self._ids = np.empty(0, dtype=np.int64)
         self._length = 0
+        self._repeats = Repeats()
         self.extend(ids)
+        self._repeats.at(self._ids[: self._length])
+
+    def fork(self) -> Ngrams:
+        """The same text, to go on in another way."""
+        twin = copy(self)
+        twin._ids = self._ids[: self._length].copy()
+        twin._repeats = self._repeats.fork()
+        return twin
 
     def extend(self, ids: Sequence[int]) -> None:
         end = self._length + len(ids)
@@ -49,21 +60,11 @@ class Ngrams:
         return proposed[: ends[0]] if ends else proposed
 
     def _continuation(self, ids: np.ndarray) -> int | None:
-        """Where the text goes on after the first earlier occurrence of its last n ids, for the largest n that has one.
-
-        Occurrences of n ids are among those of n - 1, so each round only narrows the ones before.
-        """
-        starts = np.flatnonzero(ids[:-1] == ids[-1]) + 1
-        found = None
-        n = 1
-        while len(starts):
-            found = int(starts[0])
-            n += 1
-            if n > self._max_ngram:
-                break
-            starts = starts[starts >= n]
-            starts = starts[ids[starts - n] == ids[-n]]
-        return found
+        """Behind the first earlier occurrence of the text's last n ids, for the largest n that has one."""
+        lengths = np.minimum(self._repeats.at(ids), min(self._max_ngram, len(ids)))
+        if not lengths.any():
+            return None
+        return int(lengths.argmax()) + 1
 
 
 @dataclass(frozen=True, slots=True)

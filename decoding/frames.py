@@ -69,6 +69,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     logprobs: LogprobsParams
     seed: int
     cache_salt: str = ""
+    client: str = ""
     priority: int = 0
     pause_ids: tuple[int, ...] = ()
     trace: bool = False
@@ -296,6 +297,7 @@ def submit_frame(request_id: int, request: Request) -> Submit:
         logprobs=request.logprobs,
         seed=request.seed,
         cache_salt=request.cache_salt,
+        client=request.client,
         priority=request.priority,
         pause_ids=request.pause_ids,
         trace=request.trace,
@@ -315,6 +317,7 @@ def request_of(frame: Submit) -> Request:
         logprobs=frame.logprobs,
         seed=frame.seed,
         cache_salt=frame.cache_salt,
+        client=frame.client,
         priority=frame.priority,
         pause_ids=frame.pause_ids,
         trace=frame.trace,

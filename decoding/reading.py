@@ -68,7 +68,7 @@ class Read:
     @property
     def history(self) -> History:
         """Ids up to and including the position."""
-        return History(self.log.history(self.position + 1), self.num_prompt)
+        return History(self.log.history(self.position + 1), self.num_prompt, self.log.repeats)
 
 
 @dataclass(frozen=True, slots=True)

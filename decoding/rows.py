@@ -13,6 +13,7 @@ import torch
 
 from decoding.cache import PageTable
 from decoding.encoder_memory import EncoderMemory
+from decoding.logits.repeats import Repeats
 from decoding.seam import RowId
 
 EMBED_ID = 0
@@ -20,14 +21,18 @@ EMBED_ID = 0
 
 
 class TokenLog:
-    """A growing int64 array of token ids with amortised appends, and which of them were injected."""
+    """A growing int64 array of token ids with amortised appends, and which of them were injected.
 
-    __slots__ = ("_ids", "injected", "length")
+    repeats: of what is left without those.
+    """
+
+    __slots__ = ("_ids", "injected", "length", "repeats")
 
     def __init__(self) -> None:
         self._ids = np.empty(64, dtype=np.int64)
         self.length = 0
         self.injected: frozenset[int] = frozenset()
+        self.repeats = Repeats()
 
     @property
     def ids(self) -> np.ndarray:
@@ -44,17 +49,20 @@ class TokenLog:
         if is_injected:
             self.injected |= frozenset(range(self.length, end))
         self.length = end
+        self.repeats.grow()
 
     def truncate(self, length: int) -> None:
         self.length = length
         if self.injected:
             self.injected = frozenset(p for p in self.injected if p < length)
+        self.repeats.cut(length - len(self.injected))
 
     def fork(self) -> TokenLog:
         twin = TokenLog()
         twin._ids = self._ids[: max(64, self.length + 64)].copy()
         twin.length = self.length
         twin.injected = self.injected
+        twin.repeats = self.repeats.fork()
         return twin
 
     def history(self, length: int) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Which rows run in the next tick. Owns the waiting and the running requests; knows pages and rows, not what they mean.
 
-Admission is by rows and pages, in order. Running rows get their pages oldest request first; when a model has none left,
-the youngest request that holds some loses all of its pages and waits again, to be re-fed later. Before the youngest,
-one goes that holds far more than its share of the pages: it waits behind all who are there, and does so again only once
-it has doubled. So nobody is made to wait for his size more than a few times, and else the oldest always goes on; should
-it outgrow a whole cache by itself it is `starved`, and the engine ends it. So nothing can block for ever. Where a model
-has an encoder, a request's memory takes pages like a row, and its rows run from the tick after the one that fills it.
+Admission is by rows and pages, in order but for what `shares.py` says of several clients. Running rows get their pages
+oldest request first; when a model has none left, the youngest request that holds some loses all of its pages and waits
+again, to be re-fed later. Before the youngest, one goes that holds far more than its share of the pages: it waits
+behind all who are there, and does so again only once it has doubled. So nobody is made to wait for his size more than a
+few times, and else the oldest always goes on; should it outgrow a whole cache by itself it is `starved`, and the engine
+ends it. So nothing can block for ever. Where a model has an encoder, a request's memory takes pages like a row, and its
+rows run from the tick after the one that fills it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from decoding.cache import PageCache, PageTable
 from decoding.live import LiveRequest, Work
 from decoding.packing import Span
+from decoding.shares import Shares
 
 SHORT_FEED = 32
 """Feeds of up to this many tokens (decode steps, verification windows) run in every tick, ahead of longer ones."""
@@ -58,6 +60,7 @@ class Scheduler:
         self.starved: list[LiveRequest] = []
         self.counters = Counters()
         self._num_arrived = 0
+        self._num_ticks = 0
         self._is_short = False  # of memory, until a running request ends
 
     def next_arrival(self) -> int:
@@ -77,17 +80,25 @@ class Scheduler:
         self._release(live)
 
     def admit(self, now: float) -> list[LiveRequest]:
-        """Move waiting requests to running, in order, while rows and pages last. Returns those that never ran."""
+        """Begin a tick: move waiting requests to running while rows and pages last. Returns those that never ran."""
+        self._num_ticks += 1
         fresh = []
-        while self.waiting and self._has_room(self.waiting[0]):
-            live = self.waiting.pop(0)
-            bisect.insort(self.running, live, key=lambda r: r.order)
-            live.is_running = True
+        while self.waiting:
+            shares = Shares(self._max_rows, self.running, self.waiting)
+            live = shares.next_waiting()
+            if not self._has_room(live) and not self._make_way(live, shares):
+                break
+            self._start(live)
             if live.admitted_at is None:
                 live.admitted_at = now
                 self.counters.prefix_queries += live.works[0].row.log.length
                 fresh.append(live)
         return fresh
+
+    def note_step(self, live: LiveRequest) -> None:
+        """All that the request had to run has run."""
+        if live.stepped_tick is None:
+            live.stepped_tick = self._num_ticks
 
     def give_way(self, lives: Iterable[LiveRequest]) -> None:
         """Preempt them for want of memory beside the cache; nothing is admitted until another running one has ended."""
@@ -117,10 +128,36 @@ class Scheduler:
                     budget -= self._place(live, work, count, chosen)
         return [scheduled for of_request in chosen.values() for scheduled in of_request]
 
+    @property
+    def _num_free_rows(self) -> int:
+        return self._max_rows - sum(r.request.max_rows for r in self.running)
+
+    def _start(self, live: LiveRequest) -> None:
+        at = self.waiting.index(live)
+        for passed in self.waiting[:at]:
+            if passed.request.client != live.request.client:
+                passed.passed_rows += live.request.max_rows
+        del self.waiting[at]
+        bisect.insort(self.running, live, key=lambda r: r.order)
+        live.is_running = True
+        live.admitted_tick, live.stepped_tick, live.passed_rows = self._num_ticks, None, 0
+
+    def _make_way(self, live: LiveRequest, shares: Shares) -> bool:
+        """Preempt those that must yield to it; whether it has room then. Nobody, where too few rows would come free."""
+        if self._is_short or not shares.is_entitled(live):
+            return False
+        yielding = list(shares.yielding(live, self._num_ticks))
+        if self._num_free_rows + sum(r.request.max_rows for r in yielding) < live.request.max_rows:
+            return False
+        for other in yielding:
+            self._preempt(other)
+            if self._has_room(live):
+                return True
+        return False
+
     def _has_room(self, live: LiveRequest) -> bool:
         """Whether rows suffice, and pages for its next feeds beside one more page for each running row."""
-        num_rows = sum(r.request.max_rows for r in self.running)
-        if num_rows + live.request.max_rows > self._max_rows:
+        if live.request.max_rows > self._num_free_rows:
             return False
         if not self.running:
             return True

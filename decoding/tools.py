@@ -56,7 +56,8 @@ class RowTools:
     ) -> torch.Tensor:
         live = self._live
         log = live.rows[row]
-        history = History(log.log.history(log.log.length), log.num_prompt).extended(list(hypothetical))
+        ids = log.log.history(log.log.length)
+        history = History(ids, log.num_prompt, log.log.repeats).extended(list(hypothetical))
         own = live.pipeline if logits is None else self._pipelines.build(logits, live.request.stopping)
         context = Context([history], scores.unsqueeze(0))
         processed = pipeline.process(scores.unsqueeze(0).clone(), [own], context)

@@ -64,6 +64,11 @@ def stops_of(wire: Decoding) -> tuple[str, ...]:
     return (wire.stop,) if isinstance(wire.stop, str) else tuple(wire.stop)
 
 
+def check_priority(priority: int | None, limits: Limits) -> None:
+    if priority and not limits.allow_priority:
+        raise bad_field("priority", "must be 0: this server runs requests as they come (allow_priority)")
+
+
 def bad_field(field: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, f"{field} {message}", param=field, code=code)
 
@@ -94,6 +99,7 @@ def _check_sizes(wire: Decoding, limits: Limits) -> None:
     words = wire.bad_words or ()
     _at_most(len(words), limits.max_bad_words, "bad_words", "strings")
     _at_most(max(map(len, words), default=0), limits.max_bad_word_chars, "bad_words", "characters a string")
+    check_priority(wire.priority, limits)
     for path in PARAM_TEXTS:
         value = at(wire, path)
         _at_most(len(value) if isinstance(value, str) else 0, limits.max_param_chars, path, "characters")

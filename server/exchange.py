@@ -12,11 +12,20 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Exchange:
-    """tenant: which of several API keys came with it; "" where there are no others to be kept apart from."""
+    """address: the peer's, or a name of the request's own where that says nothing of whose it is.
+
+    tenant: which of several API keys came with it; "" where there are no others to be kept apart from.
+    """
 
     request_id: str
+    address: str = ""
     is_submitted: bool = False
     tenant: str = ""
+
+    @property
+    def client(self) -> str:
+        """Among whom the rows are shared out."""
+        return f"key {self.tenant}" if self.tenant else self.address
 
 
 CURRENT: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

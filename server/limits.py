@@ -12,7 +12,7 @@ class Limits:
 
     Characters are Unicode code points; max_param_chars bounds a prompt among the parameters (negative_prompt and the
     like). `body_limit.py` holds a body to max_body_bytes before anything is parsed. send_seconds: how long a client may
-    leave one piece of a stream unread.
+    leave one piece of a stream unread. allow_priority: whether a request may go before others, or behind them.
     """
 
     max_body_bytes: int = 8 << 20
@@ -39,3 +39,4 @@ class Limits:
     max_grammar_chars: int = 65536
     max_choices: int = 1024
     send_seconds: float = 30.0
+    allow_priority: bool = False

@@ -70,7 +70,7 @@ class Decoding(TokenFields, SearchFields, StructureFields):
     trace: bool | None = option("Also return what the strategy saw and did at each step.", False)
 
     cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
-    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first, if allowed.", 0)
     timeout: Deadline | None = option("Seconds in which the answer must be complete.")
 
 
@@ -112,7 +112,7 @@ class EmbeddingRequest(Wire):
     model: str | None = option("A name that GET /v1/models lists; default: the first.")
     encoding_format: Literal["float", "base64"] | None = option("Numbers, or base64 of float32.", "float")
     cache_salt: str | None = option("Requests share cached prompts only with those of the same salt.")
-    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first.", 0)
+    priority: Annotated[int, Field(ge=-MAX_INT, le=MAX_INT)] | None = option("Lower runs first, if allowed.", 0)
     timeout: Deadline | None = option("Seconds in which the answer must be complete.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from uuid import uuid4
 
 import structlog
@@ -23,7 +24,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = _accepted(Headers(scope=scope).getlist("x-request-id")) or uuid4().hex
-        CURRENT.set(Exchange(request_id))
+        CURRENT.set(Exchange(request_id, _address(scope)))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
 
@@ -33,6 +34,16 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+def _address(scope: Scope) -> str:
+    """Whose the request seems to be: all of this machine may come through one proxy, so there it stands for itself."""
+    host = (scope.get("client") or ("",))[0]
+    try:
+        is_shared = ip_address(host).is_loopback
+    except ValueError:
+        is_shared = True
+    return uuid4().hex if is_shared else host
 
 
 def _accepted(values: list[str]) -> str | None:

@@ -58,6 +58,8 @@ class Reservation:
         if not self._is_held:
             raise RuntimeError("the reservation is not held")
         exchange = CURRENT.get()
+        if exchange is not None:
+            requests = [replace(each, client=exchange.client) for each in requests]
         if exchange is not None and exchange.tenant:  # what is cached of one's prompts tells the other nothing
             requests = [replace(each, cache_salt=f"{exchange.tenant}/{each.cache_salt}") for each in requests]
         tickets = self._batcher.submit(self, requests, strategy, timeout)

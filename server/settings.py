@@ -171,6 +171,9 @@ class NetworkSettings(BaseModel):
 class QueueSettings(BaseModel):
     """Queue and deadlines"""
 
+    allow_priority: bool = Field(
+        False, description="Let requests go before others by their `priority`; else any but 0 is refused."
+    )
     max_queue: int = Field(512, ge=1, description="Most rows that wait for the engine; above: 429 with Retry-After.")
     queue_timeout: Seconds = Field(
         600.0, description="Seconds a request may wait before it starts; then 503 (queue_timeout)."
@@ -333,6 +336,7 @@ class Settings(
             max_grammar_chars=self.max_grammar_chars,
             max_choices=self.max_choices,
             send_seconds=self.send_timeout,
+            allow_priority=self.allow_priority,
         )
 
     @property

@@ -59,7 +59,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         paired_tokenizer""",
         "checkpoint fast_tokenizer",
         "fused embedded",
-        "model scheduler",
+        "model shares",
+        "scheduler",
         "perplexity",
         "seq2seq/ tools isolation forwarding",
         "ahead",
@@ -99,7 +100,7 @@ MACHINERY = [
         "live",
         "reading",
     ),
-    *("model", "scheduler", "isolation", "forwarding", "ahead", "engine"),
+    *("model", "shares", "scheduler", "isolation", "forwarding", "ahead", "engine"),
 ]
 SEPARATED: tuple[tuple[str, str], ...] = (
     *((f"decoding.{machine}", "decoding.strategies") for machine in MACHINERY),
@@ -348,6 +349,7 @@ STRATEGY_BLIND = (
     "engine",
     "isolation",
     "live",
+    "shares",
     "scheduler",
     "reading",
     "packing",

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from decoding.logits.context import Context
-from decoding.logits.history import NO_IDS
+from decoding.logits.history import NO_IDS, History, distinct
 from decoding.logits.step import shift
 from decoding.params import PenaltyScope
 
@@ -44,24 +44,27 @@ class LzPenalty:
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[LzPenalty], context: Context) -> torch.Tensor:
         vocab = scores.shape[-1]
-        found = [s._added(h.within(s.scope), vocab) for s, h in zip(steps, context.histories, strict=True)]
+        found = [s._added(h, vocab) for s, h in zip(steps, context.histories, strict=True)]
         amounts = [s.alpha * BITS * (added - math.log(vocab)) for s, (_, added) in zip(steps, found, strict=True)]
         return shift(scores, [ids for ids, _ in found], amounts)
 
-    def _added(self, history: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    def _added(self, history: History, vocab: int) -> tuple[np.ndarray, np.ndarray]:
         """The distinct ids of the text and the C_i of each, in nats."""
-        text = history[-(self.window + self.buffer) :]
+        text = history.within(self.scope)[-(self.window + self.buffer) :]
         if not len(text):
             return NO_IDS, np.empty(0)
         shortest = shortest_match(self.window, vocab)
-        ids, distances = np.unique(text[::-1], return_index=True)
-        added = np.log(distances + 1.0) if shortest == 1 else np.full(len(ids), math.log(vocab))
-        length, ends = current_phrase(text, self.buffer)
+        ids, place = distinct(text, vocab), np.empty(vocab, dtype=np.int64)
+        place[text] = np.arange(len(text), 0, -1)  # of an id that occurs more than once, the nearest stays written
+        added = np.log(place[ids]) if shortest == 1 else np.full(len(ids), math.log(vocab))
+        length, ends = current_phrase(history.matched[len(history.ids) - len(text) :], self.buffer)
         if length and length + 1 >= shortest:
             is_match = length >= shortest
             before = math.log((len(text) - 1 - ends[-1]) * length) if is_match else length * math.log(vocab)
-            # Where an id followed more than once, the nearest stands last and is the one that stays written.
-            added[np.searchsorted(ids, text[ends + 1])] = np.log((len(text) - 1.0 - ends) * (length + 1)) - before
+            nearest, place[ids] = np.full(len(ids), -1), np.arange(len(ids))
+            nearest[place[text[ends + 1]]] = ends  # likewise
+            follows = nearest >= 0
+            added[follows] = np.log((len(text) - 1.0 - nearest[follows]) * (length + 1)) - before
         return ids, np.minimum(added, math.log(vocab))
 
 
@@ -73,17 +76,11 @@ def shortest_match(window: int, vocab: int) -> int:
     return length
 
 
-def current_phrase(text: np.ndarray, longest: int) -> tuple[int, np.ndarray]:
-    """The longest run at the text's end that occurs earlier, and where its earlier occurrences end, ascending."""
-    last = len(text) - 1
-    ends = np.flatnonzero(text[:last] == text[last])
-    if not len(ends):
-        return 0, ends
-    length = 1
-    while length < longest:
-        longer = ends[ends >= length]
-        longer = longer[text[longer - length] == text[last - length]]
-        if not len(longer):
-            break
-        ends, length = longer, length + 1
-    return length, ends
+def current_phrase(matched: np.ndarray, longest: int) -> tuple[int, np.ndarray]:
+    """The longest run at the text's end that occurs earlier, and where its earlier occurrences end, ascending.
+
+    matched: how many ids up to each position but the last are those at the end; a text's first ids may go further back.
+    """
+    lengths = np.minimum(np.minimum(matched, np.arange(1, len(matched) + 1)), min(longest, len(matched)))
+    length = int(lengths.max(initial=0))
+    return length, np.flatnonzero(lengths == length) if length else np.empty(0, dtype=np.int64)

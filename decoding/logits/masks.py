@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -39,6 +39,20 @@ class LogitBias:
         return shift(scores, [s.ids for s in steps], [s.bias for s in steps])
 
 
+@dataclass(slots=True, eq=False)
+class Endings:
+    """Last ids of words. ids: of those that nothing more stands before; after: of the others, by the id before that."""
+
+    ids: list[int] = field(default_factory=list)
+    after: dict[int, Endings] = field(default_factory=dict)
+
+    def add(self, word: Sequence[int]) -> None:
+        node = self
+        for token_id in reversed(word[:-1]):
+            node = node.after.setdefault(token_id, Endings())
+        node.ids.append(word[-1])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class BadWords:
     """The last id of a bad word is excluded where the history ends with the ids before it.
@@ -46,26 +60,34 @@ class BadWords:
     As Hugging Face: a single EOS is no bad word, and a word longer than the history is not looked for.
     """
 
-    endings: Mapping[tuple[int, ...], np.ndarray]  # the ids before -> the last ids, int64
-    lengths: tuple[int, ...]  # of the ids before, distinct
+    endings: Endings
 
     @classmethod
     def of(cls, words: Sequence[tuple[int, ...]], eos_token_ids: Sequence[int]) -> BadWords:
-        endings: dict[tuple[int, ...], list[int]] = {}
+        endings = Endings()
         for word in words:
             if len(word) > 1 or word[0] not in eos_token_ids:
-                endings.setdefault(word[:-1], []).append(word[-1])
-        arrays = {before: np.asarray(last, dtype=np.int64) for before, last in endings.items()}
-        return cls(arrays, tuple(sorted({len(before) for before in endings})))
+                endings.add(word)
+        return cls(endings)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.endings.ids and not self.endings.after
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[BadWords], context: Context) -> torch.Tensor:
         return exclude(scores, [s._banned(h) for s, h in zip(steps, context.histories, strict=True)])
 
     def _banned(self, history: History) -> np.ndarray:
-        total = len(history.ids)
-        befores = (tuple(history.ids[total - n :].tolist()) for n in self.lengths if n == 0 or n < total)
-        return np.concatenate([NO_IDS, *(self.endings.get(before, NO_IDS) for before in befores)])
+        """Goes back from the end of the history only as far as some word does."""
+        node, banned = self.endings, list(self.endings.ids)
+        for token_id in history.ids[:0:-1]:
+            following = node.after.get(int(token_id))
+            if following is None:
+                break
+            node = following
+            banned += node.ids
+        return np.asarray(banned, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

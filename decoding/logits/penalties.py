@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from decoding.logits.context import Context
-from decoding.logits.history import NO_IDS, History
+from decoding.logits.history import History, distinct
 from decoding.logits.step import column, exclude, flat_index, shift
 from decoding.params import PenaltyScope
 
@@ -51,7 +51,7 @@ class CountPenalty:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[CountPenalty], context: Context) -> torch.Tensor:
-        counted = [np.unique(h.output_ids, return_counts=True) for h in context.histories]
+        counted = [_counts(h.output_ids, scores.shape[-1]) for h in context.histories]
         amounts = [-(s.frequency * n + s.presence) for s, (_, n) in zip(steps, counted, strict=True)]
         return shift(scores, [ids for ids, _ in counted], amounts)
 
@@ -67,14 +67,19 @@ class NoRepeatNgram:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[NoRepeatNgram], context: Context) -> torch.Tensor:
-        return exclude(scores, [_followers(h.ids, s.n - 1) for s, h in zip(steps, context.histories, strict=True)])
+        rows = zip(steps, context.histories, strict=True)
+        return exclude(scores, [_followers(h, s.n - 1, scores.shape[-1]) for s, h in rows])
 
 
-def _followers(ids: np.ndarray, length: int) -> np.ndarray:
+def _followers(history: History, length: int, vocab: int) -> np.ndarray:
     """What followed each earlier occurrence of the last `length` ids."""
-    if len(ids) <= length:
-        return NO_IDS
-    ends = np.arange(length, len(ids))  # where a follower may stand
-    for back in range(1, length + 1):
-        ends = ends[ids[ends - back] == ids[-back]]
-    return ids[ends]
+    ids = history.ids
+    return distinct(ids[1:][history.matched >= length] if length and len(ids) else ids, vocab)
+
+
+def _counts(ids: np.ndarray, vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct ids, and how often each occurs."""
+    found = distinct(ids, vocab)
+    place = np.empty(vocab, dtype=np.int64)  # of an id in `found`
+    place[found] = np.arange(len(found))
+    return found, np.bincount(place[ids], minlength=len(found))

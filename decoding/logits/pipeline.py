@@ -103,7 +103,7 @@ class Pipelines:
             ids, bias = zip(*params.logit_bias, strict=True)
             yield LogitBias(np.asarray(ids, dtype=np.int64), np.asarray(bias, dtype=np.float32))
         bad_words = BadWords.of(params.bad_words, self._eos_token_ids)
-        if bad_words.endings:
+        if not bad_words.is_empty:
             yield bad_words
         if stopping.min_tokens:
             eos_token_ids = () if stopping.ignore_eos else self._eos_token_ids

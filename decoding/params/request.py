@@ -48,8 +48,9 @@ PARAMS: dict[str, type[StrategyParams]] = {p.NAME: p for p in StrategyParams.__a
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Lower `priority` runs first; equal priorities run in arrival order.
+    """Lower `priority` runs first; equal priorities run in arrival order, while rows last for all clients.
 
+    client: whose it is; no client holds more than its share of the rows while others wait.
     source_ids: what an encoder reads, where the model has one; prompt_ids are then what its decoder begins with, and a
     strategy's second context is a second source.
     pause_ids: fed after the prompt, unseen by penalties and never part of the answer; latent: thoughts between the two.
@@ -63,6 +64,7 @@ class Request:
     logprobs: LogprobsParams = field(default_factory=LogprobsParams)
     seed: int = 0
     cache_salt: str = ""
+    client: str = ""
     priority: int = 0
     pause_ids: tuple[int, ...] = ()
     trace: bool = False

@@ -55,8 +55,10 @@ class PromptLookupStrategy:
 
     def _first(self, move: Move) -> Move:
         self._choices = begun(move, self._stopping)
+        prompt = Ngrams(self._request.prompt_ids, self._params.max_ngram)
         for choice in self._choices:
-            self._texts[choice.index] = Ngrams((*self._request.prompt_ids, choice.last), self._params.max_ngram)
+            self._texts[choice.index] = text = prompt.fork()
+            text.extend((choice.last,))
         feeds = tuple(self._window(choice) for choice in self._choices)
         return dataclasses.replace(move, feeds=feeds, emit=without_drafts(move.emit))
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
 from server.body import parse, read_object
-from server.bounds import bad_field
+from server.bounds import bad_field, check_priority
 from server.embedding import embedding_list, gathered
 from server.examples import EMBEDDINGS
 from server.fields import LATER_IN_EMBEDDINGS, sort_fields
@@ -41,6 +41,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
         if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
             raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
+        check_priority(wire.priority, limits)
         with batcher.reserve("embeddings", num_prompts(wire.input)) as reservation:
             plan = await while_present(request.receive, embedding_plan(wire, batcher.served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)

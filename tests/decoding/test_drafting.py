@@ -31,6 +31,8 @@ def test_lookup_equals_a_search_by_hand() -> None:
         assert proposed == looked_up(ids, max_ngram, num_tokens, eos), ids
         num_found += bool(proposed)
     assert num_found > 500
+    for num_ids, max_ngram in ((40, 7), (40, 2**62), (1, 3)):
+        assert Ngrams([5] * num_ids, max_ngram).propose(3, ()) == looked_up([5] * num_ids, max_ngram, 3, ())
 
 
 def test_a_text_that_grew_is_looked_up_as_one_that_was_there_from_the_start() -> None:

@@ -25,9 +25,10 @@ PATH = "/v1/completions"
 
 
 @asynccontextmanager
-async def client(surface: Surface, w: World) -> AsyncIterator[httpx.AsyncClient]:
+async def client(surface: Surface, w: World, address: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(surface, w.batcher, w.metrics, [router(w.batcher, Limits())])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+    transport = httpx.ASGITransport(app, client=(address, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http
 
 
@@ -220,6 +221,32 @@ async def test_a_failed_worker_makes_ready_say_so() -> None:
         assert w.supervision.exception() is not None
         assert (await http.get("/ready")).json() == {"status": "worker_down"}
         assert (await http.get("/health")).status_code == 200
+
+
+async def test_rows_are_shared_among_keys_or_else_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that comes from this machine may come through one proxy: there each request is a client."""
+
+    async def clients_of(*keys: bytes, address: str) -> list[str]:
+        clients: list[str] = []
+        async with world() as w, client(Surface(WIRE, api_keys=keys), w, address) as http:
+            submit = w.batcher.submit
+
+            def noting(reservation: Any, requests: Any, *rest: Any) -> Any:
+                clients.extend(request.client for request in requests)
+                return submit(reservation, requests, *rest)
+
+            monkeypatch.setattr(w.batcher, "submit", noting)
+            for key in (*keys, keys[0]):
+                headers = {"authorization": f"Bearer {key.decode()}", "x-request-id": "the-same"}
+                await http.post(PATH, json={"prompt": [ANSWER]}, headers=headers)
+        return clients
+
+    one, other, again = await clients_of(b"one", b"other", address="127.0.0.1")
+    assert one == again != other
+    assert await clients_of(b"alone", address="192.0.2.7") == ["192.0.2.7"] * 2
+    for address in ("127.0.0.1", "::1", ""):
+        first, second = await clients_of(b"alone", address=address)
+        assert first != second
 
 
 async def test_cached_prompts_are_shared_only_among_requests_of_one_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ import httpx
 import pytest
 
 from decoding.params import BestOf, Sampling
+from server.limits import Limits
 from server.protocol import CompletionRequest
 from server.served import Served
-from tests.server.fake_engine import FakeBatcher, finished, logprob_of, saying, speak
+from tests.server.fake_engine import FakeBatcher, finished, logprob_of, make_app, saying, speak
 
 URL = "/v1/completions"
 
@@ -66,9 +67,10 @@ async def test_rows_are_reserved_for_all_prompts_and_given_back(
     assert batcher.reserved == 0
 
 
-async def test_every_decoding_field_reaches_the_engine(client: httpx.AsyncClient, batcher: FakeBatcher) -> None:
+async def test_every_decoding_field_reaches_the_engine(batcher: FakeBatcher) -> None:
+    transport = httpx.ASGITransport(make_app(batcher, Limits(allow_priority=True)))
     answer = await ask(
-        client,
+        httpx.AsyncClient(transport=transport, base_url="http://test"),
         n=2, best_of=3, best_of_rank="sum", seed=-1, temperature=0.5, top_p=0.9, top_k=40, min_p=0.1,
         presence_penalty=1, frequency_penalty=-0.5, repetition_penalty=1.2, logit_bias={"3": 5, "0": -1.5},
         allowed_token_ids=[9, 3, 0, 3], sampler_order="vllm", stop=["x", "yé"], stop_token_ids=[4], ignore_eos=True,

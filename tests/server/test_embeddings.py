@@ -74,6 +74,7 @@ async def test_ignored_fields_are_listed(client: httpx.AsyncClient) -> None:
         ({"input": ["a"] * 257}, "input", None),
         ({"input": "a", "temperature": 1}, "temperature", "unknown_field"),
         ({"input": "a", "cache_salt": "s" * 257}, "cache_salt", None),
+        ({"input": "a", "priority": -1}, "priority", None),
     ],
 )
 async def test_what_cannot_be_embedded_is_refused(

@@ -90,7 +90,7 @@ BAD_FIELDS: list[dict[str, Any]] = [
     {"stream": True, "stream_options": []}, {"echo": 1}, {"ignore_eos": "no"}, {"sampler_order": "llama"},
     {"timeout": 0}, {"timeout": -1}, {"timeout": "1"}, {"priority": 1.5}, {"cache_salt": 5}, {"cache_salt": "x" * 257},
     {"timeout": 5e-324}, {"model": 5}, {"suffix": "x"}, {"prompt": [1] * 257}, {"prompt": [1] * 256},
-    {"prompt": ["a"] * 257}, {"prompt": ["a"] * 5, "n": 64},
+    {"prompt": ["a"] * 257}, {"prompt": ["a"] * 5, "n": 64}, {"priority": 1}, {"priority": -3},
 ]  # fmt: skip
 
 

@@ -134,8 +134,10 @@ def test_every_setting_has_a_section_and_a_description() -> None:
 def test_every_limit_of_a_request_is_a_setting() -> None:
     assert load([], {}).settings.limits == Limits()
     flags = [f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields]
-    limits = load([*flags, "--max-body-bytes=7777"], {}).settings.limits
-    assert {field.name for field in fields(Limits) if getattr(limits, field.name) != 7} == {"max_body_bytes"}
+    limits = load([*flags, "--max-body-bytes=7777", "--allow-priority"], {}).settings.limits
+    others = {field.name for field in fields(Limits) if getattr(limits, field.name) != 7}
+    assert others == {"max_body_bytes", "allow_priority"}
+    assert limits.allow_priority
     assert limits.max_body_bytes == 7777
 
 
