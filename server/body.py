@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any, TypeVar, get_args
 
@@ -24,6 +24,7 @@ from server.protocol import MUST_BE
 from server.wire import Wire
 
 Object = TypeVar("Object", bound=Wire)
+Read = TypeVar("Read")
 Location = tuple[int | str, ...]
 
 
@@ -36,15 +37,15 @@ _IN_JSON = {
     "too_short": "must not be empty",
     "too_long": "must be empty",
 }
-INLINE_BYTES = 64 << 10  # parsed in less than a millisecond
+INLINE_BYTES = 64 << 10  # read in a few milliseconds, however many values they are
 
 
-async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body as one JSON object; a large one is parsed in a thread. Raises ApiError 400 or 413."""
+async def read_body(request: Request, limits: Limits, read: Callable[[dict[str, Any]], Read]) -> Read:
+    """What `read` makes of the body, one JSON object; of a large one, in a thread. Raises ApiError 400 or 413."""
     body = await request.body()
     if len(body) <= INLINE_BYTES:
-        return _object_in(body, limits)
-    return await asyncio.to_thread(_object_in, body, limits)
+        return read(_object_in(body, limits))
+    return await asyncio.to_thread(lambda: read(_object_in(body, limits)))
 
 
 def parse(wire: type[Object], fields: Fields) -> Object:

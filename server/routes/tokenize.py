@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
-from server.body import parse, read_object
+from server.body import parse, read_body
 from server.conversation import conversation
 from server.errors import ApiError
 from server.examples import DETOKENIZE, TOKENIZE
-from server.fields import sort_fields
+from server.fields import Fields, sort_fields
 from server.limits import Limits
 from server.logits import check_ids
 from server.openapi import operation
@@ -24,6 +26,19 @@ from server.translate import resolve_model
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
+    def tokenize_request(body: dict[str, Any]) -> tuple[TokenizeRequest, Fields]:
+        fields = sort_fields(body, TokenizeRequest.model_fields, {})
+        wire = parse(TokenizeRequest, fields)
+        if (wire.prompt is None) == (wire.messages is None):
+            raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
+        if wire.messages is not None and len(wire.messages) > limits.max_messages:
+            raise ApiError(400, f"messages must have at most {limits.max_messages} entries", param="messages")
+        return wire, fields
+
+    def detokenize_request(body: dict[str, Any]) -> tuple[DetokenizeRequest, Fields]:
+        fields = sort_fields(body, DetokenizeRequest.model_fields, {})
+        return parse(DetokenizeRequest, fields), fields
+
     @routes.post(
         "/tokenize",
         **operation(
@@ -35,12 +50,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def tokenize(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), TokenizeRequest.model_fields, {})
-        wire = parse(TokenizeRequest, fields)
-        if (wire.prompt is None) == (wire.messages is None):
-            raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
-        if wire.messages is not None and len(wire.messages) > limits.max_messages:
-            raise ApiError(400, f"messages must have at most {limits.max_messages} entries", param="messages")
+        wire, fields = await read_body(request, limits, tokenize_request)
         served = batcher.served
         resolve_model(wire.model, served)
         ids = await _token_ids(wire, served)
@@ -59,8 +69,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def detokenize(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), DetokenizeRequest.model_fields, {})
-        wire = parse(DetokenizeRequest, fields)
+        wire, fields = await read_body(request, limits, detokenize_request)
         served = batcher.served
         resolve_model(wire.model, served)
         check_ids("tokens", wire.tokens, served)
