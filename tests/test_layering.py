@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
         """refusal body_shape body body_limit auth access host_names request_id http_protocol http_server openapi
-        examples catalogue respond routes/""",
+        exposition examples catalogue respond routes/""",
         "app",
         "service",
         "__main__",
