@@ -6,7 +6,6 @@ through is a field named twice: then the object has fewer fields than its bytes 
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
 from itertools import takewhile
@@ -22,6 +21,7 @@ from server.fields import Fields, unknown_field
 from server.limits import Limits
 from server.protocol import MUST_BE
 from server.wire import Wire
+from server.work_queue import WorkQueue
 
 Object = TypeVar("Object", bound=Wire)
 Read = TypeVar("Read")
@@ -38,14 +38,15 @@ _IN_JSON = {
     "too_long": "must be empty",
 }
 INLINE_BYTES = 64 << 10  # read in a few milliseconds, however many values they are
+_LARGE = WorkQueue("body reading", 2, max_waiting=256)
 
 
 async def read_body(request: Request, limits: Limits, read: Callable[[dict[str, Any]], Read]) -> Read:
-    """What `read` makes of the body, one JSON object; of a large one, in a thread. Raises ApiError 400 or 413."""
+    """What `read` makes of the body, one JSON object; of a large one, in a thread. Raises ApiError 400, 413 or 429."""
     body = await request.body()
     if len(body) <= INLINE_BYTES:
         return read(_object_in(body, limits))
-    return await asyncio.to_thread(lambda: read(_object_in(body, limits)))
+    return await _LARGE.run(lambda: read(_object_in(body, limits)))
 
 
 def parse(wire: type[Object], fields: Fields) -> Object:

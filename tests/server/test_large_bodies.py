@@ -14,11 +14,19 @@ from pydantic import TypeAdapter, ValidationError
 
 import server
 from server import body as body_module
+from server import conversation, prompts
 from server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
 from server.response_fields import ResponseRequest
 from server.wire import Wire
+from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 MANY = 2000
+
+
+def chat(*texts: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text} for text in texts]}
+
+
 BAD: list[tuple[type[Wire], dict[str, Any]]] = [
     *((CompletionRequest, {"prompt": [value] * MANY}) for value in (-1, 0.5, True, None, {})),
     (CompletionRequest, {"prompt": [0, *["a"] * MANY]}),
@@ -117,3 +125,35 @@ def recording(function: Any, threads: list[int]) -> Any:
         return function(*arguments)
 
     return called
+
+
+LONG = make_served(max_model_len=20_000)
+
+
+@pytest.mark.parametrize(
+    ("url", "small", "large"),
+    [
+        ("/v1/chat/completions", chat("a"), chat("a" * 17_000)),
+        ("/v1/chat/completions", chat("a"), chat(*["a"] * 400)),
+        ("/v1/completions", {"prompt": [5], "echo": True}, {"prompt": [5] * 5000, "echo": True}),
+    ],
+)
+async def test_the_text_of_a_long_prompt_is_made_off_the_event_loop(
+    url: str, small: Any, large: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(conversation, "conversation", recording(conversation.conversation, threads))
+    monkeypatch.setattr(prompts, "_echoed", recording(prompts._echoed, threads))
+    transport = httpx.ASGITransport(make_app(FakeBatcher(LONG, saying(LONG, "x"))))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for body in (small, large):
+            assert (await client.post(url, json={**body, "max_tokens": 1})).status_code == 200
+    assert threads[0] == threading.get_ident() != threads[1]
+
+
+async def test_ids_beyond_the_context_are_refused_before_they_become_text(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "_echoed", None)
+    answer = await client.post("/v1/completions", json={"prompt": [5] * 257, "echo": True})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
