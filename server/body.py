@@ -6,9 +6,8 @@ through is a field named twice: then the object has fewer fields than its bytes 
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from typing import Any, TypeVar, get_args
 
@@ -22,8 +21,10 @@ from server.fields import Fields, unknown_field
 from server.limits import Limits
 from server.protocol import MUST_BE
 from server.wire import Wire
+from server.work_queue import WorkQueue
 
 Object = TypeVar("Object", bound=Wire)
+Read = TypeVar("Read")
 Location = tuple[int | str, ...]
 
 
@@ -36,15 +37,16 @@ _IN_JSON = {
     "too_short": "must not be empty",
     "too_long": "must be empty",
 }
-INLINE_BYTES = 64 << 10  # parsed in less than a millisecond
+INLINE_BYTES = 64 << 10  # read in a few milliseconds, however many values they are
+_LARGE = WorkQueue("body reading", 2, max_waiting=256)
 
 
-async def read_object(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body as one JSON object; a large one is parsed in a thread. Raises ApiError 400 or 413."""
+async def read_body(request: Request, limits: Limits, read: Callable[[dict[str, Any]], Read]) -> Read:
+    """What `read` makes of the body, one JSON object; of a large one, in a thread. Raises ApiError 400, 413 or 429."""
     body = b"".join([piece async for piece in request.stream()])  # `request.body` would keep it until the answer ends
     if len(body) <= INLINE_BYTES:
-        return _object_in(body, limits)
-    return await asyncio.to_thread(_object_in, body, limits)
+        return read(_object_in(body, limits))
+    return await _LARGE.run(lambda: read(_object_in(body, limits)))
 
 
 def parse(wire: type[Object], fields: Fields) -> Object:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
-from server.wire import Wire, option
+from server.wire import Items, Wire, option
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 JSON_TYPES = ("object", "array", "string", "number", "boolean", "null")
@@ -35,7 +35,7 @@ def part_reader(kinds: Mapping[str, type[Wire]]) -> TypeAdapter[list[Any]]:
             raise ValueError(f"must be a part of type {names}: images, audio and files are not supported")
         return kind.model_validate(part, strict=True)
 
-    return TypeAdapter(list[Annotated[Any, BeforeValidator(read)]])
+    return TypeAdapter(Items[Annotated[Any, BeforeValidator(read)]])
 
 
 _PARTS = part_reader({"text": TextPart, "refusal": RefusalPart})
@@ -82,16 +82,16 @@ class Message(Wire):
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(
         description="Who speaks. developer is system to models that do not know it; tool answers a call."
     )
-    content: Annotated[str | list[TextPart | RefusalPart] | None, BeforeValidator(_joined)] = Field(
+    content: Annotated[str | Items[TextPart | RefusalPart] | None, BeforeValidator(_joined)] = Field(
         None, description="A string or a list of text parts; null only beside tool_calls or a refusal."
     )
     name: str | None = option("The speaker's name, for templates that show it.")
     tool_call_id: str | None = option("In a message of role tool: the call that it answers.")
-    tool_calls: list[ToolCall] | None = option("In a message of role assistant: the calls that it made.")
+    tool_calls: Items[ToolCall] | None = option("In a message of role assistant: the calls that it made.")
     reasoning_content: str | None = option("What the assistant thought; shown by templates that know it.")
     reasoning: str | None = option("Another name of reasoning_content.")
     refusal: str | None = option("In a message of role assistant: what it said instead of an answer.")
-    annotations: Annotated[list[None], Field(max_length=0)] | None = option("Always empty.")
+    annotations: Annotated[Items[None], Field(max_length=0)] | None = option("Always empty.")
     audio: None = option("Always null.")
     function_call: None = option("Always null; the calls of today are tool_calls.")
     parsed: AnyJson = option("Put there by the OpenAI SDK; not read.")
@@ -120,7 +120,7 @@ class Message(Wire):
         return self.reasoning if self.reasoning_content is None else self.reasoning_content
 
 
-Messages = Annotated[list[Message], Field(min_length=1)]
+Messages = Annotated[Items[Message], Field(min_length=1)]
 
 
 class Function(Wire):
@@ -148,7 +148,7 @@ class NamedChoice(Wire):
 
 class Allowed(Wire):
     mode: Literal["auto", "required"] = Field(description="Whether one of them must be called.")
-    tools: Annotated[list[NamedChoice], Field(min_length=1)] = Field(description="The functions that may be called.")
+    tools: Annotated[Items[NamedChoice], Field(min_length=1)] = Field(description="The functions that may be called.")
 
 
 class AllowedTools(Wire):
@@ -172,8 +172,8 @@ def _choice(value: object) -> object:
 class ConversationFields(Wire):
     """What the chat template is told."""
 
-    tools: list[Tool] | None = option("Functions that the model may call.")
-    documents: list[dict[str, AnyJson]] | None = option("What the answer is to draw on, for templates that show it.")
+    tools: Items[Tool] | None = option("Functions that the model may call.")
+    documents: Items[dict[str, AnyJson]] | None = option("What the answer is to draw on, for templates that show it.")
     chat_template_kwargs: dict[str, Any] | None = option("The chat template's own variables, such as enable_thinking.")
     add_generation_prompt: bool | None = option("End the prompt with the beginning of the assistant's turn.", True)
     continue_final_message: bool | None = option(

@@ -21,7 +21,7 @@ from server.model_files import ModelError
 from server.protocol import ChatRequest, CompletionRequest, Decoding
 from server.strategy import counted_params
 from server.template_files import read_json
-from server.wire import MAX_INT, Count, Positive, TokenId, Wire, at
+from server.wire import Items, MAX_INT, Count, Positive, TokenId, Wire, at
 
 FILE = "generation_config.json"
 STRATEGY = (
@@ -68,10 +68,10 @@ class Beside(Wire):
     max_new_tokens: Positive | None = None
     min_length: Count | None = None
     min_new_tokens: Count | None = None
-    bad_words_ids: list[list[TokenId]] | None = None
-    suppress_tokens: list[TokenId] | None = None
+    bad_words_ids: Items[Items[TokenId]] | None = None
+    suppress_tokens: Items[TokenId] | None = None
     forced_bos_token_id: TokenId | None = None
-    forced_eos_token_id: TokenId | list[TokenId] | None = None
+    forced_eos_token_id: TokenId | Items[TokenId] | None = None
 
 
 BESIDE = frozenset(Beside.model_fields)

@@ -25,6 +25,7 @@ class Limits:
     max_stop: int = 16
     max_stop_chars: int = 256
     max_stop_token_ids: int = 1024
+    max_tokenize_tokens: int = 1 << 17
     max_logprobs: int = 20
     max_temperature: float = 10.0
     max_logit_bias: int = 1024

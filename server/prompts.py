@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from server.errors import ApiError, too_long
+from server.logits import check_ids
 from server.plan import Prompt
 from server.protocol import PROMPT, CompletionRequest, EmbeddingRequest
 from server.served import Served
 
 PromptField = str | list[str] | list[int] | list[list[int]]
+INLINE_IDS = 4096  # some milliseconds of turning them into text
+
+
+def refuse_longer(text: str, field: str, served: Served) -> None:
+    """Raises ApiError 400 for a text that can never fit, before the work is done."""
+    if served.tokenizer.fewest_tokens(text) > served.max_prompt_len:
+        are = "are" if field == "messages" else "is"
+        raise too_long(served.max_prompt_len, f"the {field} alone {are} longer", field)
 
 
 def num_prompts(prompt: PromptField) -> int:
@@ -37,15 +46,14 @@ async def _prompts(prompt: PromptField, field: str, echo: bool, served: Served) 
         prompts = await _encoded(texts, field, echo, served)
     else:
         id_lists = [texts] if _is_ids(texts) else texts
-        prompts = tuple(_checked(ids, field, echo, served) for ids in id_lists)  # type: ignore[arg-type]
+        prompts = tuple([await _told(ids, field, echo, served) for ids in id_lists])  # type: ignore[arg-type]
     if not prompts or not all(each.ids for each in prompts):
         raise ApiError(400, f"{field} must be {PROMPT}", param=field)
     return prompts
 
 
 async def _encoded(texts: Sequence[str], field: str, echo: bool, served: Served) -> tuple[Prompt, ...]:
-    if served.tokenizer.fewest_tokens(max(texts, key=len)) > served.max_prompt_len:
-        raise too_long(served.max_prompt_len, f"the {field} alone is longer", field)
+    refuse_longer(max(texts, key=len), field, served)
     encoded = await served.tokenizer.encode_all(texts, with_starts=echo)
     return tuple(
         Prompt(each.ids, text, each.starts) if echo else Prompt(each.ids)
@@ -53,11 +61,19 @@ async def _encoded(texts: Sequence[str], field: str, echo: bool, served: Served)
     )
 
 
-def _checked(ids: Sequence[int], field: str, echo: bool, served: Served) -> Prompt:
-    if ids and not 0 <= min(ids) <= max(ids) < served.vocab_size:
-        raise ApiError(400, f"{field} must hold token ids below {served.vocab_size}", param=field)
+async def _told(ids: Sequence[int], field: str, echo: bool, served: Served) -> Prompt:
+    """Of token ids; with their text, if it is to be echoed."""
+    check_ids(field, ids, served)
     if not echo:
         return Prompt(tuple(ids))
+    if len(ids) > served.max_prompt_len:
+        raise too_long(served.max_prompt_len, f"the {field} alone has {len(ids)}", field)
+    if len(ids) <= INLINE_IDS:
+        return _echoed(ids, served)
+    return await served.writing.run(_echoed, ids, served)
+
+
+def _echoed(ids: Sequence[int], served: Served) -> Prompt:
     detokenizer = served.tokenizer.detokenizer(at_start=True)
     starts, texts = [], []
     for token_id in ids:

@@ -16,7 +16,7 @@ from server.chat_fields import ConversationFields, Messages, ToolFields
 from server.search_fields import Context, SearchFields
 from server.structure_fields import StructureFields
 from server.token_fields import LatentThoughts, PauseTokens, TokenFields
-from server.wire import MAX_INT, Count, Deadline, Positive, TokenId, Wire, option
+from server.wire import MAX_INT, Count, Deadline, Items, Positive, TokenId, Wire, option
 
 PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
 CONTEXT = "a string or a list of token ids"
@@ -50,8 +50,8 @@ class Decoding(TokenFields, SearchFields, StructureFields):
     stream_options: StreamOptions | None = option("What a stream says beside the text.")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = option("Same seed, same answer; default: drawn.")
 
-    stop: str | list[str] | None = option("Texts that end a choice.")
-    stop_token_ids: list[TokenId] | None = option("Tokens that end a choice.")
+    stop: str | Items[str] | None = option("Texts that end a choice.")
+    stop_token_ids: Items[TokenId] | None = option("Tokens that end a choice.")
     ignore_eos: bool | None = option("Go on behind EOS.", False)
     min_tokens: Count | None = option("No end of the text before that many tokens.", 0)
     min_new_tokens: Count | None = option("Another name of min_tokens.", 0)
@@ -84,9 +84,9 @@ def _prompt_form(prompt: object) -> str:
 
 Prompt = Annotated[
     Annotated[str, Tag("text")]
-    | Annotated[list[str], Tag("texts")]
-    | Annotated[list[TokenId], Tag("ids")]
-    | Annotated[list[list[TokenId]], Tag("id_lists")],
+    | Annotated[Items[str], Tag("texts")]
+    | Annotated[Items[TokenId], Tag("ids")]
+    | Annotated[Items[Items[TokenId]], Tag("id_lists")],
     Discriminator(_prompt_form),
 ]
 
@@ -142,4 +142,4 @@ class DetokenizeRequest(Wire):
     """POST /detokenize."""
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")
-    tokens: list[TokenId] = Field(description="Token ids.")
+    tokens: Items[TokenId] = Field(description="Token ids.")

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter
 from server.chat_fields import AnyJson, RefusalPart, part_reader
 from server.protocol import Decoding
 from server.structure_fields import Name
-from server.wire import Count, Positive, TokenId, Wire, option
+from server.wire import Count, Items, Positive, TokenId, Wire, option
 
 
 class ResponsePart(Wire):
@@ -20,11 +20,11 @@ class ResponsePart(Wire):
         description="All kinds of text are the same here."
     )
     text: str = Field(description="The text.")
-    annotations: Annotated[list[None], Field(max_length=0)] | None = option("Left over from an answer; not read.")
-    logprobs: list[AnyJson] | None = option("Left over from an answer; not read.")
+    annotations: Annotated[Items[None], Field(max_length=0)] | None = option("Left over from an answer; not read.")
+    logprobs: Items[AnyJson] | None = option("Left over from an answer; not read.")
 
 
-Parts = list[ResponsePart | RefusalPart]
+Parts = Items[ResponsePart | RefusalPart]
 _TEXTS: Mapping[str, type[Wire]] = dict.fromkeys(("input_text", "output_text", "text"), ResponsePart)
 _PARTS = part_reader({**_TEXTS, "refusal": RefusalPart})
 _THOUGHTS = part_reader({"reasoning_text": ResponsePart})
@@ -61,7 +61,7 @@ class ResponseMessage(ResponseItem):
     content: Text = Field(description="A string or a list of text parts.")
     type: Literal["message"] | None = option("A message; the default.")
     phase: Literal["commentary", "final_answer"] | None = option(UNREAD)
-    token_ids: list[TokenId] | None = option(UNREAD)
+    token_ids: Items[TokenId] | None = option(UNREAD)
     decoding: dict[str, AnyJson] | None = option(UNREAD)
 
 
@@ -93,7 +93,7 @@ class ReasoningItem(ResponseItem):
     """What the assistant thought before what it said next."""
 
     type: Literal["reasoning"] = Field(description="Thoughts.")
-    content: Annotated[str | list[ResponsePart] | None, BeforeValidator(_joined_thoughts)] = option(
+    content: Annotated[str | Items[ResponsePart] | None, BeforeValidator(_joined_thoughts)] = option(
         "The thoughts, shown by templates that know them."
     )
 
@@ -118,7 +118,7 @@ def _item(value: object) -> object:
     return ITEMS[kind].model_validate(value, strict=True)
 
 
-_ITEMS = TypeAdapter(list[Annotated[Any, BeforeValidator(_item)]])
+_ITEMS = TypeAdapter(Items[Annotated[Any, BeforeValidator(_item)]])
 
 
 def _as_items(value: object) -> object:
@@ -162,13 +162,13 @@ class ResponseRequest(Decoding):
         "reasoning": "an object whose effort, if it has one, is none: how much is thought cannot be asked for",
     }
 
-    input: Annotated[list[Item], BeforeValidator(_as_items), Field(min_length=1)] = Field(
+    input: Annotated[Items[Item], BeforeValidator(_as_items), Field(min_length=1)] = Field(
         description="What the user says, or the conversation so far."
     )
     instructions: str | None = option("What stands before the input, as the system's message.")
     max_output_tokens: Positive | None = option("Most tokens of the answer; default: the rest of the context.")
     text: ResponseText | None = option("The form of the answer.")
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = option(
+    include: Items[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = option(
         "Log-probs of the tokens; the other has no effect.", []
     )
     reasoning: ResponseReasoning | None = option("What is known of it asks for nothing.")

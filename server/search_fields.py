@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.wire import Count, Positive, Probability, TokenId, Wire, option
+from server.wire import Count, Items, Positive, Probability, TokenId, Wire, option
 
 Threshold = Annotated[float, Field(ge=0, le=1000)]
 Drafts = Annotated[int, Field(ge=0, le=128)]
-Context = str | list[TokenId]
+Context = str | Items[TokenId]
 
 KL_SIGMA = 1.0
 SED_QUESTION = "\nIs the answer above right? Answer yes or no:"
@@ -116,7 +116,7 @@ class SearchFields(Wire):
     penalty_alpha: Probability | None = option(
         "Contrastive search's weight of the similarity; 0 is greedy decoding, unless do_sample is true."
     )
-    dola_layers: Literal["low", "high"] | list[Count] | None = option("Layers to contrast the last one with.")
+    dola_layers: Literal["low", "high"] | Items[Count] | None = option("Layers to contrast the last one with.")
     dola_relative_top: Annotated[float, Field(gt=0, le=1)] | None = option(
         "Tokens less likely than this fraction of the likeliest are left out of the contrast.", 0.1
     )

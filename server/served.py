@@ -11,6 +11,7 @@ from decoding.params import PoolBy
 from server.grammar_check import GrammarCheck
 from server.text import Tokenizer
 from server.tool_parsers.tool_format import ToolFormat
+from server.work_queue import WorkQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Served:
     num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder, has_head: as in `frames.Loaded`.
     grammars: tells whether those of requests compile. tools: how calls are written, None where no tools are taken.
     generation_defaults: wire fields that hold where a request says nothing. pool_by: how embeddings are made.
-    max_prompt_scores: of an answer's choices together.
+    max_prompt_scores: of an answer's choices together. writing: makes the text of long prompts, for
+    those who hold a reservation.
     """
 
     names: tuple[str, ...]
@@ -41,6 +43,7 @@ class Served:
     has_head: bool = True
     pool_by: PoolBy = "mean"
     max_prompt_scores: int = 1_000_000
+    writing: WorkQueue = field(default_factory=lambda: WorkQueue("prompt writing", 1))
 
     @property
     def max_prompt_len(self) -> int:

@@ -198,6 +198,9 @@ class LimitSettings(BaseModel):
     max_stop: int = Field(16, ge=0, description="Stop strings.")
     max_stop_chars: int = Field(256, ge=1, description="Characters of one stop string.")
     max_stop_token_ids: int = Field(1024, ge=0, description="Entries of stop_token_ids.")
+    max_tokenize_tokens: int = Field(
+        1 << 17, ge=1, description="Tokens of one /tokenize or /detokenize; as many as the model's context always are."
+    )
     max_logprobs: int = Field(20, ge=0, description="Largest logprobs and top_logprobs.")
     max_prompt_scores: int = Field(
         1_000_000, ge=1, description="Log-probs of prompt tokens in one answer, alternatives included; of all choices."
@@ -322,6 +325,7 @@ class Settings(
             max_stop=self.max_stop,
             max_stop_chars=self.max_stop_chars,
             max_stop_token_ids=self.max_stop_token_ids,
+            max_tokenize_tokens=self.max_tokenize_tokens,
             max_logprobs=self.max_logprobs,
             max_temperature=self.max_temperature,
             max_logit_bias=self.max_logit_bias,

@@ -53,6 +53,8 @@ async def _decoder_prompt(wire: Decoding, served: Served) -> tuple[int, ...]:
     if given is None:
         return ()
     if isinstance(given, str):
+        if served.tokenizer.fewest_tokens(given) > served.max_model_len:
+            raise too_long(served.max_model_len, "the decoder_prompt alone is longer", "decoder_prompt")
         return (await served.tokenizer.encode_all([given], add_special_tokens=False))[0].ids
     if given and not 0 <= min(given) <= max(given) < served.vocab_size:
         raise InvalidParam("decoder_prompt", f"must hold token ids below {served.vocab_size}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.wire import Wire, option
+from server.wire import Items, Wire, option
 
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
@@ -30,7 +30,7 @@ class Structured(Wire):
         None, alias="json", description="A JSON schema.", json_schema_extra={"default": None}
     )
     regex: str | None = option("A regular expression (Rust's syntax) that the whole answer matches.")
-    choice: list[str] | None = option("The answer is one of these texts.")
+    choice: Items[str] | None = option("The answer is one of these texts.")
     grammar: str | None = option("A Lark grammar in llguidance's dialect.")
 
 

@@ -1,15 +1,15 @@
 """Text <-> token ids for the served model, from the files `tokenizers` reads. It knows no model weights and no HTTP.
 
-Encoding runs in a thread once it is long enough to hold up the event loop, and leaves no memory behind.
+Encoding runs in a thread once it is long enough to hold up the event loop, and leaves no memory behind. Very long texts
+have a thread to themselves: one at a time, and no other text waits for them.
 """
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from server.detokenizer import Detokenizer
 from server.errors import ApiError
 from server.template_files import special_tokens
 from server.vocabulary import Vocabulary
+from server.work_queue import WorkQueue
 
 INLINE_CHARS = 4096  # about a millisecond of encoding
-TRIM_CHARS = 1 << 16  # encoding takes about 200 bytes for each character, for a while
+LONG_CHARS = 1 << 16  # some hundred milliseconds; encoding takes about 200 bytes for each character, for a while
 
 
 def with_whole_offsets(data: bytes) -> bytes:
@@ -69,6 +70,8 @@ class Tokenizer:
         self._num_ids = sys.maxsize
         self.vocabulary = Vocabulary.of(tokenizer)
         self._longest_token = max(map(len, self.vocabulary.shown), default=1)
+        self._short = WorkQueue("encoding", 2)
+        self._long = WorkQueue("encoding of long texts", 1)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> Tokenizer:
@@ -122,12 +125,32 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         return self._encode([text], add_special_tokens)[0].ids
 
+    def encode_up_to(self, most: int, text: str, *, add_special_tokens: bool) -> tuple[int, ...] | None:
+        """None where it is more than `most` tokens, of which no list is made. For a thread."""
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids = tuple(encoding.ids) if len(encoding) <= most else None
+        del encoding
+        if len(text) > LONG_CHARS:
+            heap.trim()
+        return ids
+
     async def encode_all(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, with_starts: bool = False
     ) -> list[Encoded]:
-        if sum(map(len, texts)) <= INLINE_CHARS:
+        """Batch by batch, so that other texts have their turn between those of one request.
+
+        For those who hold a reservation: it bounds how many can wait here.
+        """
+        num_chars = sum(map(len, texts))
+        if num_chars <= INLINE_CHARS:
             return self._encode(texts, add_special_tokens, with_starts)
-        return await asyncio.to_thread(self._encode_long, texts, add_special_tokens, with_starts)
+        encoded: list[Encoded] = []
+        for batch in _batches(texts):
+            threads = self._long if len(batch[0]) > LONG_CHARS else self._short
+            encoded += await threads.run(self._encode, batch, add_special_tokens, with_starts)
+        if num_chars > LONG_CHARS:
+            await self._short.run(heap.trim)
+        return encoded
 
     def chat_text(self, conversation: Conversation) -> str:
         """The prompt the chat template makes of the messages, special tokens and all. Raises ApiError 400."""
@@ -180,12 +203,6 @@ class Tokenizer:
         """No encoding of the text is shorter: refuses what can never fit before the work is done."""
         return len(text) // self._longest_token
 
-    def _encode_long(self, texts: Sequence[str], add_special_tokens: bool, with_starts: bool) -> list[Encoded]:
-        encoded = self._encode(texts, add_special_tokens, with_starts)
-        if sum(map(len, texts)) > TRIM_CHARS:
-            heap.trim()
-        return encoded
-
     def _encode(self, texts: Sequence[str], add_special_tokens: bool, with_starts: bool = False) -> list[Encoded]:
         """Half the work and memory without `with_starts`."""
         if not with_starts:
@@ -208,3 +225,16 @@ class Tokenizer:
             name = self.vocabulary.name(highest)
             raise ApiError(400, f"the text holds {name!r}, a token of the tokenizer's that the model does not have")
         return tuple(token_id if token_id < self._num_ids else unknown for token_id in ids)
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """In order, of LONG_CHARS at most; a longer text is alone."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        if batch and size + len(text) > LONG_CHARS:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    yield batch

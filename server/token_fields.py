@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, TypeAdapter
 
-from server.wire import Count, Probability, TokenId, Wire, option
+from server.wire import Count, Items, Probability, TokenId, Wire, option
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Cutoff = Annotated[float, Field(ge=0, lt=1)]
@@ -14,6 +14,17 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 """The server's own bound, max_temperature, is usually lower."""
+_ENTRIES = TypeAdapter(Items[tuple[BiasKey, Bias]])
+
+
+def _up_to_a_fault(biases: object) -> object:
+    """A map has no end at its first faulty entry, as lists have."""
+    if isinstance(biases, dict):
+        _ENTRIES.validate_python(list(biases.items()), strict=True)
+    return biases
+
+
+Biases = Annotated[dict[BiasKey, Bias], BeforeValidator(_up_to_a_fault)]
 
 
 class Edt(Wire):
@@ -72,13 +83,13 @@ class TokenFields(Wire):
         "Taken from the logit of EOS for each token that eos_penalty_until is away; 0 is off.", 0.0
     )
     eos_penalty_until: Count | None = option("Length from which eos_penalty has no effect.", 0)
-    exponential_decay_length_penalty: Annotated[list[float], Field(min_length=2, max_length=2)] | None = option(
+    exponential_decay_length_penalty: Annotated[Items[float], Field(min_length=2, max_length=2)] | None = option(
         "[start, factor]: from `start` tokens on EOS gets likelier exponentially."
     )
 
-    logit_bias: dict[BiasKey, Bias] | None = option("Added to the logits of these token ids.")
-    allowed_token_ids: list[TokenId] | None = option("No other token is ever chosen.")
-    bad_words: list[str] | None = option("Texts whose tokens never come in a row, with and without a space before.")
+    logit_bias: Biases | None = option("Added to the logits of these token ids.")
+    allowed_token_ids: Items[TokenId] | None = option("No other token is ever chosen.")
+    bad_words: Items[str] | None = option("Texts whose tokens never come in a row, with and without a space before.")
 
     edt: Edt | None = option("Temperature by the entropy of each step.")
     adapt: Adapt | None = option("Temperature by the place in a line of code.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from decoding.params import InvalidParam, LogprobsParams, Pooling, Request, StoppingParams
 from server.bounds import bad_field, refused, stops_of
-from server.conversation import conversation
+from server.conversation import chat_text
 from server.effective import effective_params, strategy_name
 from server.errors import ApiError, too_long
 from server.generation_defaults import max_tokens, min_tokens, with_defaults
@@ -21,7 +21,7 @@ from server.logits import check_ids, logits_params
 from server.message_text import MessageForm
 from server.mode import mode_of
 from server.plan import Plan, Prompt, Shown
-from server.prompts import completion_prompts, embedding_prompts
+from server.prompts import completion_prompts, embedding_prompts, refuse_longer
 from server.protocol import ChatRequest, CompletionRequest, Decoding, EmbeddingRequest
 from server.reasoning import is_unfinished, opened_by
 from server.served import Served
@@ -62,10 +62,10 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
 async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     _check_head(wire, served)
     wire = with_defaults(wire, served.generation_defaults)
-    _check_length(max((message.said for message in wire.messages), key=len), served)
+    refuse_longer(max((message.said for message in wire.messages), key=len), "messages", served)
     use, last = tool_use(wire, served), wire.messages[-1].said
-    text = served.tokenizer.chat_text(conversation(wire, wire.messages, (wire.tools or ()) if use else (), served))
-    _check_length(text, served)
+    text = await chat_text(wire, wire.messages, (wire.tools or ()) if use else (), served)
+    refuse_longer(text, "messages", served)
     (encoded,) = await served.tokenizer.encode_all([text], add_special_tokens=False)
     top = (wire.top_logprobs or 0) if wire.logprobs else None
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
@@ -108,11 +108,6 @@ async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
     check_known(requests, "input", served)
     effective = {"pool_by": served.pool_by}
     return Plan(model, prompts, requests, Pooling.NAME, effective, Shown(), wire.timeout)
-
-
-def _check_length(text: str, served: Served) -> None:
-    if served.tokenizer.fewest_tokens(text) > served.max_prompt_len:
-        raise too_long(served.max_prompt_len, "the messages alone are longer", "messages")
 
 
 def _with_message(plan: Plan, use: ToolUse | None, served: Served, *, is_thinking: bool) -> Plan:

@@ -35,13 +35,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         detokenizer stop_text reasoning tool_parsers/ message_text text
         grammar_process grammar_check served plan prompts words strategy schema_fit structure tool_use tool_grammar
         bounds logits source effective retelling conversation generation_defaults translate response_request
-        worker_process mailbox ticket reservation waiting admission batcher startup""",
+        worker_process mailbox ticket reservation waiting admission batcher startup work_queue""",
         # answers: token events to wire objects and SSE
         """choice answer logprobs format completion_format chat_format outputs reply event_line obfuscation stream
         embedding response_format response_stream""",
         # the edge: ASGI layers, the listening side, routes
         """refusal body_shape body body_memory body_limit head plain_path auth access host_names request_id
-        http_protocol http_server openapi examples catalogue respond routes/""",
+        http_protocol http_server openapi exposition examples catalogue respond routes/""",
         "app",
         "service",
         "__main__",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
 from server.answer import Answer
-from server.body import parse, read_object
+from server.body import parse, read_body
 from server.bounds import check_limits, num_rows
 from server.chat_format import ChatFormat
 from server.examples import CHAT
-from server.fields import LATER_IN_CHAT, OLDER_IN_CHAT, sort_fields
+from server.fields import LATER_IN_CHAT, OLDER_IN_CHAT, Fields, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.presence import while_present
@@ -26,6 +28,12 @@ LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
+    def read(body: dict[str, Any]) -> tuple[ChatRequest, Fields]:
+        fields = sort_fields(body, ChatRequest.model_fields, LATER)
+        wire = with_allowed_tools(parse(ChatRequest, fields))
+        check_limits(wire, limits)
+        return wire, fields
+
     @routes.post(
         "/v1/chat/completions",
         **operation(
@@ -39,9 +47,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_chat_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), ChatRequest.model_fields, LATER)
-        wire = with_allowed_tools(parse(ChatRequest, fields))
-        check_limits(wire, limits)
+        wire, fields = await read_body(request, limits, read)
         with batcher.reserve("chat", num_rows(wire)) as reservation:
             served = batcher.served
             plan = await while_present(request.receive, chat_plan(wire, served))

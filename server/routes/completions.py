@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
 from server.answer import Answer
-from server.body import parse, read_object
+from server.body import parse, read_body
 from server.bounds import check_limits, num_rows
 from server.completion_format import CompletionFormat
 from server.examples import COMPLETIONS
-from server.fields import sort_fields
+from server.fields import Fields, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.presence import while_present
@@ -22,6 +24,12 @@ from server.translate import completion_plan
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
+
+    def read(body: dict[str, Any]) -> tuple[CompletionRequest, Fields]:
+        fields = sort_fields(body, CompletionRequest.model_fields, {})
+        wire = parse(CompletionRequest, fields)
+        check_limits(wire, limits)
+        return wire, fields
 
     @routes.post(
         "/v1/completions",
@@ -36,9 +44,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_completion(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), CompletionRequest.model_fields, {})
-        wire = parse(CompletionRequest, fields)
-        check_limits(wire, limits)
+        wire, fields = await read_body(request, limits, read)
         with batcher.reserve("completions", num_rows(wire)) as reservation:
             served = batcher.served
             plan = await while_present(request.receive, completion_plan(wire, served))

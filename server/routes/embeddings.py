@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
-from server.body import parse, read_object
+from server.body import parse, read_body
 from server.bounds import bad_field, check_priority
 from server.embedding import embedding_list, gathered
 from server.examples import EMBEDDINGS
-from server.fields import LATER_IN_EMBEDDINGS, sort_fields
+from server.fields import LATER_IN_EMBEDDINGS, Fields, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.presence import while_present
@@ -24,6 +26,16 @@ from server.translate import embedding_plan
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
+    def read(body: dict[str, Any]) -> tuple[EmbeddingRequest, Fields]:
+        fields = sort_fields(body, EmbeddingRequest.model_fields, LATER_IN_EMBEDDINGS)
+        wire = parse(EmbeddingRequest, fields)
+        if num_prompts(wire.input) > limits.max_request_rows:
+            raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
+        if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
+            raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
+        check_priority(wire.priority, limits)
+        return wire, fields
+
     @routes.post(
         "/v1/embeddings",
         **operation(
@@ -35,13 +47,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_embedding(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), EmbeddingRequest.model_fields, LATER_IN_EMBEDDINGS)
-        wire = parse(EmbeddingRequest, fields)
-        if num_prompts(wire.input) > limits.max_request_rows:
-            raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
-        if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
-            raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
-        check_priority(wire.priority, limits)
+        wire, fields = await read_body(request, limits, read)
         with batcher.reserve("embeddings", num_prompts(wire.input)) as reservation:
             plan = await while_present(request.receive, embedding_plan(wire, batcher.served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)

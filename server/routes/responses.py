@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
 from server.answer import Answer
-from server.body import parse, read_object
+from server.body import parse, read_body
 from server.bounds import check_limits, num_rows
 from server.examples import RESPONSES
-from server.fields import LATER_IN_RESPONSES, sort_fields
+from server.fields import LATER_IN_RESPONSES, Fields, sort_fields
 from server.limits import Limits
 from server.openapi import operation
 from server.presence import while_present
+from server.protocol import ChatRequest
 from server.reply import plain_reply
 from server.respond import naming_ignored
 from server.response_fields import ResponseRequest
@@ -30,6 +33,14 @@ WIRE_FIELDS = ResponseRequest.model_fields.keys() - LATER_IN_RESPONSES.keys()
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
+    def read(body: dict[str, Any]) -> tuple[ResponseRequest, ChatRequest, Fields]:
+        refuse_stored(body)
+        fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
+        wire = parse(ResponseRequest, fields)
+        chat = chat_request(wire)
+        check_limits(chat, limits)
+        return wire, chat, fields
+
     @routes.post(
         "/v1/responses",
         **operation(
@@ -43,12 +54,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_response(request: Request) -> Response:
-        body = await read_object(request, limits)
-        refuse_stored(body)
-        fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
-        wire = parse(ResponseRequest, fields)
-        chat = chat_request(wire)
-        check_limits(chat, limits)
+        wire, chat, fields = await read_body(request, limits, read)
         with batcher.reserve("responses", num_rows(chat)) as reservation:
             served = batcher.served
             cuts = wire.truncation == "auto"

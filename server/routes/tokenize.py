@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
 from server.admission import Batcher
-from server.body import parse, read_object
+from server.body import parse, read_body
+from server.bounds import bad_field
 from server.conversation import conversation
 from server.errors import ApiError
 from server.examples import DETOKENIZE, TOKENIZE
-from server.fields import sort_fields
+from server.fields import Fields, sort_fields
 from server.limits import Limits
 from server.logits import check_ids
 from server.openapi import operation
+from server.presence import while_present
+from server.prompts import refuse_longer
 from server.protocol import DetokenizeRequest, TokenizeRequest
 from server.replies import Text, Tokens
 from server.reply import JsonResponse
 from server.respond import naming_ignored
 from server.served import Served
 from server.translate import resolve_model
+from server.work_queue import WorkQueue
+
+MAX_WAITING = 64  # small ones take a millisecond
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
+    threads = WorkQueue("tokenizing", 1, MAX_WAITING)  # one: it takes no second core, and memory for one text
+
+    def tokenize_request(body: dict[str, Any]) -> tuple[TokenizeRequest, Fields]:
+        fields = sort_fields(body, TokenizeRequest.model_fields, {})
+        wire = parse(TokenizeRequest, fields)
+        if (wire.prompt is None) == (wire.messages is None):
+            raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
+        if wire.messages is not None and len(wire.messages) > limits.max_messages:
+            raise ApiError(400, f"messages must have at most {limits.max_messages} entries", param="messages")
+        return wire, fields
+
+    def detokenize_request(body: dict[str, Any]) -> tuple[DetokenizeRequest, Fields]:
+        fields = sort_fields(body, DetokenizeRequest.model_fields, {})
+        return parse(DetokenizeRequest, fields), fields
 
     @routes.post(
         "/tokenize",
@@ -35,17 +57,10 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def tokenize(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), TokenizeRequest.model_fields, {})
-        wire = parse(TokenizeRequest, fields)
-        if (wire.prompt is None) == (wire.messages is None):
-            raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
-        if wire.messages is not None and len(wire.messages) > limits.max_messages:
-            raise ApiError(400, f"messages must have at most {limits.max_messages} entries", param="messages")
+        wire, fields = await read_body(request, limits, tokenize_request)
         served = batcher.served
         resolve_model(wire.model, served)
-        ids = await _token_ids(wire, served)
-        strings = [served.tokenizer.vocabulary.name(i) for i in ids] if wire.return_token_strs else None
-        answer = JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
+        answer = await while_present(request.receive, threads.run(_tokens, wire, served, limits))
         return naming_ignored(answer, fields.ignored)
 
     @routes.post(
@@ -59,22 +74,39 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def detokenize(request: Request) -> Response:
-        fields = sort_fields(await read_object(request, limits), DetokenizeRequest.model_fields, {})
-        wire = parse(DetokenizeRequest, fields)
+        wire, fields = await read_body(request, limits, detokenize_request)
         served = batcher.served
         resolve_model(wire.model, served)
-        check_ids("tokens", wire.tokens, served)
-        answer = JsonResponse(Text(served.tokenizer.decode(wire.tokens, skip_special_tokens=False)))
+        answer = await while_present(request.receive, threads.run(_text, wire, served, limits))
         return naming_ignored(answer, fields.ignored)
 
     return routes
 
 
-async def _token_ids(wire: TokenizeRequest, served: Served) -> tuple[int, ...]:
+def _tokens(wire: TokenizeRequest, served: Served, limits: Limits) -> JsonResponse:
     """A prompt gets its special tokens unless told otherwise; a chat template brings its own."""
-    if wire.messages is not None:
+    if wire.messages is None:
+        field, text, special = "prompt", wire.prompt or "", wire.add_special_tokens is not False
+    else:
+        refuse_longer(max((message.said for message in wire.messages), key=len), "messages", served)
         text = served.tokenizer.chat_text(conversation(wire, wire.messages, wire.tools or (), served))
-        special = bool(wire.add_special_tokens)
-        return (await served.tokenizer.encode_all([text], add_special_tokens=special))[0].ids
-    special = wire.add_special_tokens is not False
-    return (await served.tokenizer.encode_all([wire.prompt or ""], add_special_tokens=special))[0].ids
+        field, special = "messages", bool(wire.add_special_tokens)
+    refuse_longer(text, field, served)
+    most = _most(served, limits)
+    ids = served.tokenizer.encode_up_to(most, text, add_special_tokens=special)
+    if ids is None:
+        raise bad_field(field, f"must have at most {most} tokens")
+    strings = [served.tokenizer.vocabulary.name(i) for i in ids] if wire.return_token_strs else None
+    return JsonResponse(Tokens(len(ids), served.max_model_len, ids, strings))
+
+
+def _text(wire: DetokenizeRequest, served: Served, limits: Limits) -> JsonResponse:
+    most = _most(served, limits)
+    if len(wire.tokens) > most:
+        raise bad_field("tokens", f"must have at most {most} entries")
+    check_ids("tokens", wire.tokens, served)
+    return JsonResponse(Text(served.tokenizer.decode(wire.tokens, skip_special_tokens=False)))
+
+
+def _most(served: Served, limits: Limits) -> int:
+    return max(limits.max_tokenize_tokens, served.max_model_len, served.max_prompt_len)

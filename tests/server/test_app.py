@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +19,7 @@ from server.body_limit import WireLimits
 from server.limits import Limits
 from tests.server.fake_worker import ANSWER, NAN
 from tests.server.tiny_api import router
-from tests.server.world import World, until, world
+from tests.server.world import SECONDS, World, until, world
 
 WIRE = WireLimits(max_body_bytes=2000, max_buffered_body_bytes=2000, max_header_bytes=4000, body_timeout=0.2)
 BEARER = {"authorization": "Bearer right"}
@@ -213,6 +215,37 @@ async def test_metrics_are_in_prometheus_text() -> None:
         answer = await http.get("/metrics")
         assert answer.headers["content-type"].startswith("text/plain")
         assert "polydecode_running_requests 0.0" in answer.text
+
+
+async def test_all_who_ask_for_the_metrics_at_once_share_one_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as w:
+        threads: list[int] = []
+        all_ask, exposition = threading.Event(), w.metrics.exposition
+
+        def counted() -> bytes:
+            threads.append(threading.get_ident())
+            assert all_ask.wait(SECONDS)
+            return exposition()
+
+        monkeypatch.setattr(w.metrics, "exposition", counted)
+        async with client(Surface(WIRE), w) as http:
+            asking = [asyncio.create_task(http.get("/metrics")) for _ in range(24)]
+            await until(lambda: len(threads) > 0)
+            asking.pop().cancel()
+            for _ in range(100):  # each of them has come to its route
+                await asyncio.sleep(0)
+            all_ask.set()
+            answers = await asyncio.gather(*asking)
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(threads) == 1
+        assert threads[0] != threading.get_ident()
+
+
+async def test_metrics_tell_what_was_before_they_were_asked_for() -> None:
+    async with world() as w, client(Surface(WIRE), w) as http:
+        for count in range(3):
+            assert f"polydecode_worker_restarts_total {count}.0" in (await http.get("/metrics")).text
+            w.metrics.worker_lost()
 
 
 async def test_a_failed_worker_makes_ready_say_so() -> None:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from server.body import read_object
+from server.body import read_body
 from server.body_limit import BodyLimit, WireLimits
 from server.body_memory import FREE_BYTES, BodyMemory
 from server.errors import ApiError
@@ -41,7 +41,7 @@ class Edge:
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         if scope["path"] == "/parse":
-            await read_object(request, Limits())
+            await read_body(request, Limits(), dict)
             self.parsed.set()
             asking = asyncio.ensure_future(request.receive())
             await self.answer.wait()
@@ -154,7 +154,7 @@ async def test_a_parsed_body_is_not_kept_by_its_request() -> None:
         return {"type": "http.request", "body": b"{}", "more_body": False}
 
     request = Request({"type": "http"}, receive)
-    assert await read_object(request, Limits()) == {}
+    assert await read_body(request, Limits(), dict) == {}
     with pytest.raises(RuntimeError, match="consumed"):
         await request.body()
 

@@ -89,18 +89,3 @@ async def test_a_field_named_twice_is_refused_at_any_depth(client: httpx.AsyncCl
 async def test_colons_in_strings_are_no_fields(client: httpx.AsyncClient) -> None:
     body = {"prompt": 'a:"b": \\', "stop": [':"', "\\:"], "edt": {"theta": 1, "base": 1}}
     assert (await client.post("/v1/completions", json=body)).status_code == 200
-
-
-async def test_a_large_body_is_parsed_off_the_event_loop(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
-
-    async def to_thread(function: Any, *arguments: Any) -> Any:
-        taken.append(len(arguments[0]))
-        return function(*arguments)
-
-    monkeypatch.setattr("server.body.asyncio.to_thread", to_thread)
-    for size in (10, body_module.INLINE_BYTES + 1):
-        await client.post("/v1/completions", json={"prompt": [1], "user": "x" * size})
-    assert len(taken) == 1

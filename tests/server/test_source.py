@@ -10,6 +10,7 @@ import pytest
 
 from decoding.frames import EncoderInfo
 from server.served import Served
+from server.text import Tokenizer
 from tests.server.asking import ASKING, BEARING, Fields
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 
@@ -55,6 +56,21 @@ async def test_a_source_is_bounded_by_the_encoder_and_not_by_the_context(served:
     refused = await post(batcher, prompt=[4] * 13)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_a_decoder_prompt_that_can_never_fit_is_not_encoded(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Tokenizer._encode
+
+    def only_none(self: Tokenizer, texts: list[str], *args: Any) -> Any:
+        assert not any(texts)
+        return encode(self, texts, *args)
+
+    monkeypatch.setattr(Tokenizer, "_encode", only_none)
+    refused = await post(encoding(served), decoder_prompt="7" * 100_000)
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "decoder_prompt")
 
 
 @pytest.mark.parametrize("body", [{"decoder_prompt": "x"}, {"forced_bos_token_id": 4}])

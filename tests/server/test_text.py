@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -20,9 +22,10 @@ from server.errors import ApiError
 from server.plan import Shown
 from server.served import Served
 from server.stop_text import StopText
-from server.text import INLINE_CHARS, Tokenizer
+from server.text import INLINE_CHARS, LONG_CHARS, Tokenizer
 from server.vocabulary import Vocabulary
 from tests.server.fake_engine import TEMPLATE, byte_tokenizer, make_served, speak
+from tests.server.world import SECONDS, until
 
 SERVED = make_served()
 LETTERS = "abü日🙂 "
@@ -206,16 +209,55 @@ def test_added_tokens_stand_for_their_own_text() -> None:
 
 
 async def test_long_texts_are_encoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
+    threads = []
+    tokenizer, encode = make_served().tokenizer, Tokenizer._encode
 
-    async def to_thread(function: object, *args: object) -> object:
-        used.append(len(args[0][0]))  # type: ignore[index]
-        return function(*args)  # type: ignore[operator]
+    def noted(self: Tokenizer, *args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return encode(self, *args)
 
-    monkeypatch.setattr(asyncio, "to_thread", to_thread)
-    await SERVED.tokenizer.encode_all(["a" * INLINE_CHARS])
-    await SERVED.tokenizer.encode_all(["a" * (INLINE_CHARS + 1)])
-    assert used == [INLINE_CHARS + 1]
+    monkeypatch.setattr(Tokenizer, "_encode", noted)
+    for length in (INLINE_CHARS, INLINE_CHARS + 1, LONG_CHARS + 1):
+        await tokenizer.encode_all(["a" * length])
+    inline, short, long = threads
+    assert inline is threading.current_thread()
+    assert len({inline, short, long}) == 3
+    assert not [each for each in (short, long) if each.name.startswith("asyncio")]
+
+
+async def test_no_text_waits_for_a_very_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, encode = make_served().tokenizer, Tokenizer._encode
+    go, begun = threading.Event(), []
+
+    def slow(self: Tokenizer, texts: list[str], *args: Any) -> Any:
+        begun.append(len(texts[0]))
+        if len(texts[0]) > LONG_CHARS:
+            assert go.wait(SECONDS)
+        return encode(self, texts, *args)
+
+    monkeypatch.setattr(Tokenizer, "_encode", slow)
+    long = [asyncio.create_task(tokenizer.encode_all(["a" * (LONG_CHARS + 1)])) for _ in range(4)]
+    await until(lambda: len(begun) == 1)
+    for _ in range(3):
+        await tokenizer.encode_all(["a" * (INLINE_CHARS + 1)])
+    assert [length for length in begun if length > LONG_CHARS] == [LONG_CHARS + 1]
+    go.set()
+    await asyncio.gather(*long)
+
+
+async def test_many_texts_are_encoded_in_batches_and_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, encode = make_served().tokenizer, Tokenizer._encode
+    texts = ["a" * 5, "b" * LONG_CHARS, "c" * (LONG_CHARS + 1), "d", "e" * (LONG_CHARS - 1), "f"]
+    expected = encode(tokenizer, texts, True, True)
+    batches = []
+
+    def noted(self: Tokenizer, texts: list[str], *args: Any) -> Any:
+        batches.append("".join(text[0] for text in texts))
+        return encode(self, texts, *args)
+
+    monkeypatch.setattr(Tokenizer, "_encode", noted)
+    assert await tokenizer.encode_all(texts, with_starts=True) == expected
+    assert batches == ["a", "b", "c", "de", "f"]
 
 
 def write_model(directory: Path, config: dict[str, object], template: str | None = None) -> Tokenizer:
