@@ -21,7 +21,7 @@ from server.model_files import ModelError
 from server.protocol import ChatRequest, CompletionRequest, Decoding
 from server.strategy import counted_params
 from server.template_files import read_json
-from server.wire import Items, MAX_INT, Count, Positive, TokenId, Wire, at
+from server.wire import MAX_INT, Count, Items, Positive, TokenId, Wire, at
 
 FILE = "generation_config.json"
 STRATEGY = (
