@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import types
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,13 +77,26 @@ def test_it_is_log_softmax_and_topk(name: str, vocab: int) -> None:
     torch.testing.assert_close(scored(form, z, 0).whole(), logp, **close)
 
 
-def test_as_many_as_the_whole_vocabulary_are_ranked_without_a_list_of_them() -> None:
-    """An insertion list of the best took a second a row for all ids of a real vocabulary."""
+def test_as_many_as_the_whole_vocabulary_are_ranked_without_a_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the best moves those after it in the kernel's list, which for all ids of a real vocabulary took a second
+    a row."""
+    form, lists = form_named("kernel"), list[int]()
+    from decoding.kernels.team import default_team  # noqa: PLC0415 - needs numba
+    from decoding.kernels.topk import TOPK  # noqa: PLC0415 - needs numba
+
+    team = default_team()
+
+    def counted(kernel: int, record: int) -> None:
+        lists.append(int(np.frombuffer((ctypes.c_char * TOPK.itemsize).from_address(record), TOPK)["k"][0]))
+        team.run(kernel, record)
+
+    monkeypatch.setattr("decoding.topk.kernel.default_team", lambda: types.SimpleNamespace(run=counted))
     z = random(2, 49152)
-    for k in (513, 49152):
-        found = scored(form_named("kernel"), z, k)
+    for k in (512, 513, 49152):
+        found = scored(form, z, k)
         assert found.best.shape == (2, k)
         assert is_ranked(found, k)
+    assert lists == [512, 0, 0]
 
 
 def test_without_kernels_it_is_torchs_log_softmax_to_the_bit() -> None:
