@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -39,35 +41,56 @@ def of_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
     return of_sum(weight.shape[1] + 1) * F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
 
 
-def of_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> float:
+def of_scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Of scaled scores, [heads, length, dim] each: each element's own, [heads, length, length]. A soft cap, nowhere
+    steeper than 1, adds nothing.
+    """
+    magnitudes = query.abs() @ key.abs().repeat_interleave(len(query) // len(key), 0).transpose(1, 2)
+    return of_sum(query.shape[-1] + 2) * scaling * magnitudes
+
+
+def of_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, bias: float = 0.0
+) -> float:
     """Of all heads' outputs, [heads, length, dim] each. A weight is off, relatively, by what its score is off and by
     exp's and the sum's error; so is their total; the output's sum rounds once more.
     """
-    magnitudes = query.abs() @ key.abs().repeat_interleave(len(query) // len(key), 0).transpose(1, 2)
-    score = of_sum(query.shape[-1] + 2) * scaling * float(magnitudes.max())
+    score = float(of_scores(query, key, scaling).max()) + EPS * bias
     return (2 * (score + 2 * EPS) + 2 * of_sum(key.shape[1])) * float(value.abs().max())
 
 
 @torch.no_grad()
-def of_model(model: torch.nn.Module, ids: torch.Tensor, attribute: str = "logits", **inputs: torch.Tensor) -> float:
-    """Of what a float32 transformers model says of ids [1, length]: how far it moves in float64 when every module's
-    output is off as its sums would be in float32, relative to a row's root mean square.
+def of_model(
+    model: torch.nn.Module,
+    run: Callable[[Any], torch.Tensor],
+    rounding: Callable[[int], float] = of_sum,
+) -> float:
+    """Of what `run` reads off a float32 transformers model: how far it moves in float64 when each module's output is
+    off as a sum of `rounding`'s terms is, relative to a row's root mean square. The largest element decides for all.
 
-    Sums of terms of either sign are off by less, and the largest element decides for all.
+    Terms are of either sign, so their sums are off by less than this, and four times as much as is usual is allowed.
     """
     exact, noisy = copy.deepcopy(model).double().eval(), copy.deepcopy(model).double().eval()
     generator = torch.Generator().manual_seed(0)
 
     def round_off(module: torch.nn.Module, args: tuple[object, ...], out: object) -> object:
-        if not isinstance(out, torch.Tensor) or not out.is_floating_point():
+        is_computed = all(isinstance(x, torch.Tensor) and x.is_floating_point() for x in (*args[:1], out))
+        if not args or not is_computed:  # indices into a table, which rounds nothing
             return out
-        x = args[0] if args and isinstance(args[0], torch.Tensor) else out
-        size = out.square().mean(-1, keepdim=True).sqrt()
-        noise = torch.randn(out.shape, generator=generator, dtype=torch.float64)
-        return out + (of_sum(x.shape[-1]) * size * noise).to(out.dtype)
+        x, y = cast(torch.Tensor, args[0]), cast(torch.Tensor, out)
+        size = y.square().mean(-1, keepdim=True).sqrt()
+        noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        return y + (rounding(x.shape[-1]) * size * noise).to(y.dtype)
 
     for module in noisy.modules():
         if not list(module.children()):
             module.register_forward_hook(round_off)
-    a, b = (made(ids, **inputs) for made in (exact, noisy))
-    return float((getattr(a, attribute) - getattr(b, attribute)).abs().max())
+    right = run(exact)
+    return max(float((run(noisy) - right).abs().max()) for _ in range(4))  # a number alone may happen not to move
+
+
+def of_divergence(divergence: float, logits: float) -> float:
+    """Of sum p ln(p / q), whose logits are off by as much: each ln p by twice that, p relatively so, and
+    sum p |ln(p / q)| is at most the divergence and 2 / e.
+    """
+    return 2 * logits * (divergence + 2 / math.e) + 4 * logits
