@@ -14,6 +14,10 @@ from typing import Any, cast
 import torch
 from torch.nn import functional as F
 
+Run = Callable[[Any], torch.Tensor]
+"""From a model to what it says."""
+Rounding = Callable[[int], float]
+"""From the width of a row to the relative error of a sum over it."""
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -59,14 +63,15 @@ def of_attention(
     return (2 * (score + 2 * EPS) + 2 * of_sum(key.shape[1])) * float(value.abs().max())
 
 
+def of_model(model: torch.nn.Module, run: Run, rounding: Rounding = of_sum) -> float:
+    """Of what `run` reads off a float32 transformers model; the largest element decides for all."""
+    return float(of_each(model, run, rounding).max())
+
+
 @torch.no_grad()
-def of_model(
-    model: torch.nn.Module,
-    run: Callable[[Any], torch.Tensor],
-    rounding: Callable[[int], float] = of_sum,
-) -> float:
-    """Of what `run` reads off a float32 transformers model: how far it moves in float64 when each module's output is
-    off as a sum of `rounding`'s terms is, relative to a row's root mean square. The largest element decides for all.
+def of_each(model: torch.nn.Module, run: Run, rounding: Rounding = of_sum) -> torch.Tensor:
+    """How far each element moves in float64 when every module's output is off as a sum of its inputs is, by `rounding`,
+    relative to a row's root mean square.
 
     Terms are of either sign, so their sums are off by less than this, and four times as much as is usual is allowed.
     """
@@ -86,7 +91,8 @@ def of_model(
         if not list(module.children()):
             module.register_forward_hook(round_off)
     right = run(exact)
-    return max(float((run(noisy) - right).abs().max()) for _ in range(4))  # a number alone may happen not to move
+    moved = [(run(noisy) - right).abs() for _ in range(4)]  # in one run a number may happen not to move
+    return torch.stack(moved).amax(dim=0)
 
 
 def of_divergence(divergence: float, logits: float) -> float:
