@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 Run = Callable[[Any], torch.Tensor]
 """From a model to what it says."""
-Rounding = Callable[[int], float]
-"""From the width of a row to the relative error of a sum over it."""
+Rounding = Callable[[torch.Tensor], torch.Tensor | float]
+"""From rows [..., width] to the relative errors of sums over them [..., 1]."""
 EPS = torch.finfo(torch.float32).eps
 
 
@@ -63,13 +63,18 @@ def of_attention(
     return (2 * (score + 2 * EPS) + 2 * of_sum(key.shape[1])) * float(value.abs().max())
 
 
-def of_model(model: torch.nn.Module, run: Run, rounding: Rounding = of_sum) -> float:
+def of_row(x: torch.Tensor) -> float:
+    """Of a float32 sum over a row [..., width]."""
+    return of_sum(x.shape[-1])
+
+
+def of_model(model: torch.nn.Module, run: Run, rounding: Rounding = of_row) -> float:
     """Of what `run` reads off a float32 transformers model; the largest element decides for all."""
     return float(of_each(model, run, rounding).max())
 
 
 @torch.no_grad()
-def of_each(model: torch.nn.Module, run: Run, rounding: Rounding = of_sum) -> torch.Tensor:
+def of_each(model: torch.nn.Module, run: Run, rounding: Rounding = of_row) -> torch.Tensor:
     """How far each element moves in float64 when every module's output is off as a sum of its inputs is, by `rounding`,
     relative to a row's root mean square.
 
@@ -85,7 +90,7 @@ def of_each(model: torch.nn.Module, run: Run, rounding: Rounding = of_sum) -> to
         x, y = cast(torch.Tensor, args[0]), cast(torch.Tensor, out)
         size = y.square().mean(-1, keepdim=True).sqrt()
         noise = torch.randn(y.shape, generator=generator, dtype=torch.float64)
-        return y + (rounding(x.shape[-1]) * size * noise).to(y.dtype)
+        return y + (rounding(x) * size * noise).to(y.dtype)
 
     for module in noisy.modules():
         if not list(module.children()):
