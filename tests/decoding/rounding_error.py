@@ -40,6 +40,14 @@ def of_log_softmax(largest: float, vocab: int) -> float:
     return 2 * ulp(largest) / 2 + ulp(math.log(vocab)) / 2 + of_sum(vocab) + 2 * EPS
 
 
+def of_entropies(entropy: float, varentropy: float, largest: float, vocab: int) -> tuple[float, float]:
+    """In nats: sums of p ln p and of p (ln p + entropy)^2, in which ln p is off as log-softmax is, p relatively so."""
+    logp = of_log_softmax(largest, vocab)
+    share = logp + of_sum(vocab)
+    h = logp + share * entropy
+    return h, 2 * math.sqrt(varentropy) * (logp + h) + share * varentropy
+
+
 def of_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Of x @ weight.T + bias, each element's own: as of a sum of their magnitudes, for which signs are no help."""
     return of_sum(weight.shape[1] + 1) * F.linear(x.abs(), weight.abs(), None if bias is None else bias.abs())
