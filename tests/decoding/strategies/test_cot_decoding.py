@@ -21,6 +21,7 @@ from tests.decoding.strategies.branching import (
     golden_engine,
     probability_error,
 )
+from tests.decoding.strategies.table_oracle import logprob_error
 from tests.decoding.table_model import TableModel, table_engine
 
 GREEDY = LogitsParams(temperature=0)
@@ -278,4 +279,4 @@ def test_confidence_is_a_mean_of_probability_gaps() -> None:
     """Read off the reported raw log-probs of a greedy branch, position by position."""
     whole = answer(ask(CotDecoding(k=1, span="all"), logprobs=LogprobsParams(2)))
     gaps = [math.exp(top[0][1]) - math.exp(top[1][1]) for top in whole.choices[0].top]
-    assert figures(whole)["cot_confidence"] == pytest.approx(sum(gaps) / len(gaps), rel=1e-6)
+    assert figures(whole)["cot_confidence"] == pytest.approx(sum(gaps) / len(gaps), abs=2 * logprob_error())

@@ -131,7 +131,7 @@ MASKS = {
 
 
 def near_the_best(p: list[float], ids: set[int], relative_top: float) -> set[int]:
-    return {i for i in ids if p[i] >= relative_top * max(p[j] for j in ids) * (1 - 1e-6)}
+    return {i for i in ids if p[i] >= relative_top * max(p[j] for j in ids) * (1 - logprob_error())}
 
 
 @pytest.mark.parametrize("relative_top", [0.6, 0.9])
