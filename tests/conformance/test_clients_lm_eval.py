@@ -39,7 +39,7 @@ def test_log_likelihoods_and_greedy_flags_are_those_of_transformers(
 
 
 def score(model: torch.nn.Module, tokenizer: object, context: str, continuation: str) -> tuple[float, bool, int]:
-    """The log-probs of the continuation's tokens behind the context, whether each is the best, and how many they are."""
+    """The log-probs of the continuation's tokens behind the context, whether each is the best, and how many."""
     whole, num_context = tokenizer(context + continuation).input_ids, len(tokenizer(context).input_ids)  # type: ignore[operator]
     with torch.inference_mode():
         logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)  # [T, vocab]
