@@ -17,8 +17,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import httpx
@@ -82,24 +80,23 @@ async def test_6_health_and_ready_answer_and_tell_the_truth_under_full_load(
 ) -> None:
     async with beside_a_victim(server, goldens) as http:
         bodies = [endless(first, n=4, temperature=1.0) for first in range(10, 10 + NUM_STREAMS)]
-        load = [asyncio.create_task(stream_again(http, body)) for body in bodies]
+        ended: list[Streamed] = []
+        load = [asyncio.create_task(stream_again(http, body, ended)) for body in bodies]
         await eventually(lambda: has_arrived(http, NUM_STREAMS))
-        seconds: list[float] = []
+        before = len(ended)
         for _ in range(50):
             for path in ("/health", "/ready"):
-                begin = perf_counter()
                 assert (await http.get(path)).status_code == 200
-                seconds.append(perf_counter() - begin)
         assert [task.exception() for task in load if task.done()] == []
-        assert median(seconds) < 1.0  # 16 ms on a machine with six times the work it has cores for
+        assert len(ended) - before < 50  # answers that waited for the work would see streams of 1,500 tokens end
         for task in load:
             task.cancel()
 
 
-async def stream_again(http: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def stream_again(http: httpx.AsyncClient, body: dict[str, Any], ended: list[Streamed]) -> None:
     """Until cancelled."""
     while True:
-        await Streamed().read(http, body)
+        ended.append(await Streamed().read(http, body))
 
 
 async def test_6_a_stopped_worker_makes_ready_say_stalled_and_is_replaced(

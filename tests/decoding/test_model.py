@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from decoding.attention.interface import AttentionBackend
 from decoding.attention.reference import ReferenceAttention
 from decoding.model import Model, UnsupportedModel, load, resolve_dtype, wrap
 from tests.decoding.layout import PageBook, Row
+from tests.decoding.rounding_error import of_model, of_product, of_row
 from tests.decoding.tiny import CONFIGS, VOCAB, tiny
 
 NEW_TOKENS = 24
@@ -42,6 +45,11 @@ def generate(model: PreTrainedModel, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
     out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     return out[0, len(prompt) :].tolist()
+
+
+def last_hidden(tokens: list[int]) -> Callable[[Any], torch.Tensor]:
+    """Reads all hidden states off transformers' base model."""
+    return lambda base: base(input_ids=torch.tensor([tokens])).last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def opened(model: Model, seed: int = 0) -> PageBook:
@@ -121,19 +129,26 @@ def test_odd_widths_are_bitwise_the_same_in_any_chunks() -> None:
 
 def test_hidden_layers_are_those_of_transformers() -> None:
     (tokens,) = prompts(20)
-    expected = tiny("llama")(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states
+
+    def read(model: Any) -> torch.Tensor:  # [layers + 1, T, hidden]
+        return torch.stack(model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states)[:, 0]
+
+    with torch.no_grad():
+        expected = read(tiny("llama"))
+    error = 2 * of_model(tiny("llama"), read)
     model = wrap(tiny("llama"))
     found = model.forward(opened(model).batch([(Row(tokens), 20)]), layers=(0, 2, 3)).layers
     assert sorted(found) == [0, 2, 3]
     for index, hidden in found.items():
-        torch.testing.assert_close(hidden, expected[index][0].detach(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(hidden, expected[index], rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "granite"])
 def test_project_is_the_output_matrix_without_caps_and_scalings(name: str) -> None:
     original, model = tiny(name), wrap(tiny(name))
     hidden = torch.randn(3, 48) * 3
-    torch.testing.assert_close(model.project(hidden), original.lm_head(hidden).detach(), rtol=1e-4, atol=1e-4)
+    error = 2 * of_product(hidden, original.lm_head.weight)
+    assert ((model.project(hidden) - original.lm_head(hidden)).abs() <= error).all()
     assert not torch.allclose(model.project(hidden), model.head(hidden))
 
 
@@ -144,9 +159,14 @@ def test_a_fed_vector_is_what_the_model_takes_as_inputs_embeds(name: str) -> Non
     vector = torch.randn(48)
     embeds = original.get_input_embeddings()(torch.tensor([tokens])).detach().clone()
     embeds[0, 5] = vector
-    expected = original.base_model(inputs_embeds=embeds).last_hidden_state[0].detach()
+
+    def read(base: Any) -> torch.Tensor:
+        return base(inputs_embeds=embeds.to(next(base.parameters()).dtype)).last_hidden_state[0]  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        expected = read(original.base_model)
     found = model.forward(opened(model).batch([(Row(tokens), 12)], embeds={5: vector})).last
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2 * of_model(original.base_model, read))
 
 
 def test_info_tells_what_the_checkpoint_says(tmp_path: Path) -> None:
@@ -182,7 +202,9 @@ def test_bfloat16_runs_and_stays_near_float32() -> None:
     (tokens,) = prompts(30)
     exact = hidden_states(wrap(tiny("llama")), tokens, 30)
     rounded = hidden_states(wrap(tiny("llama").to(torch.bfloat16)), tokens, 30).float()
-    assert (rounded - exact).norm() / exact.norm() < 0.1
+    eps = torch.finfo(torch.bfloat16).eps  # products add up in float32, and are rounded once
+    error = of_model(tiny("llama").base_model, last_hidden(tokens), lambda x: of_row(x) + eps / 2)
+    assert (rounded - exact).abs().max() <= error
 
 
 def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from decoding.stopping import Stopping
 from decoding.strategies import build
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests
 from tests.decoding.drive import Answer, run
-from tests.decoding.strategies.table_oracle import table_logprobs
+from tests.decoding.strategies.table_oracle import logprob_error, table_logprobs
 from tests.decoding.table_model import TableModel, table_engine
 
 VOCAB = 40
@@ -101,4 +101,4 @@ def test_a_prompt_that_is_scored_and_preempted_in_its_middle_is_scored_once() ->
     assert preempted.said == undisturbed.said
     assert preempted.prompt is not None
     expected = [float(table_logprobs(prompt[:t])[prompt[t]]) for t in range(1, len(prompt))]
-    assert preempted.prompt.logprobs[1:] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert preempted.prompt.logprobs[1:] == pytest.approx(expected, abs=logprob_error())

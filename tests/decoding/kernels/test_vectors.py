@@ -28,7 +28,8 @@ def mapped(function: Any, numbers: np.ndarray) -> np.ndarray:
 def test_exp_is_as_good_as_float32_allows() -> None:
     x = np.linspace(-87, 88, 8000, dtype=np.float32)
     found, expected = mapped(exp, x), np.exp(x.astype(np.float64))
-    assert np.abs(found / expected - 1).max() < 3e-7
+    # r + 1, its sum with the rest of the series, r itself and the rest are each half an ulp off, of numbers down to 0.7
+    assert np.abs(found / expected - 1).max() < 2 * np.finfo(np.float32).eps
 
 
 def test_exp_of_the_extremes() -> None:

@@ -62,7 +62,7 @@ def test_each_chain_gives_what_hugging_face_gave(index: int) -> None:
         border = ours[ours.isfinite()].min()
         assert (scores_at_border(ours, theirs) == border).all()
         ours, theirs = ours.sort().values, theirs.sort().values
-    torch.testing.assert_close(ours, theirs)
+    assert torch.equal(ours, theirs)
 
 
 def scores_at_border(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,7 @@ def history(prompt: list[int], output: list[int]) -> History:
 def test_frequency_and_presence_count_output_tokens_only() -> None:
     params = LogitsParams(frequency_penalty=0.5, presence_penalty=0.25)
     got = run(torch.zeros(8), params, StoppingParams(), history([1, 1, 2], [3, 3, 4]))
-    assert got.tolist() == pytest.approx([0, 0, 0, -1.25, -0.75, 0, 0, 0])
+    assert got.tolist() == [0, 0, 0, -1.25, -0.75, 0, 0, 0]
 
 
 def test_logit_bias_is_added_before_the_penalty() -> None:

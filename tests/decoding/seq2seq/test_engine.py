@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import random
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -30,6 +32,7 @@ from decoding.strategies import build
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import run_crowd
 from tests.decoding.drive import run
+from tests.decoding.rounding_error import of_model, of_product
 from tests.decoding.seq2seq.world import SPECS, engine, model, request
 from tests.goldens.seq2seq import build as build_hf
 
@@ -97,10 +100,10 @@ OTHER = (7, 50, 4, 2)
 
 
 @torch.no_grad()
-def scores_of(name: str, source: tuple[int, ...], output: list[int]) -> torch.Tensor:
+def scores_of(name: str, source: tuple[int, ...], output: list[int], hf: Any = None) -> torch.Tensor:
     """transformers' own, over the whole text: float64 [vocab]."""
-    ids = torch.tensor([[SPECS[name].start, *output]])
-    logits: torch.Tensor = build_hf(SPECS[name])(input_ids=torch.tensor([source]), decoder_input_ids=ids).logits
+    ids, hf = torch.tensor([[SPECS[name].start, *output]]), hf or build_hf(SPECS[name])
+    logits: torch.Tensor = hf(input_ids=torch.tensor([source]), decoder_input_ids=ids).logits
     return logits[0, -1].double()
 
 
@@ -126,11 +129,17 @@ def test_the_temperature_follows_the_divergence_from_what_the_other_source_gives
     options = {"strategy": KlGuided(0.7, OTHER), "logits": LogitsParams(1.3), "trace": True, "seed": 4}
     (answer,) = run(engine(name), [request(SPECS[name], SOURCE, **options)])
     output: list[int] = []
+    hf = build_hf(SPECS[name])
     for token, event in zip(answer.tokens(), answer.trace, strict=True):
-        p, q = (scores_of(name, source, output).softmax(-1).clamp(min=1e-7) for source in (SOURCE, OTHER))
-        divergence = float((p * (p / q).log()).sum())
-        assert event.values["divergence"] == pytest.approx(divergence, rel=1e-3)
-        assert event.values["temperature"] == pytest.approx(1.3 * 0.5 ** (divergence / 0.7), rel=1e-3)
+
+        def divergence(lm: Any, text: tuple[int, ...] = tuple(output)) -> torch.Tensor:
+            p, q = (scores_of(name, source, [*text], lm).softmax(-1).clamp(min=1e-7) for source in (SOURCE, OTHER))
+            return (p * (p / q).log()).sum()
+
+        expected, error = float(divergence(hf)), 2 * of_model(hf, divergence)
+        assert event.values["divergence"] == pytest.approx(expected, abs=error)
+        temperature = 1.3 * 0.5 ** (expected / 0.7)
+        assert event.values["temperature"] == pytest.approx(temperature, rel=math.log(2) / 0.7 * error)
         output.append(token)
 
 
@@ -232,13 +241,12 @@ def test_a_request_without_a_source_or_with_too_long_a_one_is_refused(source: tu
 
 
 @torch.no_grad()
-def covered(name: str, output: list[int]) -> float:
+def covered(hf: Any, name: str, output: list[int]) -> torch.Tensor:
     """From transformers' own cross-attention: the sum over the source of ln(min(sum_j a_ij, 1))."""
-    hf = build_hf(SPECS[name])
     ids = torch.tensor([[SPECS[name].start, *output[:-1]]])
     out = hf(input_ids=torch.tensor([SOURCE]), decoder_input_ids=ids, output_attentions=True)
     paid = out.cross_attentions[-1][0].double().mean(dim=0).sum(dim=0)  # [source]
-    return float(np.log(np.clip(paid.numpy(), 1e-9, 1.0)).sum())
+    return paid.clamp(1e-9, 1.0).log().sum()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
@@ -246,18 +254,20 @@ def test_the_coverage_penalty_is_that_of_transformers_cross_attention(name: str)
     beta, stopping = 0.4, StoppingParams(6, ignore_eos=True)
     strategy = Beam(3, 3, length_penalty=0.0, coverage_penalty=beta)
     asked = request(SPECS[name], SOURCE, strategy=strategy, stopping=stopping, logprobs=LogprobsParams(0))
-    answer = run(engine(name), [asked])[0]
+    answer, hf = run(engine(name), [asked])[0], build_hf(SPECS[name])
     for choice in answer.choices.values():
         assert choice.finish is not None
-        expected = sum(choice.logprobs) + beta * covered(name, choice.token_ids)
-        assert choice.finish.score == pytest.approx(expected, abs=1e-4)
+        read = functools.partial(covered, name=name, output=choice.token_ids)
+        expected = sum(choice.logprobs) + beta * float(read(hf))
+        assert choice.finish.score == pytest.approx(expected, abs=2 * beta * of_model(hf, read))
 
 
 def test_hidden_states_and_project_are_the_decoder_s() -> None:
     own = model("t5")
     hidden = torch.randn(3, own.info.hidden_size)
     hf = build_hf(SPECS["t5"])
-    assert own.project(hidden) == pytest.approx(hf.lm_head(hidden).detach(), abs=1e-5)
+    error = 2 * of_product(hidden, hf.lm_head.weight)
+    assert ((own.project(hidden) - hf.lm_head(hidden)).abs() <= error).all()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), torch.OutOfMemoryError("full")])

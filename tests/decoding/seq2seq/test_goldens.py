@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from decoding.params import (
     Assisted,
@@ -25,6 +27,7 @@ from decoding.params import (
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.rounding_error import of_model
 from tests.decoding.seq2seq.world import SPECS, engine, request
 from tests.goldens.seq2seq import Seq2SeqSpec, build
 from tests.goldens.tiny import weights_sha256
@@ -42,6 +45,7 @@ class Case:
     sequences: list[list[int]]
     scores: list[float] | None
     eos_token_ids: tuple[int, ...]
+    name: str
 
     def assert_answered(self, answer: Answer) -> None:
         """Recorded sequences of group beams leave out the EOS that ended them."""
@@ -52,7 +56,25 @@ class Case:
         assert got == self.sequences, self.request
         if self.scores is not None:
             finishes = [answer.choices[i].finish for i in range(len(got))]
-            assert [f.score for f in finishes if f is not None] == pytest.approx(self.scores, abs=2e-4)
+            for finish, recorded, ids in zip(finishes, self.scores, self.sequences, strict=True):
+                assert finish is not None
+                assert finish.score == pytest.approx(recorded, abs=self.error(len(ids)))
+
+    def error(self, num_tokens: int) -> float:
+        """Of as many log-probs as add up, which penalties multiply; five decimals were recorded."""
+        params = self.request.strategy
+        assert isinstance(params, Beam | GroupBeam)
+        scale = self.request.logits.repetition_penalty * num_tokens ** (1 - params.length_penalty)
+        return scale * logprob_error(self.name) + 5e-6
+
+
+@cache
+def logprob_error(name: str) -> float:
+    """Of the model over the longest recorded text; ours and the recorded ones are both rounded."""
+    recorded = [(s["source_ids"], run["sequences"][0]) for s in ENTRIES[name]["sources"] for run in s["runs"]]
+    source, output = max(recorded, key=lambda pair: len(pair[0]) + len(pair[1]))
+    ids = {"input_ids": torch.tensor([source]), "decoder_input_ids": torch.tensor([[SPECS[name].start, *output]])}
+    return 2 * of_model(build(SPECS[name]), lambda lm: lm(**ids).logits.log_softmax(-1))
 
 
 def strategy(options: dict[str, Any]) -> StrategyParams:
@@ -90,7 +112,7 @@ def case(spec: Seq2SeqSpec, source: list[int], recorded: dict[str, Any]) -> Case
         stopping=StoppingParams(MAX_TOKENS, min_tokens=options.get("min_new_tokens", 0)),
         prompt_ids=(spec.start, *options.get("decoder_prompt", ())),
     )
-    return Case(asked, recorded["sequences"], recorded.get("scores"), spec.eos_token_ids)
+    return Case(asked, recorded["sequences"], recorded.get("scores"), spec.eos_token_ids, spec.name)
 
 
 def cases(name: str) -> list[Case]:

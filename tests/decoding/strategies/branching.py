@@ -10,12 +10,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedModel
+
 from decoding.cache import PageCache
 from decoding.engine import Engine
 from decoding.model import Model, wrap
 from decoding.params import BestOf, Request, Sampling
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.rounding_error import of_model
 from tests.decoding.table_model import table_engine
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
@@ -25,13 +29,26 @@ MAX_TOKENS = RECORDED["max_new_tokens"]
 FEW_PAGES = 22
 
 
-@cache
-def golden_model(index: int) -> Model:
+def bare(index: int) -> PreTrainedModel:
     entry = RECORDED["cot_decoding"][index]
     spec = TinySpec(entry["model_type"], entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))
-    bare = build(spec)
-    assert weights_sha256(bare) == entry["weights_sha256"]
-    model = wrap(bare)
+    built: PreTrainedModel = build(spec)
+    assert weights_sha256(built) == entry["weights_sha256"]
+    return built
+
+
+@cache
+def probability_error(index: int) -> float:
+    """Of the model over the longest recorded text: the recorded one and ours are both rounded, that to 7 decimals."""
+    cases = [case for run in RECORDED["cot_decoding"][index]["runs"] for case in run["cases"]]
+    texts = (case["prompt_token_ids"] + branch["token_ids"] for case in cases for branch in case["branches"])
+    ids = torch.tensor([max(texts, key=len)])
+    return 2 * of_model(bare(index), lambda lm: lm(ids).logits.softmax(-1)) + 5e-8
+
+
+@cache
+def golden_model(index: int) -> Model:
+    model = wrap(bare(index))
     model.attention.allocate(400)
     return model
 

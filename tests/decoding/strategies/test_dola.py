@@ -14,6 +14,7 @@ import torch
 from decoding.logits.contrast import contrast
 from decoding.params import Dola, Grammar, InvalidParam, LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import run
+from tests.decoding.strategies.table_oracle import logprob_error
 from tests.decoding.table_model import TableModel, states_of, table_engine
 
 PROMPT = (3, 1, 4, 1, 5)
@@ -34,7 +35,7 @@ def test_it_takes_the_best_of_what_the_contrast_leaves_and_reports_the_last_laye
         assert isinstance(layer, int)
         scores = logp - model.project(state + layer)[0].log_softmax(-1)
         assert token == int(scores.masked_fill(logp < logp.max() - 2.302585, -1e9).argmax())
-        assert logprob == pytest.approx(float(logp[token]))
+        assert logprob == pytest.approx(float(logp[token]), abs=logprob_error())
         history.append(token)
     assert len({event.values["layer"] for event in answer.trace}) > 1
 
@@ -130,7 +131,7 @@ MASKS = {
 
 
 def near_the_best(p: list[float], ids: set[int], relative_top: float) -> set[int]:
-    return {i for i in ids if p[i] >= relative_top * max(p[j] for j in ids) * (1 - 1e-6)}
+    return {i for i in ids if p[i] >= relative_top * max(p[j] for j in ids) * (1 - logprob_error())}
 
 
 @pytest.mark.parametrize("relative_top", [0.6, 0.9])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 
 from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.sampling import uniforms
 from decoding.seam import FinishReason, Purpose
 from tests.decoding.drive import run
+from tests.decoding.rounding_error import of_entropies
+from tests.decoding.strategies.table_oracle import LARGEST, logprob_error
 from tests.decoding.table_model import TableModel, table_engine
 
 PROMPT = (3, 1, 4, 1, 5)
@@ -105,14 +108,17 @@ def test_a_trace_tells_what_each_choice_drew_and_from_what() -> None:
     z = model.head(hashed)[0].double()
     p, kept = z.softmax(-1), (z / 0.7).masked_fill(z < z.topk(3).values[-1], -torch.inf).softmax(-1)
     first, token = events[0], traced.tokens(0)[0]
-    assert np.isclose(first["raw_probability"], p[token])  # type: ignore[arg-type]
-    assert np.isclose(first["probability"], kept[token])  # type: ignore[arg-type]
-    entropy = -(p * p.log()).sum()
-    assert np.isclose(first["entropy"], entropy)  # type: ignore[arg-type]
-    assert np.isclose(first["varentropy"], (p * (p.log() + entropy) ** 2).sum())  # type: ignore[arg-type]
+    assert first["raw_probability"] == pytest.approx(float(p[token]), rel=logprob_error())
+    assert first["probability"] == pytest.approx(float(kept[token]), rel=logprob_error(LARGEST / 0.7))
+    entropy = float(-(p * p.log()).sum())
+    varentropy = float((p * (p.log() + entropy) ** 2).sum())
+    errors = of_entropies(entropy, varentropy, float(p.log().abs().max()), model.vocab)
+    assert first["entropy"] == pytest.approx(entropy, abs=errors[0])
+    assert first["varentropy"] == pytest.approx(varentropy, abs=errors[1])
     best = p.sort(descending=True, stable=True)
     assert [c["token"] for c in first["candidates"]] == best.indices[:5].tolist()  # type: ignore[union-attr, index, call-overload]
-    assert np.allclose([c["probability"] for c in first["candidates"]], best.values[:5])  # type: ignore[union-attr, index, call-overload, arg-type]
+    probabilities = [c["probability"] for c in first["candidates"]]  # type: ignore[union-attr, index, call-overload]
+    assert probabilities == pytest.approx(best.values[:5].tolist(), rel=logprob_error())
 
 
 def test_a_trace_needs_no_logprobs_and_asks_for_none() -> None:

@@ -10,6 +10,7 @@ from decoding.params import Beam, GroupBeam, LogitsParams, LogprobsParams, Reque
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.search_oracle import Rules, beam_search, group_beam_search
+from tests.decoding.strategies.table_oracle import LARGEST, logprob_error
 from tests.decoding.table_model import table_engine
 
 VOCAB = 40
@@ -40,12 +41,14 @@ def random_stopping(rng: random.Random) -> StoppingParams:
 def check(rules: Rules, params: Beam | GroupBeam, answer: Answer) -> None:
     expected = beam_search(rules, params) if isinstance(params, Beam) else group_beam_search(rules, params)
     choices = [answer.choices[i] for i in range(params.n)]
+    diversity = params.diversity_penalty * params.num_beams if isinstance(params, GroupBeam) else 0.0
     assert [tuple(c.token_ids) for c in choices[: len(expected)]] == [output for output, _ in expected]
     for choice, (output, score) in zip(choices, expected, strict=False):
         assert choice.finish is not None
-        assert choice.finish.score == pytest.approx(score, rel=1e-5)
+        error = len(output) ** (1 - params.length_penalty) * logprob_error(LARGEST + diversity)
+        assert choice.finish.score == pytest.approx(score, abs=error)
         raw = [float(rules.logprobs(output[:t])[token]) for t, token in enumerate(output)]
-        assert choice.logprobs == pytest.approx(raw, abs=1e-4)
+        assert choice.logprobs == pytest.approx(raw, abs=logprob_error())
     for choice in choices[len(expected) :]:
         assert choice.finish is not None
         assert choice.finish.reason is FinishReason.ERROR
