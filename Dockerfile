@@ -19,8 +19,8 @@ COPY server server
 COPY decoding decoding
 COPY loadtest loadtest
 RUN pip install --no-deps --no-build-isolation . \
-    && python -m decoding.embedded \
-    && python -P -m decoding.kernels
+    && python -m decoding.gguf.embedded \
+    && python -P -m decoding.kernels.cpu
 
 FROM python:${PYTHON_VERSION}-slim
 ARG TORCH_INDEX=""

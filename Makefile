@@ -61,7 +61,7 @@ $(installed): | $(bin)/python
 	@$(pip) install --no-deps -r requirements-embedded.lock >&2
 	@$(pip) install --no-deps --no-build-isolation -e . >&2
 	@echo "compiling kernels for this processor, once" >&2
-	@$(bin)/python -m decoding.kernels >&2
+	@$(bin)/python -m decoding.kernels.cpu >&2
 	@rm -f $(VENV)/.installed-* && touch $@
 
 $(installed_dev): | $(installed)

@@ -20,7 +20,7 @@ from typing import NewType, Protocol
 
 import torch
 
-from decoding.params import MAIN, LogitsParams
+from decoding.contract.params import MAIN, LogitsParams
 
 RowId = NewType("RowId", int)
 

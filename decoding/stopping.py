@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from decoding.params import StoppingParams
+from decoding.contract.params import StoppingParams
 from decoding.seam import Finish, FinishReason
 
 

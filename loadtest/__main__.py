@@ -28,8 +28,8 @@ from loadtest.options import (
     parse,
 )
 from loadtest.process import ServerDied
-from loadtest.progress import Display
-from loadtest.report import (
+from loadtest.report.progress import Display
+from loadtest.report.report import (
     comparison_document,
     comparison_table,
     growth_document,
@@ -40,9 +40,9 @@ from loadtest.report import (
     write_json,
 )
 from loadtest.session import compare_all, grow_all, run_once, soak_once
-from loadtest.soak_plot import NoMatplotlib, plot, require
-from loadtest.soak_report import soak_document, soak_tables
-from loadtest.soak_trend import trends
+from loadtest.soak.plot import NoMatplotlib, plot, require
+from loadtest.soak.report import soak_document, soak_tables
+from loadtest.soak.trend import trends
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def _curve(options: CurveOptions, console: Console) -> int:
     if options.json is not None:
         write_json(growth_document(growths, target, options.seed), options.json)
     if options.plot is not None:
-        from loadtest.curve_plot import draw  # noqa: PLC0415 - needs matplotlib
+        from loadtest.report.curve_plot import draw  # noqa: PLC0415 - needs matplotlib
 
         draw(growths, options.plot)
     return 0 if all(point.summary.completed for growth in growths for point in growth.points) else 1

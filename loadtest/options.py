@@ -14,7 +14,7 @@ from loadtest.curve import CURVES, Curve
 from loadtest.curve import find as find_curve
 from loadtest.scenario import SCENARIOS, Closed, Scenario
 from loadtest.scenario import find as find_scenario
-from loadtest.soak import Plan
+from loadtest.soak.soaker import Plan
 from loadtest.target import DIALECTS, PATHS, Target, base_url
 from loadtest.target import dialect as find_dialect
 

@@ -15,11 +15,11 @@ from loadtest.contender import Contender, Paused, Ready, Restarted, Running
 from loadtest.curve import Curve, Growth, Point
 from loadtest.options import Between, CompareOptions, CurveOptions, RunOptions, Side, SoakOptions
 from loadtest.process import ServerProcess
-from loadtest.progress import Display
+from loadtest.report.progress import Display
 from loadtest.run import Player, Run
 from loadtest.scenario import Scenario
-from loadtest.soak import Soak, Soaker
-from loadtest.soak_watch import Watch
+from loadtest.soak.soaker import Soak, Soaker
+from loadtest.soak.watch import Watch
 from loadtest.statistics import Summary
 from loadtest.target import Target
 

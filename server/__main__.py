@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from server import logs
-from server.descriptors import TooFewDescriptors
-from server.error_stream import ErrorStream, never_waiting
-from server.http_server import BindError, bind
-from server.model_files import ModelError, about_the_draft, check
-from server.progress import progress_display
-from server.settings import Settings, SettingsError, load
-from server.settings_text import default_toml, effective_toml
+from server.http.server import BindError, bind
+from server.observe import logs
+from server.observe.error_stream import ErrorStream, never_waiting
+from server.settings.settings import Settings, SettingsError, load
+from server.settings.text import default_toml, effective_toml
+from server.worker.descriptors import TooFewDescriptors
+from server.worker.model_files import ModelError, about_the_draft, check
+from server.worker.progress import progress_display
 
 COMMANDS = ("serve", "config", "default-config")
 
@@ -46,7 +46,7 @@ def serve(settings: Settings) -> int:
 
 def _serve(settings: Settings, errors: ErrorStream) -> int:
     from server.service import Service  # noqa: PLC0415 - `polydecode config` need not wait for FastAPI
-    from server.template_trial import try_file  # noqa: PLC0415
+    from server.text.template_trial import try_file  # noqa: PLC0415
 
     logs.configure(settings.log_format, settings.log_level, is_terminal=errors.is_terminal)
     try:

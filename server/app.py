@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter, FastAPI
 
-from server.access import Access
-from server.auth import OPEN_PATHS, Auth
-from server.batcher import Batcher
-from server.body_limit import BodyLimit, WireLimits
 from server.errors import add_error_handlers
-from server.head import Head
-from server.host_names import HostNames
-from server.limits import Limits
-from server.metrics import Metrics
-from server.plain_path import PlainPath
-from server.request_id import RequestId
+from server.http.access import Access
+from server.http.auth import OPEN_PATHS, Auth
+from server.http.body_limit import BodyLimit, WireLimits
+from server.http.head import Head
+from server.http.host_names import HostNames
+from server.http.plain_path import PlainPath
+from server.http.request_id import RequestId
+from server.observe.metrics import Metrics
+from server.queue.batcher import Batcher
 from server.routes import chat, completions, embeddings, models, ops, responses, strategies, tokenize
+from server.settings.limits import Limits
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

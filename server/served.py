@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from decoding.frames import EncoderInfo
-from decoding.params import PoolBy
-from server.grammar_check import GrammarCheck
-from server.text import Tokenizer
-from server.tool_parsers.tool_format import ToolFormat
+from decoding.contract.frames import EncoderInfo
+from decoding.contract.params import PoolBy
+from server.text.grammar_check import GrammarCheck
+from server.text.tokenizer import Tokenizer
+from server.text.tool_parsers.tool_format import ToolFormat
 from server.work_queue import WorkQueue
 
 

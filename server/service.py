@@ -14,23 +14,23 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from server.app import Surface, api_routers, create_app
-from server.batcher import Batcher, QueueRules
-from server.body_limit import WireLimits
-from server.descriptors import room_for_connections
-from server.error_stream import ErrorStream
-from server.host_names import is_loopback
-from server.http_protocol import ConnectionLimits, limited
-from server.http_server import HttpServer
-from server.limits import Limits
-from server.mailbox import WORKER_COMMAND, Mailbox, Patience, WorkerGaveUp
-from server.metrics import Metrics
-from server.model_files import ModelError
-from server.orphans import inherits_orphans, reap_orphans
-from server.progress import ProgressDisplay
-from server.settings import Settings
+from server.http.body_limit import WireLimits
+from server.http.connection import ConnectionLimits, limited
+from server.http.host_names import is_loopback
+from server.http.server import HttpServer
+from server.observe.error_stream import ErrorStream
+from server.observe.metrics import Metrics
+from server.observe.vllm_aliases import VllmAliases
+from server.queue.batcher import Batcher, QueueRules
+from server.settings.limits import Limits
+from server.settings.settings import Settings
 from server.startup import LoadTokenizer, Startup, served_names
-from server.text import Tokenizer
-from server.vllm_aliases import VllmAliases
+from server.text.tokenizer import Tokenizer
+from server.worker.descriptors import room_for_connections
+from server.worker.mailbox import WORKER_COMMAND, Mailbox, Patience, WorkerGaveUp
+from server.worker.model_files import ModelError
+from server.worker.orphans import inherits_orphans, reap_orphans
+from server.worker.progress import ProgressDisplay
 
 CLOSE_SECONDS = 5  # for the last bytes of answered requests after the drain
 

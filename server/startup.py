@@ -14,19 +14,19 @@ from typing import Any
 
 import structlog
 
-from decoding.frames import Loaded, Progress, Start, Tick
-from server.batcher import Batcher
-from server.chat_template import ChatTemplate
-from server.generation_defaults import recommended
-from server.grammar_check import GrammarCheck
-from server.mailbox import Mailbox
-from server.model_files import ModelError, about_the_draft, default_name, resolve
-from server.progress import ProgressDisplay
+from decoding.contract.frames import Loaded, Progress, Start, Tick
+from server.queue.batcher import Batcher
 from server.served import Served
-from server.settings import Settings
-from server.template_trial import try_folder
-from server.text import Tokenizer
-from server.tool_parsers.registry import chosen
+from server.settings.settings import Settings
+from server.text.chat_template import ChatTemplate
+from server.text.grammar_check import GrammarCheck
+from server.text.template_trial import try_folder
+from server.text.tokenizer import Tokenizer
+from server.text.tool_parsers.registry import chosen
+from server.translate.generation_defaults import recommended
+from server.worker.mailbox import Mailbox
+from server.worker.model_files import ModelError, about_the_draft, default_name, resolve
+from server.worker.progress import ProgressDisplay
 
 LoadTokenizer = Callable[[Path], Tokenizer]
 

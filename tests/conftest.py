@@ -15,7 +15,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from decoding.embedded import ensure_directory
+from decoding.gguf.embedded import ensure_directory
 from tests.running_server import RunningServer, running_server
 
 LONG = (

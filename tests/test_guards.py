@@ -16,7 +16,7 @@ FILES = sorted(
     path
     for package in ("server", "decoding")
     for path in (ROOT / package).rglob("*.py")
-    if path.parent.name != "kernels"  # numba's own asserts there are compiled in
+    if "kernels" not in path.parts  # numba's own asserts there are compiled in
 )
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing", "yaml"}
 CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "numpy.load", "np.load", "os.system", "os.popen"}
@@ -58,4 +58,4 @@ def test_a_file_guards_nothing_by_assert_and_has_nothing_that_turns_data_into_co
 
 def test_the_listening_socket_is_made_in_one_place() -> None:
     listening = [path.name for path in FILES if ".listen(" in path.read_text(encoding="utf-8")]
-    assert listening == ["http_server.py"]
+    assert listening == ["server.py"]

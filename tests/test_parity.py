@@ -13,11 +13,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import decoding.reading
-from decoding.cache import IntegrityError, PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import PARAMS, LogitsParams, Request
+import decoding.engine.reading
+from decoding.contract.params import PARAMS, LogitsParams, Request
+from decoding.engine.cache import IntegrityError, PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from decoding.strategies import STRATEGIES
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, random_requests, run_crowd
@@ -119,11 +119,11 @@ def test_a_fork_that_forgets_to_copy_its_page_is_noticed(monkeypatch: pytest.Mon
 
 def test_a_draw_that_depends_on_the_batch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breakage 2: random numbers keyed by the slot in the batch instead of by the request."""
-    keyed = decoding.reading.uniforms
+    keyed = decoding.engine.reading.uniforms
     requests = random_requests(random.Random(5), 40, VOCAB)
     solo = alone(small_table_engine, requests)
     assert_parity(small_table_engine, requests, solo, num_pages=60, seed=5)
-    monkeypatch.setattr(decoding.reading, "uniforms", lambda seeds, *key: keyed(range(len(seeds)), *key))
+    monkeypatch.setattr(decoding.engine.reading, "uniforms", lambda seeds, *key: keyed(range(len(seeds)), *key))
     with pytest.raises(AssertionError, match="differs"):
         assert_parity(small_table_engine, requests, solo, num_pages=60, seed=5)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from server.fields import IGNORED, UNREAD_ITEMS
+from server.wire.unknown import IGNORED, UNREAD_ITEMS
 from tests.running_server import RunningServer, clean_environment
 
 ROOT = Path(__file__).parent.parent

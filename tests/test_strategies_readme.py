@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoding.params import LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.strategies import STRATEGIES, build
 from tests.decoding.drive import run
 from tests.decoding.strategies.branching import sampling_requests
@@ -77,6 +77,12 @@ def test_looking_ahead_changes_the_text(example: dict[str, Any]) -> None:
 
 def test_every_file_and_name_that_the_page_mentions_exists() -> None:
     text = README.read_text(encoding="utf-8")
-    folders = (README.parent, README.parents[1], README.parents[2], README.parents[1] / "params")
+    folders = (
+        README.parent,
+        README.parent / "parts",
+        README.parents[1],
+        README.parents[2],
+        README.parents[1] / "contract" / "params",
+    )
     for name in re.findall(r"`([\w/]+\.py)`", text):
         assert any((folder / name).exists() for folder in folders), name

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from decoding import kernels
 from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import AttentionBackend
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
+from decoding.kernels import cpu as kernels
 
 AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], AttentionBackend]
 

@@ -15,8 +15,8 @@ import torch
 
 from decoding.attention.interface import Batch, LayerSpec
 from decoding.attention.pages import LayerShape, copy_pages
-from decoding.kernels.arena import lazy_zeros
-from decoding.kernels.attend import (
+from decoding.kernels.cpu.arena import lazy_zeros
+from decoding.kernels.cpu.attend import (
     ATTENTION,
     BATCH,
     PAGE,
@@ -25,9 +25,9 @@ from decoding.kernels.attend import (
     attention,
     room_bytes,
 )
-from decoding.kernels.sharing import COUNTS_BYTES
-from decoding.kernels.team import Team, default_team
-from decoding.kernels.tile import PANEL
+from decoding.kernels.cpu.sharing import COUNTS_BYTES
+from decoding.kernels.cpu.team import Team, default_team
+from decoding.kernels.cpu.tile import PANEL
 
 NO_WINDOW = 1 << 40
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from decoding.transfer import to_device
+from decoding.device import to_device
 
 
 @dataclass(frozen=True, slots=True)

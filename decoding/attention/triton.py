@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from decoding.attention import triton_kernels as kernels
 from decoding.attention.interface import Batch, DecodeInputs, LayerSpec
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention, RowPlan
-from decoding.transfer import to_device
+from decoding.device import to_device
+from decoding.kernels.gpu import attend as kernels
 
 FEW_LANES = 16
 """Query heads of a program that decodes: the least that a tensor core takes."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from decoding.params import InvalidParam
+from decoding.contract.params import InvalidParam
 
 if TYPE_CHECKING:
     import re2

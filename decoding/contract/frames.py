@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from decoding.params import (
+from decoding.contract.params import (
     PARAMS,
     LatentThoughts,
     LogitsParams,

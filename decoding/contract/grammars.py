@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from decoding.json_schema import Inexact, exact
-from decoding.params import Grammar
+from decoding.contract.json_schema import Inexact, exact
+from decoding.contract.params import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 import torch
 
 from decoding.attention.interface import Batch
-from decoding.cache import PageCache
-from decoding.forwarding import Enqueued, Forwarded, Model, hidden_layers
-from decoding.live import Work
-from decoding.packing import Span, pack
-from decoding.reading import HiddenStates
-from decoding.rows import Row
-from decoding.scheduler import Scheduled
+from decoding.device import indices
+from decoding.engine.cache import PageCache
+from decoding.engine.forwarding import Enqueued, Forwarded, Model, hidden_layers
+from decoding.engine.packing import Span, pack
+from decoding.engine.reading import HiddenStates
+from decoding.engine.request import Work
+from decoding.engine.rows import Row
+from decoding.engine.scheduler import Scheduled
 from decoding.seam import Feed, RowId
-from decoding.transfer import indices
 
 PAUSE_TICKS = 64
 """Without a guess, after one that raised: memory, say, that suffices for one tick but not for two."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from decoding.cache import PageTable
+from decoding.engine.cache import PageTable
 
 
 @dataclass(slots=True, eq=False)

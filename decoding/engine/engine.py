@@ -16,23 +16,23 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from decoding.ahead import Ahead
 from decoding.attention.interface import Batch
-from decoding.cache import PageCache
-from decoding.encoder_memory import EncoderMemory
-from decoding.forwarding import Enqueued, Forwarded, Model, enqueue_reads, forward
-from decoding.isolation import ALL_EXCLUDED, Isolation, failure_of
-from decoding.live import LiveRequest, Work
+from decoding.contract.params import Request
+from decoding.engine.ahead import Ahead
+from decoding.engine.cache import PageCache
+from decoding.engine.encoder_memory import EncoderMemory
+from decoding.engine.forwarding import Enqueued, Forwarded, Model, enqueue_reads, forward
+from decoding.engine.isolation import ALL_EXCLUDED, Isolation, failure_of
+from decoding.engine.output import Failure, Output, Usage
+from decoding.engine.packing import Span, pack_sources
+from decoding.engine.reading import HostCopy, Unreadable
+from decoding.engine.request import LiveRequest, Work
+from decoding.engine.rows import Row
+from decoding.engine.scheduler import Scheduled, Scheduler
+from decoding.engine.tools import NotBegun, RowTools
 from decoding.logits.pipeline import NEUTRAL, Pipelines
-from decoding.output import Failure, Output, Usage
-from decoding.packing import Span, pack_sources
-from decoding.params import Request
-from decoding.reading import HostCopy, Unreadable
-from decoding.rows import Row
-from decoding.scheduler import Scheduled, Scheduler
 from decoding.seam import Feed, Move, Observation, Open, Reading, RowId, Strategy, Tools
 from decoding.stopping import Stopping
-from decoding.tools import NotBegun, RowTools
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
 

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 
 from decoding.attention.interface import Batch
-from decoding.packing import pack
-from decoding.reading import HiddenStates, HostCopy, Read, ReadSlice, enqueue
-from decoding.scheduler import Scheduled
+from decoding.engine.packing import pack
+from decoding.engine.reading import HiddenStates, HostCopy, Read, ReadSlice, enqueue
+from decoding.engine.scheduler import Scheduled
 
 
 class Pages(Protocol):

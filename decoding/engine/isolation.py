@@ -13,8 +13,8 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from decoding.live import LiveRequest
-from decoding.output import Failure
+from decoding.engine.output import Failure
+from decoding.engine.request import LiveRequest
 from decoding.seam import NothingToDraw
 
 ALL_EXCLUDED = Failure("nothing_to_draw", "the request's own masks exclude every token")

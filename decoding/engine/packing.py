@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from decoding.attention.interface import Batch, Memories
-from decoding.encoder_memory import EncoderMemory
-from decoding.encoder_memory import page_tables as memory_tables
-from decoding.rows import Row
+from decoding.engine.encoder_memory import EncoderMemory
+from decoding.engine.encoder_memory import page_tables as memory_tables
+from decoding.engine.rows import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,16 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from decoding.device import Arriving, indices, is_asynchronous, to_device
+from decoding.engine.rows import TokenLog
 from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
 from decoding.logits.entropy import entropies
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
-from decoding.rows import TokenLog
 from decoding.sampling import draw, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
 from decoding.topk.scores import RowScores, log_softmax_topk, topk
-from decoding.transfer import Arriving, indices, is_asynchronous, to_device
 
 SLICE_ROWS = 128
 """Rows that go through the head at once: bounds the memory of scores to SLICE_ROWS x vocab floats."""

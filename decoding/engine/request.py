@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from decoding.encoder_memory import EncoderMemory
+from decoding.contract.params import Request
+from decoding.engine.encoder_memory import EncoderMemory
+from decoding.engine.rows import Row
 from decoding.logits.pipeline import Pipeline
-from decoding.params import Request
-from decoding.rows import Row
 from decoding.seam import Feed, Reading, RowId, RowView, Strategy, Want
 
 

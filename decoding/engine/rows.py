@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from decoding.cache import PageTable
-from decoding.encoder_memory import EncoderMemory
+from decoding.engine.cache import PageTable
+from decoding.engine.encoder_memory import EncoderMemory
 from decoding.logits.repeats import Repeats
 from decoding.seam import RowId
 

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from decoding.cache import PageCache, PageTable
-from decoding.live import LiveRequest, Work
-from decoding.packing import Span
-from decoding.shares import Shares
+from decoding.engine.cache import PageCache, PageTable
+from decoding.engine.packing import Span
+from decoding.engine.request import LiveRequest, Work
+from decoding.engine.shares import Shares
 
 SHORT_FEED = 32
 """Feeds of up to this many tokens (decode steps, verification windows) run in every tick, ahead of longer ones."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from decoding.live import LiveRequest
+from decoding.engine.request import LiveRequest
 
 TURN = 16
 """Ticks that a request runs, beside those that its return took and as many again, before it gives way."""

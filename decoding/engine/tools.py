@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from decoding import sampling
-from decoding.live import LiveRequest
+from decoding.contract.params import LogitsParams
+from decoding.engine.request import LiveRequest
 from decoding.logits import pipeline
 from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines
-from decoding.params import LogitsParams
 from decoding.sampling import uniforms
 from decoding.seam import Draw, Move, Observation, RowId
 

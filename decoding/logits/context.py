@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from decoding.device import indices
 from decoding.logits.history import History
-from decoding.transfer import indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
+from decoding.device import is_asynchronous
 from decoding.logits.context import Context
 from decoding.logits.ranks import is_among_best, is_beyond, kth_best
 from decoding.logits.step import EXCLUDED, column
 from decoding.logits.unclear import mended, where_not
-from decoding.transfer import is_asynchronous
 
 FEW = 256
 ASYNCHRONOUS_FEW = 1024

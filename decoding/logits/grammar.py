@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from decoding.grammars import compile_grammar, read_tokens
+from decoding.contract.grammars import compile_grammar, read_tokens
+from decoding.contract.params import Grammar
+from decoding.device import to_device
 from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.step import EXCLUDED
-from decoding.params import Grammar
-from decoding.transfer import to_device
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from decoding.contract.params import PenaltyScope
 from decoding.logits.repeats import Repeats
-from decoding.params import PenaltyScope
 
 NO_IDS = np.empty(0, dtype=np.int64)
 

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from decoding.contract.params import PenaltyScope
 from decoding.logits.context import Context
 from decoding.logits.history import NO_IDS, History, distinct
 from decoding.logits.step import shift
-from decoding.params import PenaltyScope
 
 BITS = 1 / math.log(2)
 """Per nat."""

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from decoding.contract.params import PenaltyScope
 from decoding.logits.context import Context
 from decoding.logits.history import History, distinct
 from decoding.logits.step import column, exclude, flat_index, shift
-from decoding.params import PenaltyScope
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from decoding.contract.params import LogitsParams, StoppingParams
+from decoding.device import indices
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Epsilon, Eta, TopNSigma, Typical
 from decoding.logits.filters import MinP, TopK, TopP
@@ -34,8 +36,6 @@ from decoding.logits.masks import AllowedTokens, BadWords, LogitBias, MinTokens
 from decoding.logits.penalties import CountPenalty, NoRepeatNgram, RepetitionPenalty
 from decoding.logits.step import Step
 from decoding.logits.temperature import EntropyTemperature, LineTemperature, Temperature
-from decoding.params import LogitsParams, StoppingParams
-from decoding.transfer import indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from decoding.transfer import indices
+from decoding.device import indices
 
 
 def kth_best(scores: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from decoding.device import to_device
 from decoding.logits.context import Context
-from decoding.transfer import to_device
 
 EXCLUDED = float("-inf")
 _LANES = 64

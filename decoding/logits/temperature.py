@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from decoding.contract.params import LogitsParams
 from decoding.logits.context import Context
 from decoding.logits.entropy import entropy_of
 from decoding.logits.history import History
 from decoding.logits.lines import needs_first_word
 from decoding.logits.step import EXCLUDED, column, row_exp
-from decoding.params import LogitsParams
 
 _LEAST_ENTROPY = 1e-5
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from decoding.transfer import is_asynchronous
+from decoding.device import is_asynchronous
 
 FEW_ROWS = 16
 

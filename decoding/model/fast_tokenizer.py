@@ -1,6 +1,6 @@
 """The tokenizer.json of a model folder that has none, made by transformers from the vocabulary that is there.
 
-`python -m decoding.fast_tokenizer DIR` answers as `unpacking.py` does, with a directory in the user's cache: the
+`python -m decoding.model.fast_tokenizer DIR` answers as `unpacking.py` does, with a directory in the user's cache: the
 folder's own files by links, and a tokenizer.json among them. It is made anew when any of the small files has changed.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from decoding.cache_home import cache_home
-from decoding.unpacking import Report, answer, digest_of, is_model_directory, publish
+from decoding.gguf.unpacking import Report, answer, digest_of, is_model_directory, publish
 
 NAME = "tokenizer.json"
 SMALL = 64 << 20  # of files up to this size the content counts, of weights the name
@@ -63,7 +63,7 @@ def converted(folder: Path) -> str:
 def _backend(folder: Path) -> Any:
     from transformers import AutoTokenizer  # noqa: PLC0415 - an answer from the cache must not pay for it
 
-    from decoding.paired_tokenizer import PairedConverter  # noqa: PLC0415 - the same
+    from decoding.model.paired_tokenizer import PairedConverter  # noqa: PLC0415 - the same
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -16,12 +16,12 @@ from torch import nn
 from decoding.attention.interface import Batch
 from decoding.attention.kernel import KernelAttention, KernelPlan
 from decoding.attention.pages import LayerShape
-from decoding.kernels.layer import LAYER, STACK, stacks
-from decoding.kernels.panels import rounded_bytes
-from decoding.kernels.tile import Format
-from decoding.layer_weights import Weights, read_weights
-from decoding.plug import NAME, PluggedAttention, carrying
-from decoding.rewrite import Progress
+from decoding.kernels.cpu.layer import LAYER, STACK, stacks
+from decoding.kernels.cpu.panels import rounded_bytes
+from decoding.kernels.cpu.tile import Format
+from decoding.model.layer_weights import Weights, read_weights
+from decoding.model.plug import NAME, PluggedAttention, carrying
+from decoding.model.rewrite import Progress
 
 # Of weights. The last two round the input, too.
 TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2, Format.INT4: 1e-2}

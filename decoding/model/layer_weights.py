@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from decoding.kernels.panels import Panels, depth_multiple, fits_bfloat16, pack
-from decoding.kernels.tile import PANEL, Format
-from decoding.kernels.vectors import LANES
+from decoding.kernels.cpu.panels import Panels, depth_multiple, fits_bfloat16, pack
+from decoding.kernels.cpu.tile import PANEL, Format
+from decoding.kernels.cpu.vectors import LANES
 
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 HEAD_NORMS = {"q_norm", "k_norm"}

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from decoding import kernels
-from decoding.quantize import Quantize
+from decoding.kernels import cpu as kernels
+from decoding.model.quantize import Quantize
 
 # The packing hint of 16 rows gave one kernel for every row count tried (1..2048); the hint 1 did not.
 PACK_HINT = 16
@@ -164,8 +164,8 @@ class LinearFactory:
 
 
 def _compiled(weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantize) -> nn.Module:
-    from decoding.kernels.panels import PanelLinear  # noqa: PLC0415 - needs numba
-    from decoding.kernels.tile import Format  # noqa: PLC0415
+    from decoding.kernels.cpu.panels import PanelLinear  # noqa: PLC0415 - needs numba
+    from decoding.kernels.cpu.tile import Format  # noqa: PLC0415
 
     return PanelLinear(weight, bias, form=None if quantize == "none" else Format(quantize))
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM
 
-from decoding import model
-from decoding.checkpoint import load_weights
-from decoding.model import Model, resolve_device, resolve_dtype
-from decoding.quantize import Quantize
-from decoding.rewrite import Progress
-from decoding.seq2seq.model import Seq2SeqModel, check_config, wrap
-from decoding.support import UnsupportedModel
+from decoding.model import model
+from decoding.model.checkpoint import load_weights
+from decoding.model.model import Model, resolve_device, resolve_dtype
+from decoding.model.quantize import Quantize
+from decoding.model.rewrite import Progress
+from decoding.model.seq2seq.model import Seq2SeqModel, check_config, wrap
+from decoding.model.support import UnsupportedModel
 
 
 def load(

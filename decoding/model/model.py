@@ -19,15 +19,16 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from decoding import kernels
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
-from decoding.checkpoint import has_head, load_weights
-from decoding.graphs import Capture, CudaCapture, DecodeGraphs
-from decoding.linear import weight_bytes
-from decoding.plug import PluggedAttention, carrying, register, trace
-from decoding.quantize import COMPUTES_IN, ROUNDED, Quantize, check_machine, check_model, round_linears
-from decoding.rewrite import (
+from decoding.device import to_device
+from decoding.kernels import cpu as kernels
+from decoding.model.checkpoint import has_head, load_weights
+from decoding.model.graphs import Capture, CudaCapture, DecodeGraphs
+from decoding.model.linear import weight_bytes
+from decoding.model.plug import PluggedAttention, carrying, register, trace
+from decoding.model.quantize import COMPUTES_IN, ROUNDED, Quantize, check_machine, check_model, round_linears
+from decoding.model.rewrite import (
     NotRowExact,
     Progress,
     RowExactProducts,
@@ -36,9 +37,8 @@ from decoding.rewrite import (
     make_fast,
     make_row_exact,
 )
-from decoding.support import Agreement, UnsupportedModel, check_class, check_config, position_limit, trials
-from decoding.torchao_weights import quantise_linears
-from decoding.transfer import to_device
+from decoding.model.support import Agreement, UnsupportedModel, check_class, check_config, position_limit, trials
+from decoding.model.torchao_weights import quantise_linears
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
 
@@ -360,8 +360,8 @@ def fuse(
 ) -> bool:
     """Compile the layers that can be, where the backend can work inside them; returns whether all were."""
     from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
-    from decoding.fused import fuse_layers  # noqa: PLC0415 - needs numba
-    from decoding.kernels.tile import Format  # noqa: PLC0415 - needs numba
+    from decoding.kernels.cpu.tile import Format  # noqa: PLC0415 - needs numba
+    from decoding.model.fused import fuse_layers  # noqa: PLC0415 - needs numba
 
     if not isinstance(backend, KernelAttention):
         return False

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from decoding.attention.interface import AttentionBackend, LayerSpec
 from decoding.attention.pages import LayerShape
-from decoding.support import UnsupportedModel, position_limit
+from decoding.model.support import UnsupportedModel, position_limit
 
 NAME = "polydecode"
 # What attention calls may carry that changes nothing here: masks and caches are never made, dropout is off.

@@ -19,8 +19,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from decoding import kernels
-from decoding.kernels.rounding import GROUP, round_groups, round_weight
+from decoding.kernels import cpu as kernels
+from decoding.kernels.cpu.rounding import GROUP, round_groups, round_weight
 
 Quantize = Literal["none", "int8", "fp8", "int4"]
 

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-from decoding.elementwise import RowExactActivation, fuse_norm, row_exact
-from decoding.linear import (
+from decoding.model.elementwise import RowExactActivation, fuse_norm, row_exact
+from decoding.model.linear import (
     FIXED_ROWS,
     ROW_MULTIPLES,
     LinearFactory,
@@ -30,7 +30,7 @@ from decoding.linear import (
     num_bytes,
     pad_rows,
 )
-from decoding.quantize import Quantize, head_of, of_module
+from decoding.model.quantize import Quantize, head_of, of_module
 
 Progress = Callable[[str, float], None]
 

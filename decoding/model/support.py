@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from decoding.attention.interface import AttentionBackend, Batch
-from decoding.quantize import QuantizeUnsupported
+from decoding.model.quantize import QuantizeUnsupported
 
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 TRIAL_TOKENS = 24

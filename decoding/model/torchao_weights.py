@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from decoding.quantize import Quantize, QuantizeUnsupported
-from decoding.rewrite import PlainLinear, bare_products, make_fast
+from decoding.model.quantize import Quantize, QuantizeUnsupported
+from decoding.model.rewrite import PlainLinear, bare_products, make_fast
 
 GROUP_SIZES = (128, 64, 32)
 FP8_MULTIPLE = 16  # of both sides, or torch has no product

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from decoding.params import (
+from decoding.contract.params import (
     Assisted,
     Beam,
     BeamSample,

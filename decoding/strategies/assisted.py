@@ -17,8 +17,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from decoding.drafting import DraftLength, num_accepted, residual
-from decoding.params import DRAFT, Assisted, Request, Sampling
+from decoding.contract.params import DRAFT, Assisted, Request, Sampling
 from decoding.seam import (
     NOTHING,
     Draw,
@@ -35,10 +34,11 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import Stopping
-from decoding.strategies.draft_row import DraftRow
-from decoding.strategies.prompt import open_prompt, scores_kind
+from decoding.strategies.parts.draft_row import DraftRow
+from decoding.strategies.parts.drafting import DraftLength, num_accepted, residual
+from decoding.strategies.parts.prompt import open_prompt, scores_kind
+from decoding.strategies.parts.window import Choice, Round, Token, begun, matched, moved, without_drafts
 from decoding.strategies.sampling import SamplingStrategy
-from decoding.strategies.window import Choice, Round, Token, begun, matched, moved, without_drafts
 
 
 class AssistedStrategy:

@@ -21,14 +21,14 @@ from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import islice
 
+from decoding.contract.params import Beam, BeamSample, Request
 from decoding.logits.step import EXCLUDED
-from decoding.params import Beam, BeamSample, Request
-from decoding.ranking import LengthPenalty
 from decoding.seam import Feed, Move, Reading, RowView, Scores, Tools, Want
 from decoding.stopping import Stopping
-from decoding.strategies.coverage import Coverage
-from decoding.strategies.hypotheses import Hypothesis, Path, Token
-from decoding.strategies.search import (
+from decoding.strategies.parts.coverage import Coverage
+from decoding.strategies.parts.hypotheses import Hypothesis, Path, Token
+from decoding.strategies.parts.ranking import LengthPenalty
+from decoding.strategies.parts.search import (
     MOST_LISTED,
     Extension,
     Search,

@@ -15,14 +15,14 @@ from itertools import islice
 
 import numpy as np
 
+from decoding.contract.params import Request
 from decoding.logits.step import EXCLUDED
-from decoding.params import Request
 from decoding.sampling import draw_many_without_replacement, draw_without_replacement
 from decoding.seam import Draw, Purpose, Reading, Scores, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies.beam import BeamStrategy
-from decoding.strategies.hypotheses import Path
-from decoding.strategies.search import MOST_LISTED, Extension, reported, search_want
+from decoding.strategies.parts.hypotheses import Path
+from decoding.strategies.parts.search import MOST_LISTED, Extension, reported, search_want
 
 NOISE = Draw(0, Purpose.BEAM_GUMBEL)
 

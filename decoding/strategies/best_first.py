@@ -23,13 +23,13 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Sequence
 
+from decoding.contract.params import BestFirst, Request
 from decoding.logits.step import EXCLUDED
-from decoding.params import BestFirst, Request
-from decoding.ranking import LengthPenalty
 from decoding.seam import Feed, Figure, Json, Move, Reading, RowId, RowView, Tools, TraceEvent
 from decoding.stopping import Stopping
-from decoding.strategies.hypotheses import Hypothesis, Path
-from decoding.strategies.search import Search, reported, search_want
+from decoding.strategies.parts.hypotheses import Hypothesis, Path
+from decoding.strategies.parts.ranking import LengthPenalty
+from decoding.strategies.parts.search import Search, reported, search_want
 
 
 class BestFirstStrategy(Search):

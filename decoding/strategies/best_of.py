@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from decoding.params import BestOf, Request, Sampling
-from decoding.ranking import Candidate, best
+from decoding.contract.params import BestOf, Request, Sampling
 from decoding.seam import Emit, Finish, Move, Observation, Tools, TraceEvent
 from decoding.stopping import Stopping
+from decoding.strategies.parts.ranking import Candidate, best
 from decoding.strategies.sampling import SamplingStrategy
 
 

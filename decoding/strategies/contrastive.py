@@ -17,12 +17,12 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import normalize
 
-from decoding.params import Contrastive, Request
+from decoding.contract.params import Contrastive, Request
 from decoding.seam import Feed, Move, Observation, Reading, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
-from decoding.strategies.choice import Choice, TokenScores
-from decoding.strategies.hidden_bank import HiddenBank
-from decoding.strategies.prompt import inner_want, open_prompt, prompt_scores
+from decoding.strategies.parts.choice import Choice, TokenScores
+from decoding.strategies.parts.hidden_bank import HiddenBank
+from decoding.strategies.parts.prompt import inner_want, open_prompt, prompt_scores
 
 
 class ContrastiveStrategy:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from decoding.answers import (
+from decoding.contract.answers import (
     LAST_NUMBER,
     Answer,
     compile_answer,
@@ -29,8 +29,7 @@ from decoding.answers import (
     first_line_of,
     last_place,
 )
-from decoding.params import CotDecoding, Request
-from decoding.ranking import Vote, by_agreement, surest
+from decoding.contract.params import CotDecoding, Request
 from decoding.seam import (
     Draw,
     Emit,
@@ -48,8 +47,9 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import START, Progress, Stopping
-from decoding.strategies.prompt import open_prompt, prompt_scores
-from decoding.strategies.tokens import Token, candidates, drawn, emit, stop_sequence, text_ids, token_want
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.ranking import Vote, by_agreement, surest
+from decoding.strategies.parts.tokens import Token, candidates, drawn, emit, stop_sequence, text_ids, token_want
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from decoding.params import Dola, Request, Sampling
+from decoding.contract.params import Dola, Request, Sampling
 from decoding.seam import Feed, Move, Observation, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.sampling import SamplingStrategy

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.logits.quadrants import (
+from decoding.contract.params import Entropix, Request
+from decoding.logits.step import EXCLUDED
+from decoding.seam import Draw, Feed, Json, Move, Observation, Purpose, Reading, Tools, TraceEvent
+from decoding.stopping import Stopping
+from decoding.strategies.parts.choice import Choice, is_possible, token_scores, whole, whole_logits
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.quadrants import (
     Attention,
     Metrics,
     Quadrant,
@@ -25,12 +31,6 @@ from decoding.logits.quadrants import (
     quadrant,
     settings,
 )
-from decoding.logits.step import EXCLUDED
-from decoding.params import Entropix, Request
-from decoding.seam import Draw, Feed, Json, Move, Observation, Purpose, Reading, Tools, TraceEvent
-from decoding.stopping import Stopping
-from decoding.strategies.choice import Choice, is_possible, token_scores, whole, whole_logits
-from decoding.strategies.prompt import open_prompt, prompt_scores
 
 BITS = 1.4426950408889634
 """Per nat."""

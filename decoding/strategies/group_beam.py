@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from heapq import merge
 from itertools import chain, islice
 
-from decoding.params import GroupBeam, Request
-from decoding.ranking import LengthPenalty
+from decoding.contract.params import GroupBeam, Request
 from decoding.seam import Feed, FinishReason, Move, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
-from decoding.strategies.hypotheses import Hypothesis, Path
-from decoding.strategies.search import (
+from decoding.strategies.parts.hypotheses import Hypothesis, Path
+from decoding.strategies.parts.ranking import LengthPenalty
+from decoding.strategies.parts.search import (
     MOST_LISTED,
     Extension,
     Search,

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 import torch
 
+from decoding.contract.params import KlGuided, Request
 from decoding.logits.step import row_sum
-from decoding.params import KlGuided, Request
 from decoding.seam import Move, Observation, RowView, Tools
 from decoding.stopping import Stopping
-from decoding.strategies.choice import whole_logits
-from decoding.strategies.lock_step import LockStep, Verdict
+from decoding.strategies.parts.choice import whole_logits
+from decoding.strategies.parts.lock_step import LockStep, Verdict
 
 LEAST = 1e-7
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from decoding.params import LatentThoughts, Request
+from decoding.contract.params import LatentThoughts, Request
 from decoding.seam import Feed, Move, Observation, Reading, RowView, Strategy, Want
 
 H = Want(hidden=True)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from decoding.params import Pooling, Request
+from decoding.contract.params import Pooling, Request
 from decoding.seam import NOTHING, Feed, Move, Observation, Open, RowId, Tools, Want
 from decoding.stopping import Stopping
 

@@ -15,13 +15,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from decoding.drafting import Ngrams
-from decoding.params import PromptLookup, Request, Sampling
+from decoding.contract.params import PromptLookup, Request, Sampling
 from decoding.seam import Draw, Feed, Move, Observation, RowView, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
-from decoding.strategies.prompt import scores_kind
+from decoding.strategies.parts.drafting import Ngrams
+from decoding.strategies.parts.prompt import scores_kind
+from decoding.strategies.parts.window import Choice, Round, begun, matched, moved, without_drafts
 from decoding.strategies.sampling import SamplingStrategy
-from decoding.strategies.window import Choice, Round, begun, matched, moved, without_drafts
 
 
 class PromptLookupStrategy:

@@ -13,10 +13,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from decoding.params import Request, Sampling
+from decoding.contract.params import Request, Sampling
 from decoding.seam import Draw, Emit, Feed, Finish, Move, Observation, Reading, RowId, Scores, Tools, TraceEvent, Want
 from decoding.stopping import START, Progress, Stopping
-from decoding.strategies.prompt import open_prompt, prompt_scores, scores_kind
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores, scores_kind
 
 NUM_TRACED = 5
 """Candidates that a traced step shows."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decoding.params import Request
+from decoding.contract.params import Request
 from decoding.seam import Emit, Feed, Finish, FinishReason, Move, Observation, Open, Reading, Tools
 from decoding.stopping import Stopping
-from decoding.strategies.prompt import inner_want, prompt_scores
+from decoding.strategies.parts.prompt import inner_want, prompt_scores
 
 
 class ScoringStrategy:

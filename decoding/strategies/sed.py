@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from decoding.params import Request, Sed
+from decoding.contract.params import Request, Sed
 from decoding.seam import (
     Draw,
     Emit,
@@ -37,8 +37,8 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import START, Progress, Stopping
-from decoding.strategies.prompt import open_prompt, prompt_scores
-from decoding.strategies.tokens import Token, candidates, drawn, emit, text_ids, token_want
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.tokens import Token, candidates, drawn, emit, text_ids, token_want
 
 LEAST_GOOD = 1e-3
 """Evaluations of which none reaches this speak against all candidates."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from decoding.kernels.sharing import COUNTS_BYTES
-from decoding.kernels.team import default_team
-from decoding.kernels.topk import TOPK
-from decoding.kernels.topk import topk as compiled
-from decoding.kernels.vectors import LANES
+from decoding.kernels.cpu.sharing import COUNTS_BYTES
+from decoding.kernels.cpu.team import default_team
+from decoding.kernels.cpu.topk import TOPK
+from decoding.kernels.cpu.topk import topk as compiled
+from decoding.kernels.cpu.vectors import LANES
 from decoding.topk.plain import top_by_key
 
 LEAST_VOCAB = LANES

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding import kernels
 from decoding.attention.choice import has_triton
+from decoding.kernels import cpu as kernels
 from decoding.topk.plain import plain_topk
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from decoding.topk import triton_kernels as kernels
+from decoding.kernels.gpu import topk as kernels
 from decoding.topk.plain import top_by_key
 
 SEGMENT = 4096

@@ -8,14 +8,14 @@ from fractions import Fraction
 import torch
 
 from decoding.attention.interface import AttentionBackend
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.frames import EncoderInfo, Loaded, Start
-from decoding.memory import available_memory
-from decoding.model import Model, ModelInfo
-from decoding.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
-from decoding.seq2seq.model import Seq2SeqModel
+from decoding.contract.frames import EncoderInfo, Loaded, Start
+from decoding.contract.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, ModelInfo
+from decoding.model.seq2seq.model import Seq2SeqModel
 from decoding.strategies import build
+from decoding.worker.memory import available_memory
 
 # Prefill tokens a tick: every running stream waits for them, so a CPU takes fewer. Both fill the machine.
 CPU_TICK_TOKENS = 256

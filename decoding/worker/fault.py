@@ -9,7 +9,7 @@ import re
 import traceback
 from pathlib import PurePath
 
-from decoding.isolation import is_out_of_memory
+from decoding.engine.isolation import is_out_of_memory
 
 MAX_CHARS = 300
 MAX_TRACE_LINES = 80

@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Iterator
 
-from decoding.frames import FrameSplitter, FromWorker, ToWorker, decode_to_worker, encode
+from decoding.contract.frames import FrameSplitter, FromWorker, ToWorker, decode_to_worker, encode
 
 
 class ParentGone(Exception):

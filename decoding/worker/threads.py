@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from decoding.governor import SPARE_SECONDS, WINDOW_SECONDS, Governor
+from decoding.worker.governor import SPARE_SECONDS, WINDOW_SECONDS, Governor
 
 Use = Callable[[int], None]
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100

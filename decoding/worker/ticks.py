@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from decoding.frames import Chunk, Output, Stats, Tick, encode
+from decoding.contract.frames import Chunk, Output, Stats, Tick, encode
 
 Outputs = tuple[Output, ...]
 

@@ -1,4 +1,4 @@
-"""The decode worker process: drain the mailbox, tick the engine, deliver. `python -m decoding.worker FD`.
+"""The decode worker process: drain the mailbox, tick the engine, deliver. `python -m decoding.worker.worker FD`.
 
 FD is one end of a socket pair inherited from the server; `frames.py` is the language on it. The process ignores SIGINT
 and SIGTERM (the server decides when it ends, so that a drain can finish) and dies with its parent: at end of file on
@@ -28,11 +28,7 @@ from typing import Any
 
 import torch
 
-from decoding import kernels
-from decoding.assembly import AnyModel, build_engine
-from decoding.engine import Engine
-from decoding.fault import kind_and_place, load_cause, trace_of
-from decoding.frames import (
+from decoding.contract.frames import (
     Cancel,
     Chunk,
     Crashed,
@@ -49,16 +45,20 @@ from decoding.frames import (
     TraceEvent,
     request_of,
 )
-from decoding.frames import Output as OutputFrame
-from decoding.link import Link, ParentGone
-from decoding.loading import load
-from decoding.memory import give_back
-from decoding.output import Output
-from decoding.params import Request
+from decoding.contract.frames import Output as OutputFrame
+from decoding.contract.params import Request
+from decoding.engine.engine import Engine
+from decoding.engine.output import Output
+from decoding.kernels import cpu as kernels
+from decoding.model.loading import load
 from decoding.seam import Emit
 from decoding.strategies import build
-from decoding.threads import Threads, default_threads
-from decoding.ticks import ticks_within
+from decoding.worker.assembly import AnyModel, build_engine
+from decoding.worker.fault import kind_and_place, load_cause, trace_of
+from decoding.worker.link import Link, ParentGone
+from decoding.worker.memory import give_back
+from decoding.worker.threads import Threads, default_threads
+from decoding.worker.ticks import ticks_within
 
 HEARTBEAT_SECONDS = 0.5
 PREPARING_SECONDS = 0.01  # between two looks whether a grammar is compiled

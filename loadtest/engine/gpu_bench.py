@@ -1,4 +1,4 @@
-"""`python -m loadtest.gpu_bench`: our engine on a GPU, in this process, beside transformers' and beside the limit.
+"""`python -m loadtest.engine.gpu_bench`: the engine on a GPU, in this process, beside transformers' and the limit.
 
 Needs torch, triton and transformers only. Builds a model of a real shape with random weights, measures what the machine
 can do, checks that the engine is right and that a row's tokens do not depend on the batch, times decode, prefill and
@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from decoding.attention.choice import default_attention, uniform_attention
-from decoding.model import wrap
-from decoding.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
-from loadtest.gpu_box import Box, measure
-from loadtest.gpu_engine import GREEDY, Bench, Options
-from loadtest.gpu_peers import PEERS, seconds_of
-from loadtest.gpu_shapes import SHAPES, Work, build, work_of
+from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.model.model import wrap
+from loadtest.engine.gpu_box import Box, measure
+from loadtest.engine.gpu_engine import GREEDY, Bench, Options
+from loadtest.engine.gpu_peers import PEERS, seconds_of
+from loadtest.engine.gpu_shapes import SHAPES, Work, build, work_of
 
 MEAN_ERROR = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
 """Of log-probs, against transformers' own forward."""
@@ -268,7 +268,9 @@ def _document(options: Options, box: Box, checks: Sequence[Check], results: Sequ
 
 
 def _parse(argv: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.gpu_bench", description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtest.engine.gpu_bench", description=(__doc__ or "").split("\n\n")[1]
+    )
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")

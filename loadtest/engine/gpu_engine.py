@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from decoding.attention.interface import Batch
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model
-from decoding.output import Output
-from decoding.params import MAIN, LogitsParams, Request, StoppingParams
+from decoding.contract.params import MAIN, LogitsParams, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.engine.output import Output
+from decoding.model.model import Model
 from decoding.strategies import build as build_strategy
-from loadtest.gpu_box import seconds
+from loadtest.engine.gpu_box import seconds
 
 GREEDY = LogitsParams(temperature=0)
 

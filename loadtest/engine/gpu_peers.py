@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from loadtest.gpu_box import synchronize
+from loadtest.engine.gpu_box import synchronize
 
 Peer = Callable[[Any, Sequence[Sequence[int]], int], None]
 """Generates so many tokens for each prompt, greedily; raises where it cannot."""

@@ -1,7 +1,7 @@
 """How well a model predicts a fixed text: what rounded weights cost, measured over the engine's own forward.
 
-`python -m decoding.perplexity DIR TEXT [--quantize int8|int4]` prints e^(mean negative log-likelihood of each token but
-the first, given all before it). One forward takes CHUNK tokens, as a prefill does.
+`python -m loadtest.engine.perplexity DIR TEXT [--quantize int8|int4]` prints e^(mean negative log-likelihood of each
+token but the first, given all before it). One forward takes CHUNK tokens, as a prefill does.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from transformers import AutoTokenizer
 
 from decoding.attention.interface import Batch
-from decoding.model import Model, load
-from decoding.quantize import CAPABILITIES, Quantize
+from decoding.model.model import Model, load
+from decoding.model.quantize import CAPABILITIES, Quantize
 
 CHUNK = 256
 
@@ -55,7 +55,7 @@ def ids_of(directory: str, text: Path) -> np.ndarray:  # int64 [T]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m decoding.perplexity")
+    parser = argparse.ArgumentParser(prog="python -m loadtest.engine.perplexity")
     parser.add_argument("directory", metavar="DIR", help="a local Hugging Face model")
     parser.add_argument("text", metavar="TEXT", type=Path)
     parser.add_argument("--quantize", choices=get_args(Quantize), default="none")

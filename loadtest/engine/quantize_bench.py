@@ -1,4 +1,4 @@
-"""`python -m loadtest.quantize_bench [DIR]`: what each form of a model's weights costs and gains, as a Markdown table.
+"""`python -m loadtest.engine.quantize_bench [DIR]`: what each form of weights costs and gains, as a Markdown table.
 
 For each form: perplexity on a fixed text, bytes of weights that a step reads, milliseconds of a whole decode tick and
 tokens a second at several numbers of rows. Runs our engine in this process; no server. Quote figures of one sitting.
@@ -16,11 +16,11 @@ from typing import get_args
 
 import torch
 
-from decoding.embedded import ensure_directory
-from decoding.model import Model, load, resolve_device
-from decoding.perplexity import ids_of, perplexity
-from decoding.quantize import CAPABILITIES, ROUNDED, Quantize
-from loadtest.gpu_engine import Bench, Options, threads_as_in_the_worker
+from decoding.gguf.embedded import ensure_directory
+from decoding.model.model import Model, load, resolve_device
+from decoding.model.quantize import CAPABILITIES, ROUNDED, Quantize
+from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
+from loadtest.engine.perplexity import ids_of, perplexity
 
 TEXT = Path(__file__).parent / "text.txt"
 FORMS: tuple[Quantize, ...] = get_args(Quantize)
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print)
 
 
 def _parse(argv: Sequence[str] | None) -> Plan:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.quantize_bench")
+    parser = argparse.ArgumentParser(prog="python -m loadtest.engine.quantize_bench")
     parser.add_argument(
         "directory", metavar="DIR", nargs="?", help="a local Hugging Face model; none: the embedded one"
     )

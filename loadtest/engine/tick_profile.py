@@ -1,4 +1,4 @@
-"""`python -m loadtest.tick_profile [DIR]`: where the time of a decode tick goes, in milliseconds, as a Markdown table.
+"""`python -m loadtest.engine.tick_profile [DIR]`: where a decode tick's milliseconds go, as a Markdown table.
 
 Every row decodes greedily. Runs our engine in this process; no server. Quote figures of one sitting.
 """
@@ -14,12 +14,12 @@ from typing import Any, get_args
 
 import torch
 
-from decoding.embedded import ensure_directory
-from decoding.engine import Engine
-from decoding.model import Model, load
-from decoding.output import Output
-from decoding.quantize import Quantize
-from loadtest.gpu_engine import Bench, Options, threads_as_in_the_worker
+from decoding.engine.engine import Engine
+from decoding.engine.output import Output
+from decoding.gguf.embedded import ensure_directory
+from decoding.model.model import Model, load
+from decoding.model.quantize import Quantize
+from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
 
 PHASES = ("pack", "layers", "head", "reads", "advance")
 
@@ -97,7 +97,7 @@ def table(lines: Sequence[tuple[str, int, float, dict[str, float]]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.tick_profile")
+    parser = argparse.ArgumentParser(prog="python -m loadtest.engine.tick_profile")
     parser.add_argument("directory", metavar="DIR", nargs="?", help="a local model; none: the embedded one")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--forms", nargs="+", choices=get_args(Quantize), default=["none"], help="of the weights")

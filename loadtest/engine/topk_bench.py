@@ -1,4 +1,4 @@
-"""`python -m loadtest.topk_bench`: what computing log-softmax and top-k in one kernel gains over torch's two steps.
+"""`python -m loadtest.engine.topk_bench`: what log-softmax and top-k in one kernel gain over torch's two steps.
 
 Both take turns in this process, on random rows and in the ticks of a real engine (the embedded model on the CPU): four
 requests of beam 4, and sixteen streams that report log-probs.
@@ -14,12 +14,12 @@ from unittest.mock import patch
 
 import torch
 
-from decoding import reading
-from decoding.cache import PageCache
-from decoding.embedded import ensure_directory
-from decoding.engine import Engine
-from decoding.model import load
-from decoding.params import MAIN, Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import MAIN, Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.engine import reading
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.gguf.embedded import ensure_directory
+from decoding.model.model import load
 from decoding.strategies import build
 from decoding.topk.scores import RowScores, log_softmax_topk
 
@@ -99,7 +99,7 @@ def report(name: str, taken: tuple[list[float], list[float]], unit: float) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m loadtest.topk_bench")
+    parser = argparse.ArgumentParser(prog="python -m loadtest.engine.topk_bench")
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="of the real engine's requests; 0 leaves it out")
     options = parser.parse_args()

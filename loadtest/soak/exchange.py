@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httptools
 import msgspec
 
-from loadtest.soak_kinds import Manner
+from loadtest.soak.kinds import Manner
 from loadtest.stream import Events
 from loadtest.target import Target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadtest.soak_trend import Trend
+from loadtest.soak.trend import Trend
 
 # title -> figures, as they are named in soak_trend
 PANELS = (

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from loadtest.report import context, target_document
-from loadtest.soak import Exchange, Soak
-from loadtest.soak_exchange import Verdict
-from loadtest.soak_trend import Trend
+from loadtest.report.report import context, target_document
+from loadtest.soak.exchange import Verdict
+from loadtest.soak.soaker import Exchange, Soak
+from loadtest.soak.trend import Trend
 from loadtest.target import Target
 
 _VERDICTS: tuple[Verdict, ...] = ("answered", "refused", "failed", "left", "unanswered")

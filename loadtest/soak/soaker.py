@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-from loadtest.soak_exchange import Ending, ask
-from loadtest.soak_kinds import BURST, KINDS, Kind
-from loadtest.soak_watch import COUNTED, Sample, Watch, kill_worker
+from loadtest.soak.exchange import Ending, ask
+from loadtest.soak.kinds import BURST, KINDS, Kind
+from loadtest.soak.watch import COUNTED, Sample, Watch, kill_worker
 from loadtest.target import Target
 
 REFUSED_SECONDS = 0.5  # a client that is told to come back later does not come back at once

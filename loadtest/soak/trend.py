@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from loadtest.soak import Soak
-from loadtest.soak_watch import ProcessSample, Role
+from loadtest.soak.soaker import Soak
+from loadtest.soak.watch import ProcessSample, Role
 
 SKIPPED_SHARE = 0.2  # of the soak, and of each life: caches fill
 _MIB = 1 << 20

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from msgspec import UNSET
 
-from decoding.frames import Chunk, Finished, Output, PromptScores, TraceEvent
-from server.choice import Choice, Piece, echo, joined
+from decoding.contract.frames import Chunk, Finished, Output, PromptScores, TraceEvent
+from server.answer.choice import Choice, Piece, echo, joined
 from server.errors import ApiError
-from server.plan import Plan, Prompt, Shown
-from server.replies import CompletionTokensDetails, Decoding, PromptTokensDetails, TraceStep, Usage
 from server.served import Served
+from server.translate.plan import Plan, Prompt, Shown
+from server.wire.answers import CompletionTokensDetails, Decoding, PromptTokensDetails, TraceStep, Usage
 
 
 class Answer:

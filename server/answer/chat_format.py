@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from server.answer import Answer
-from server.choice import Piece
-from server.format import Extras, Stamp, choice_decoding
-from server.logprobs import chat_logprobs, prompt_logprobs
-from server.plan import Plan
-from server.replies import (
+from server.answer.answer import Answer
+from server.answer.choice import Piece
+from server.answer.format import Extras, Stamp, choice_decoding
+from server.answer.logprobs import chat_logprobs, prompt_logprobs
+from server.text.tool_parsers.call import CallDelta
+from server.text.vocabulary import Vocabulary
+from server.translate.plan import Plan
+from server.wire.answers import (
     ChatChoice,
     ChatChunk,
     ChatCompletion,
@@ -25,8 +27,6 @@ from server.replies import (
     ToolCall,
     ToolCallDelta,
 )
-from server.tool_parsers.call import CallDelta
-from server.vocabulary import Vocabulary
 
 
 class ChatFormat:

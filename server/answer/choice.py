@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from decoding.frames import Chunk, PromptScores
-from server.detokenizer import Detokenizer
-from server.message_text import MessageText, Parts, joined_calls
-from server.plan import Prompt, Shown
-from server.stop_text import StopText
-from server.tool_parsers.call import CallDelta
+from decoding.contract.frames import Chunk, PromptScores
+from server.text.detokenizer import Detokenizer
+from server.text.message_text import MessageText, Parts, joined_calls
+from server.text.stop_text import StopText
+from server.text.tool_parsers.call import CallDelta
+from server.translate.plan import Prompt, Shown
 
 Top = tuple[tuple[int, float], ...]
 

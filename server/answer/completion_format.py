@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from server.answer import Answer
-from server.choice import Piece
-from server.format import Extras, Stamp, choice_decoding
-from server.logprobs import completion_logprobs, prompt_logprobs
-from server.plan import Plan
-from server.replies import Completion, CompletionChoice, PromptLogprobs
-from server.vocabulary import Vocabulary
+from server.answer.answer import Answer
+from server.answer.choice import Piece
+from server.answer.format import Extras, Stamp, choice_decoding
+from server.answer.logprobs import completion_logprobs, prompt_logprobs
+from server.text.vocabulary import Vocabulary
+from server.translate.plan import Plan
+from server.wire.answers import Completion, CompletionChoice, PromptLogprobs
 
 
 class CompletionFormat:

@@ -7,10 +7,10 @@ import struct
 from collections.abc import Sequence
 from contextlib import aclosing
 
-from server.admission import Ticket
-from server.outputs import outputs
-from server.plan import Plan
-from server.replies import Decoding, Embedding, EmbeddingList, EmbeddingUsage
+from server.answer.outputs import outputs
+from server.queue.admission import Ticket
+from server.translate.plan import Plan
+from server.wire.answers import Decoding, Embedding, EmbeddingList, EmbeddingUsage
 
 
 async def gathered(tickets: Sequence[Ticket]) -> list[bytes]:

@@ -11,9 +11,9 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from server.answer import Answer
-from server.choice import Piece
-from server.replies import ChatChunk, ChoiceDecoding, Completion, Decoding, Usage
+from server.answer.answer import Answer
+from server.answer.choice import Piece
+from server.wire.answers import ChatChunk, ChoiceDecoding, Completion, Decoding, Usage
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decoding.frames import PromptScores
-from server.choice import ScoredToken, Top
-from server.replies import ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobs, TopLogprob
-from server.vocabulary import Vocabulary
+from decoding.contract.frames import PromptScores
+from server.answer.choice import ScoredToken, Top
+from server.text.vocabulary import Vocabulary
+from server.wire.answers import ChatLogprob, ChatLogprobs, CompletionLogprobs, PromptLogprob, PromptLogprobs, TopLogprob
 
 LEAST = -9999.0  # OpenAI's stand-in for a log-prob of minus infinity, which JSON cannot say
 

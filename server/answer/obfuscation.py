@@ -6,9 +6,9 @@ import secrets
 
 from msgspec.structs import replace
 
-from server.event_line import event_line
-from server.replies import ChatChunk, Completion
-from server.response_objects import ResponseEvent
+from server.wire.answers import ChatChunk, Completion
+from server.wire.event_line import event_line
+from server.wire.response_objects import ResponseEvent
 
 SIZE = 64  # bytes; longer than most pieces of text
 

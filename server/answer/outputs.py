@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from decoding.frames import Output
-from server.admission import Ticket
+from decoding.contract.frames import Output
+from server.queue.admission import Ticket
 
 Numbered = tuple[int, Output]
 

@@ -8,11 +8,11 @@ from contextlib import aclosing
 import msgspec
 from starlette.responses import Response
 
-from server.admission import Ticket
-from server.answer import Answer
-from server.choice import Piece, joined
-from server.format import Whole
-from server.outputs import outputs
+from server.answer.answer import Answer
+from server.answer.choice import Piece, joined
+from server.answer.format import Whole
+from server.answer.outputs import outputs
+from server.queue.admission import Ticket
 
 
 class JsonResponse(Response):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from fastapi import Request, Response
 
-from server.admission import Ticket
-from server.answer import Answer
-from server.format import Format
-from server.limits import Limits
-from server.presence import while_present
-from server.reply import plain_reply
-from server.stream import EventStream, stream_reply
+from server.answer.answer import Answer
+from server.answer.format import Format
+from server.answer.reply import plain_reply
+from server.answer.stream import EventStream, stream_reply
+from server.http.presence import while_present
+from server.queue.admission import Ticket
+from server.settings.limits import Limits
 
 
 async def respond(

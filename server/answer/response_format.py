@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from server.answer import Answer
-from server.choice import Piece
-from server.format import Stamp, choice_decoding
-from server.logprobs import chat_logprobs, prompt_logprobs
-from server.plan import Plan
-from server.replies import ChatLogprob, PromptLogprobs, Usage
-from server.response_fields import ResponseRequest
-from server.response_objects import (
+from server.answer.answer import Answer
+from server.answer.choice import Piece
+from server.answer.format import Stamp, choice_decoding
+from server.answer.logprobs import chat_logprobs, prompt_logprobs
+from server.text.vocabulary import Vocabulary
+from server.translate.plan import Plan
+from server.wire.answers import ChatLogprob, PromptLogprobs, Usage
+from server.wire.response_objects import (
     IncompleteDetails,
     InputTokensDetails,
     OutputMessage,
@@ -24,7 +24,7 @@ from server.response_objects import (
     Response,
     ResponseUsage,
 )
-from server.vocabulary import Vocabulary
+from server.wire.responses import ResponseRequest
 
 
 class ResponseFormat:

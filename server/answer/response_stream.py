@@ -9,14 +9,14 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server.admission import Ticket
-from server.answer import Answer
-from server.choice import Piece, joined
-from server.event_line import event_line
-from server.obfuscation import padded_line
-from server.outputs import outputs
-from server.response_format import ResponseFormat
-from server.response_objects import OutputMessage, OutputText, ResponseEvent
+from server.answer.answer import Answer
+from server.answer.choice import Piece, joined
+from server.answer.obfuscation import padded_line
+from server.answer.outputs import outputs
+from server.answer.response_format import ResponseFormat
+from server.queue.admission import Ticket
+from server.wire.event_line import event_line
+from server.wire.response_objects import OutputMessage, OutputText, ResponseEvent
 
 PLACE = {"output_index": 0, "content_index": 0}
 

@@ -18,15 +18,15 @@ from msgspec import UNSET, UnsetType
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
-from server.admission import Ticket
-from server.answer import Answer
-from server.choice import Piece
+from server.answer.answer import Answer
+from server.answer.choice import Piece
+from server.answer.format import Extras, Format
+from server.answer.obfuscation import padded_line
+from server.answer.outputs import outputs
 from server.errors import ApiError
-from server.event_line import event_line
-from server.format import Extras, Format
-from server.obfuscation import padded_line
-from server.outputs import outputs
-from server.replies import Decoding
+from server.queue.admission import Ticket
+from server.wire.answers import Decoding
+from server.wire.event_line import event_line
 
 FIRST_EVENT_SECONDS = 10.0  # how long the status line waits for the first event: an error before it is a plain answer
 PING_SECONDS = 10

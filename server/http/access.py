@@ -11,11 +11,11 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.exchange import CURRENT
-from server.metrics import NO_STRATEGY, Metrics
-from server.plain_path import plain
-from server.refusal import send_error
-from server.ticket import Outcome
+from server.http.plain_path import plain
+from server.http.refusal import send_error
+from server.observe.metrics import NO_STRATEGY, Metrics
+from server.queue.exchange import CURRENT
+from server.queue.ticket import Outcome
 
 GENERATION = {  # path -> endpoint label
     "/v1/completions": "completions",

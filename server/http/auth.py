@@ -9,8 +9,8 @@ from hashlib import sha256
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.exchange import CURRENT
-from server.refusal import send_error
+from server.http.refusal import send_error
+from server.queue.exchange import CURRENT
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.body_memory import BodyMemory, HeldBody
 from server.errors import ApiError
-from server.refusal import send_error
+from server.http.body_memory import BodyMemory, HeldBody
+from server.http.refusal import send_error
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError
-from server.refusal import raw_answer
+from server.http.refusal import raw_answer
 
 LINGER_SECONDS = 2.0
 MAX_REFUSED = 32  # connections above the most that get an answer; the others are closed without

@@ -10,7 +10,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.exchange import CURRENT, Exchange
+from server.queue.exchange import CURRENT, Exchange
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

@@ -1,4 +1,4 @@
-"""Every Prometheus series of the server, in a registry of its own; vLLM's names: `server/vllm_aliases.py`.
+"""Every Prometheus series of the server, in a registry of its own; vLLM's names: `server/observe/vllm_aliases.py`.
 
 The batcher and its tickets feed it. Labels come from a closed set (our endpoints, strategies, outcomes), never from a
 client. Counters that the worker restarts at 0 keep growing here.
@@ -22,8 +22,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from decoding.frames import Loaded, Stats
-from decoding.params import PARAMS
+from decoding.contract.frames import Loaded, Stats
+from decoding.contract.params import PARAMS
 
 ENDPOINTS = ("completions", "chat", "responses", "embeddings")
 OUTCOMES = ("success", "length", "cancelled", "rejected", "error")

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from server.metrics import Metrics
+from server.observe.metrics import Metrics
 
 _FINISHED = {"success": "stop", "length": "length", "cancelled": "abort", "error": "error"}
 

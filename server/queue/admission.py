@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, Self
 
-from decoding.frames import Output
-from decoding.params import Request
+from decoding.contract.frames import Output
+from decoding.contract.params import Request
 from server.served import Served
 
 

@@ -13,15 +13,15 @@ from functools import partial
 from itertools import count
 from typing import Literal, Protocol
 
-from decoding.frames import Loaded, Progress, Tick, encode, submit_frame
-from decoding.params import Request
+from decoding.contract.frames import Loaded, Progress, Tick, encode, submit_frame
+from decoding.contract.params import Request
 from server.errors import ApiError
-from server.mailbox import WorkerStatus
-from server.metrics import Metrics
-from server.reservation import Reservation, Tally
+from server.observe.metrics import Metrics
+from server.queue.reservation import Reservation, Tally
+from server.queue.ticket import Outcome, Ticket
+from server.queue.waiting import WaitingRows
 from server.served import Served
-from server.ticket import Outcome, Ticket
-from server.waiting import WaitingRows
+from server.worker.mailbox import WorkerStatus
 
 Status = Literal["ready", "loading", "draining", "worker_down", "stalled"]
 

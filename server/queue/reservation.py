@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from decoding.params import Request
-from server.exchange import CURRENT
-from server.ticket import Outcome, Ticket
+from decoding.contract.params import Request
+from server.queue.exchange import CURRENT
+from server.queue.ticket import Outcome, Ticket
 
 if TYPE_CHECKING:
-    from server.batcher import Batcher
+    from server.queue.batcher import Batcher
 
 _BY_GRAVITY: tuple[Outcome, ...] = ("success", "length", "cancelled", "rejected", "error")
 

@@ -13,10 +13,10 @@ from typing import Literal
 
 import msgspec
 
-from decoding.frames import Finished, Output
-from decoding.params import Request
+from decoding.contract.frames import Finished, Output
+from decoding.contract.params import Request
 from server.errors import ApiError
-from server.metrics import StrategySeries
+from server.observe.metrics import StrategySeries
 
 # What the worker may find wrong with a request -> the code that clients know it by
 _CLIENT_ERRORS = {"never_fits": "context_length_exceeded", "nothing_to_draw": "nothing_to_draw"}

@@ -6,21 +6,21 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.admission import Batcher
-from server.answer import Answer
-from server.body import parse, read_body
-from server.bounds import check_limits, num_rows
-from server.chat_format import ChatFormat
-from server.examples import CHAT
-from server.fields import LATER_IN_CHAT, OLDER_IN_CHAT, Fields, sort_fields
-from server.limits import Limits
-from server.openapi import operation
-from server.presence import while_present
-from server.protocol import ChatRequest
-from server.replies import ChatChunk, ChatCompletion
-from server.respond import respond
-from server.tool_use import with_allowed_tools
-from server.translate import chat_plan
+from server.answer.answer import Answer
+from server.answer.chat_format import ChatFormat
+from server.answer.respond import respond
+from server.http.presence import while_present
+from server.queue.admission import Batcher
+from server.settings.limits import Limits
+from server.translate.bounds import check_limits, num_rows
+from server.translate.tool_use import with_allowed_tools
+from server.translate.translate import chat_plan
+from server.wire.answers import ChatChunk, ChatCompletion
+from server.wire.body import parse, read_body
+from server.wire.examples import CHAT
+from server.wire.openapi import operation
+from server.wire.requests import ChatRequest
+from server.wire.unknown import LATER_IN_CHAT, OLDER_IN_CHAT, Fields, sort_fields
 
 LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 

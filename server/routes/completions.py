@@ -6,20 +6,20 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.admission import Batcher
-from server.answer import Answer
-from server.body import parse, read_body
-from server.bounds import check_limits, num_rows
-from server.completion_format import CompletionFormat
-from server.examples import COMPLETIONS
-from server.fields import Fields, sort_fields
-from server.limits import Limits
-from server.openapi import operation
-from server.presence import while_present
-from server.protocol import CompletionRequest
-from server.replies import Completion
-from server.respond import respond
-from server.translate import completion_plan
+from server.answer.answer import Answer
+from server.answer.completion_format import CompletionFormat
+from server.answer.respond import respond
+from server.http.presence import while_present
+from server.queue.admission import Batcher
+from server.settings.limits import Limits
+from server.translate.bounds import check_limits, num_rows
+from server.translate.translate import completion_plan
+from server.wire.answers import Completion
+from server.wire.body import parse, read_body
+from server.wire.examples import COMPLETIONS
+from server.wire.openapi import operation
+from server.wire.requests import CompletionRequest
+from server.wire.unknown import Fields, sort_fields
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:

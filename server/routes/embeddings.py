@@ -6,21 +6,21 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.admission import Batcher
-from server.body import parse, read_body
-from server.bounds import bad_field, check_priority
-from server.embedding import embedding_list, gathered
-from server.examples import EMBEDDINGS
-from server.fields import LATER_IN_EMBEDDINGS, Fields, sort_fields
-from server.limits import Limits
-from server.openapi import operation
-from server.presence import while_present
-from server.prompts import num_prompts
-from server.protocol import EmbeddingRequest
-from server.replies import EmbeddingList
-from server.reply import JsonResponse
-from server.respond import naming_ignored
-from server.translate import embedding_plan
+from server.answer.embedding import embedding_list, gathered
+from server.answer.reply import JsonResponse
+from server.answer.respond import naming_ignored
+from server.http.presence import while_present
+from server.queue.admission import Batcher
+from server.settings.limits import Limits
+from server.translate.bounds import bad_field, check_priority
+from server.translate.prompts import num_prompts
+from server.translate.translate import embedding_plan
+from server.wire.answers import EmbeddingList
+from server.wire.body import parse, read_body
+from server.wire.examples import EMBEDDINGS
+from server.wire.openapi import operation
+from server.wire.requests import EmbeddingRequest
+from server.wire.unknown import LATER_IN_EMBEDDINGS, Fields, sort_fields
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:

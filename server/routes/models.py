@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from server.admission import Batcher
-from server.catalogue import available
-from server.openapi import operation
-from server.plain_path import plain
-from server.replies import Model, ModelList, Support
-from server.reply import JsonResponse
-from server.retelling import tools_in as told_in
+from server.answer.reply import JsonResponse
+from server.http.plain_path import plain
+from server.queue.admission import Batcher
 from server.served import Served
-from server.translate import resolve_model
+from server.text.retelling import tools_in as told_in
+from server.translate.catalogue import available
+from server.translate.translate import resolve_model
+from server.wire.answers import Model, ModelList, Support
+from server.wire.openapi import operation
 
 
 def router(batcher: Batcher) -> APIRouter:

@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
-from server.batcher import RETRY_SECONDS, Batcher
-from server.exposition import Exposition
-from server.metrics import Metrics
-from server.openapi import ERROR, ERRORS
+from server.observe.exposition import Exposition
+from server.observe.metrics import Metrics
+from server.queue.batcher import RETRY_SECONDS, Batcher
+from server.wire.openapi import ERROR, ERRORS
 
 
 def router(batcher: Batcher, metrics: Metrics) -> APIRouter:

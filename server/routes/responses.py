@@ -6,26 +6,26 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.admission import Batcher
-from server.answer import Answer
-from server.body import parse, read_body
-from server.bounds import check_limits, num_rows
-from server.examples import RESPONSES
-from server.fields import LATER_IN_RESPONSES, Fields, sort_fields
-from server.limits import Limits
-from server.openapi import operation
-from server.presence import while_present
-from server.protocol import ChatRequest
-from server.reply import plain_reply
-from server.respond import naming_ignored
-from server.response_fields import ResponseRequest
-from server.response_format import ResponseFormat
-from server.response_objects import Response as ResponseObject
-from server.response_objects import ResponseEvent
-from server.response_request import chat_request, fitting, refuse_stored, without_effect
-from server.response_stream import ResponseStream
-from server.stream import stream_reply
-from server.translate import chat_plan
+from server.answer.answer import Answer
+from server.answer.reply import plain_reply
+from server.answer.respond import naming_ignored
+from server.answer.response_format import ResponseFormat
+from server.answer.response_stream import ResponseStream
+from server.answer.stream import stream_reply
+from server.http.presence import while_present
+from server.queue.admission import Batcher
+from server.settings.limits import Limits
+from server.translate.bounds import check_limits, num_rows
+from server.translate.response_request import chat_request, fitting, refuse_stored, without_effect
+from server.translate.translate import chat_plan
+from server.wire.body import parse, read_body
+from server.wire.examples import RESPONSES
+from server.wire.openapi import operation
+from server.wire.requests import ChatRequest
+from server.wire.response_objects import Response as ResponseObject
+from server.wire.response_objects import ResponseEvent
+from server.wire.responses import ResponseRequest
+from server.wire.unknown import LATER_IN_RESPONSES, Fields, sort_fields
 
 WIRE_FIELDS = ResponseRequest.model_fields.keys() - LATER_IN_RESPONSES.keys()
 

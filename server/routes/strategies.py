@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from server.admission import Batcher
-from server.catalogue import catalogue
-from server.limits import Limits
-from server.openapi import operation
-from server.replies import StrategyList
-from server.reply import JsonResponse
+from server.answer.reply import JsonResponse
+from server.queue.admission import Batcher
+from server.settings.limits import Limits
+from server.translate.catalogue import catalogue
+from server.wire.answers import StrategyList
+from server.wire.openapi import operation
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:

@@ -6,24 +6,24 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.admission import Batcher
-from server.body import parse, read_body
-from server.bounds import bad_field
-from server.conversation import conversation
+from server.answer.reply import JsonResponse
+from server.answer.respond import naming_ignored
 from server.errors import ApiError
-from server.examples import DETOKENIZE, TOKENIZE
-from server.fields import Fields, sort_fields
-from server.limits import Limits
-from server.logits import check_ids
-from server.openapi import operation
-from server.presence import while_present
-from server.prompts import refuse_longer
-from server.protocol import DetokenizeRequest, TokenizeRequest
-from server.replies import Text, Tokens
-from server.reply import JsonResponse
-from server.respond import naming_ignored
+from server.http.presence import while_present
+from server.queue.admission import Batcher
 from server.served import Served
-from server.translate import resolve_model
+from server.settings.limits import Limits
+from server.translate.bounds import bad_field
+from server.translate.conversation import conversation
+from server.translate.logits import check_ids
+from server.translate.prompts import refuse_longer
+from server.translate.translate import resolve_model
+from server.wire.answers import Text, Tokens
+from server.wire.body import parse, read_body
+from server.wire.examples import DETOKENIZE, TOKENIZE
+from server.wire.openapi import operation
+from server.wire.requests import DetokenizeRequest, TokenizeRequest
+from server.wire.unknown import Fields, sort_fields
 from server.work_queue import WorkQueue
 
 MAX_WAITING = 64  # small ones take a millisecond

@@ -25,8 +25,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from server.limits import Limits
-from server.regular_file import MAX_TEXT, read_regular
+from server.settings.limits import Limits
+from server.settings.regular_file import MAX_TEXT, read_regular
 
 ENV_PREFIX = "POLYDECODE_"
 _SERVICE_LINK = re.compile(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from server.settings import ENV_PREFIX, SECTIONS, LoadedSettings
+from server.settings.settings import ENV_PREFIX, SECTIONS, LoadedSettings
 
 _HEADER = f"""\
 # Every setting of polydecode with its default: `polydecode default-config` writes this file.

@@ -13,7 +13,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from server.template_files import SPECIAL_TOKENS, read_json
+from server.text.template_files import SPECIAL_TOKENS, read_json
 
 _LISTS = ("extra_special_tokens", "additional_special_tokens")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

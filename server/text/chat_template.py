@@ -22,8 +22,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from server.errors import ApiError
-from server.model_files import ModelError
-from server.template_files import DEFAULT, SPECIAL_TOKENS, read_template, special_tokens, template_sources
+from server.text.template_files import DEFAULT, SPECIAL_TOKENS, read_template, special_tokens, template_sources
+from server.worker.model_files import ModelError
 
 PROBE = {
     "type": "function",

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
-from decoding.params import Grammar
+from decoding.contract.params import Grammar
 from server.errors import ApiError
 
 REMEMBERED = 256
@@ -80,7 +80,7 @@ class GrammarCheck:
     def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self.close()
-            command = [sys.executable, "-m", "server.grammar_process", str(self._seconds)]
+            command = [sys.executable, "-m", "server.text.grammar_process", str(self._seconds)]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(self._special_tokens) + "\n")

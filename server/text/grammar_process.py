@@ -1,4 +1,4 @@
-"""Compiles grammars that clients sent, in a process that may be lost: `python -m server.grammar_process SECONDS`.
+"""Compiles grammars that clients sent, in a process that may be lost: `python -m server.text.grammar_process SECONDS`.
 
 Nothing else bounds how long some small grammars take. The kernel ends the process once one of them used that much
 processor time; `grammar_check.py` starts another. A line of JSON in, a line out; end of input is the end.
@@ -12,8 +12,8 @@ import signal
 import sys
 from typing import Any
 
-from decoding.grammars import InvalidGrammar, compile_grammar, read_tokens
-from decoding.params import Grammar, InvalidParam
+from decoding.contract.grammars import InvalidGrammar, compile_grammar, read_tokens
+from decoding.contract.params import Grammar, InvalidParam
 
 MEMORY_BYTES = 2 << 30
 

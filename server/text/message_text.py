@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from server.reasoning import ReasoningSplit, Thought
-from server.tool_parsers.call import CallDelta
-from server.tool_parsers.parser import CallParser
-from server.tool_parsers.tool_format import ToolFormat
+from server.text.reasoning import ReasoningSplit, Thought
+from server.text.tool_parsers.call import CallDelta
+from server.text.tool_parsers.parser import CallParser
+from server.text.tool_parsers.tool_format import ToolFormat
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
-from server.chat_template import PROBE, ChatTemplate, Conversation
-from server.tool_parsers.mistral import ID_LENGTH
-from server.tool_parsers.tool_format import ToolFormat
+from server.text.chat_template import PROBE, ChatTemplate, Conversation
+from server.text.tool_parsers.mistral import ID_LENGTH
+from server.text.tool_parsers.tool_format import ToolFormat
 
 Turn = dict[str, Any]
 Way = Callable[[Sequence[Turn]], list[Turn]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.model_files import ModelError, read_object
-from server.regular_file import MAX_TEXT, read_regular
+from server.settings.regular_file import MAX_TEXT, read_regular
+from server.worker.model_files import ModelError, read_object
 
 DEFAULT = "default"
 FOLDER = "additional_chat_templates"

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.chat_template import NAMED, ChatTemplate, Conversation
-from server.model_files import ModelError
-from server.template_files import DEFAULT, read_template, special_tokens, template_sources
+from server.text.chat_template import NAMED, ChatTemplate, Conversation
+from server.text.template_files import DEFAULT, read_template, special_tokens, template_sources
+from server.worker.model_files import ModelError
 
 SECONDS = 2.0
 MEMORY_BYTES = 1 << 30
@@ -42,7 +42,7 @@ def try_file(file: Path) -> None:
 def _try(what: str, sources: Mapping[str, str], tokens: Mapping[str, str]) -> None:
     own = {name: source for name, source in sources.items() if name in (DEFAULT, *NAMED)}
     done = subprocess.run(
-        [sys.executable, "-m", "server.template_trial"],
+        [sys.executable, "-m", "server.text.template_trial"],
         input=json.dumps([own, dict(tokens)]).encode(),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

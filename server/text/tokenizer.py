@@ -15,13 +15,13 @@ from pathlib import Path
 
 import tokenizers
 
-from server import heap
-from server.added_tokens import add_stated
-from server.chat_template import ChatTemplate, Conversation
-from server.detokenizer import Detokenizer
 from server.errors import ApiError
-from server.template_files import special_tokens
-from server.vocabulary import Vocabulary
+from server.text import heap
+from server.text.added_tokens import add_stated
+from server.text.chat_template import ChatTemplate, Conversation
+from server.text.detokenizer import Detokenizer
+from server.text.template_files import special_tokens
+from server.text.vocabulary import Vocabulary
 from server.work_queue import WorkQueue
 
 INLINE_CHARS = 4096  # about a millisecond of encoding

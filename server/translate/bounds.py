@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from decoding.params import CotDecoding, InvalidParam
+from decoding.contract.params import CotDecoding, InvalidParam
 from server.errors import ApiError
-from server.limits import Limits
-from server.mode import keys_of, mode_of
-from server.prompts import num_prompts
-from server.protocol import PROMPT, ChatRequest, CompletionRequest, Decoding
-from server.strategy import check_regex, counted_params
-from server.structure import check_structure
-from server.tool_use import check_tools
-from server.wire import at
+from server.settings.limits import Limits
+from server.translate.mode import keys_of, mode_of
+from server.translate.prompts import num_prompts
+from server.translate.strategy import check_regex, counted_params
+from server.translate.structure import check_structure
+from server.translate.tool_use import check_tools
+from server.wire.base import at
+from server.wire.requests import PROMPT, ChatRequest, CompletionRequest, Decoding
 
 PARAM_TEXTS = (
     *("negative_prompt", "kl_guided.prompt", "cot_decoding.suffix", "entropix.think_text", "pause_tokens.text"),

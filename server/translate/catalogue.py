@@ -7,8 +7,10 @@ from dataclasses import MISSING, asdict, fields
 from functools import cache
 from typing import Any
 
-from decoding.params import Assisted, Dola
-from server.combinations import (
+from decoding.contract.params import Assisted, Dola
+from server.served import Served
+from server.settings.limits import Limits
+from server.translate.table import (
     ENCODER_EXCLUSIONS,
     ENCODER_FIELDS,
     EXCLUSIONS,
@@ -20,11 +22,9 @@ from server.combinations import (
     Method,
     Step,
 )
-from server.limits import Limits
-from server.openapi import inlined
-from server.protocol import ChatRequest, CompletionRequest
-from server.replies import Exclusive, Needed, StepEntry, StrategyEntry, StrategyList
-from server.served import Served
+from server.wire.answers import Exclusive, Needed, StepEntry, StrategyEntry, StrategyList
+from server.wire.openapi import inlined
+from server.wire.requests import ChatRequest, CompletionRequest
 
 Schema = dict[str, Any]
 

@@ -8,12 +8,12 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from server.bounds import bad_field
-from server.chat_fields import ConversationFields, Message, Tool, ToolCall
-from server.chat_template import ChatTemplate, Conversation
-from server.retelling import Turn, fitted, told
 from server.served import Served
-from server.tool_parsers.hermes import Hermes
+from server.text.chat_template import ChatTemplate, Conversation
+from server.text.retelling import Turn, fitted, told
+from server.text.tool_parsers.hermes import Hermes
+from server.translate.bounds import bad_field
+from server.wire.chat import ConversationFields, Message, Tool, ToolCall
 
 INLINE_WEIGHT = 1 << 14  # about a millisecond
 

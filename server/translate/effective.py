@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from decoding.params import LogitsParams, Request, StoppingParams
-from server.combinations import Method
-from server.plan import Shown
-from server.protocol import Decoding
-from server.search_fields import Sed
-from server.wire import at
-from server.words import PLACEHOLDERS
+from decoding.contract.params import LogitsParams, Request, StoppingParams
+from server.translate.plan import Shown
+from server.translate.table import Method
+from server.translate.words import PLACEHOLDERS
+from server.wire.base import at
+from server.wire.requests import Decoding
+from server.wire.strategies import Sed
 
 HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar", "forced_eos_token_ids"}  # not on the wire; on the wire as text
 DERIVED_AS_THEY_ARE = {"layers", "think_token_id"}  # numbers on the wire too

@@ -5,13 +5,13 @@ Applies the tables of `combinations.py` that depend on whether there is an encod
 
 from __future__ import annotations
 
-from decoding.params import InvalidParam
-from server.bounds import bad_field
-from server.combinations import ENCODER_EXCLUSIONS, ENCODER_FIELDS
+from decoding.contract.params import InvalidParam
 from server.errors import too_long
-from server.mode import keys_of
-from server.protocol import CompletionRequest, Decoding
 from server.served import Served
+from server.translate.bounds import bad_field
+from server.translate.mode import keys_of
+from server.translate.table import ENCODER_EXCLUSIONS, ENCODER_FIELDS
+from server.wire.requests import CompletionRequest, Decoding
 
 _WITH_ENCODER = "has no meaning with this encoder-decoder model"
 

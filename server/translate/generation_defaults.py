@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 import structlog
 from pydantic import ValidationError
 
-from decoding.params import InvalidParam
-from server.combinations import FILTERS, OFF, SAMPLING
+from decoding.contract.params import InvalidParam
 from server.errors import ApiError
-from server.mode import keys_of, mode_of, warps
-from server.model_files import ModelError
-from server.protocol import ChatRequest, CompletionRequest, Decoding
-from server.strategy import counted_params
-from server.template_files import read_json
-from server.wire import MAX_INT, Count, Items, Positive, TokenId, Wire, at
+from server.text.template_files import read_json
+from server.translate.mode import keys_of, mode_of, warps
+from server.translate.strategy import counted_params
+from server.translate.table import FILTERS, OFF, SAMPLING
+from server.wire.base import MAX_INT, Count, Items, Positive, TokenId, Wire, at
+from server.wire.requests import ChatRequest, CompletionRequest, Decoding
+from server.worker.model_files import ModelError
 
 FILE = "generation_config.json"
 STRATEGY = (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from decoding.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
-from server.combinations import FILTERS, Method
+from decoding.contract.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from server.errors import ApiError
-from server.generation_defaults import forced_ends, never_said
-from server.mode import keys_of, warps
-from server.protocol import Decoding
 from server.served import Served
+from server.translate.generation_defaults import forced_ends, never_said
+from server.translate.mode import keys_of, warps
+from server.translate.table import FILTERS, Method
+from server.wire.requests import Decoding
 
 # Token-level fields whose wire value is the params' value as it stands
 PLAIN = (

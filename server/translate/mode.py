@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from decoding.params import LogitsParams
-from server.combinations import (
+from decoding.contract.params import LogitsParams
+from server.errors import ApiError
+from server.translate.table import (
     EXCLUSIONS,
     FILTERS,
     GREEDY,
@@ -22,9 +23,8 @@ from server.combinations import (
     Exclusion,
     Method,
 )
-from server.errors import ApiError
-from server.protocol import Decoding
-from server.wire import same
+from server.wire.base import same
+from server.wire.requests import Decoding
 
 Keys = Mapping[str, str]
 """Each key that a request bears -> the wire field to name for it."""

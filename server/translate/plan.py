@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from decoding.params import Request
-from server.message_text import MessageForm
+from decoding.contract.params import Request
+from server.text.message_text import MessageForm
 
 
 @dataclass(frozen=True, slots=True)

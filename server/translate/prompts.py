@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 from server.errors import ApiError, too_long
-from server.logits import check_ids
-from server.plan import Prompt
-from server.protocol import PROMPT, CompletionRequest, EmbeddingRequest
 from server.served import Served
+from server.translate.logits import check_ids
+from server.translate.plan import Prompt
+from server.wire.requests import PROMPT, CompletionRequest, EmbeddingRequest
 
 PromptField = str | list[str] | list[int] | list[list[int]]
 INLINE_IDS = 4096  # some milliseconds of turning them into text

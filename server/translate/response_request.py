@@ -6,13 +6,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from server.bounds import bad_field
-from server.chat_fields import Message
 from server.errors import ApiError
-from server.plan import Plan
-from server.protocol import ChatRequest, Decoding, StreamOptions
-from server.response_fields import CallItem, Item, ReasoningItem, ResponseMessage, ResponseRequest, ResultItem
-from server.structure_fields import JsonSchema, ResponseFormat
+from server.translate.bounds import bad_field
+from server.translate.plan import Plan
+from server.wire.chat import Message
+from server.wire.requests import ChatRequest, Decoding, StreamOptions
+from server.wire.responses import CallItem, Item, ReasoningItem, ResponseMessage, ResponseRequest, ResultItem
+from server.wire.structure import JsonSchema, ResponseFormat
 
 LOGPROBS = "message.output_text.logprobs"
 STORED = ("previous_response_id", "conversation")

@@ -6,8 +6,8 @@ import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from decoding.json_schema import BOUNDS, Step, parts, rebuilt
-from decoding.params import Grammar, InvalidParam
+from decoding.contract.json_schema import BOUNDS, Step, parts, rebuilt
+from decoding.contract.params import Grammar, InvalidParam
 from server.served import Served
 
 MAX_PROBES = 24  # parts of a schema that are looked at one by one, each by compiling it

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from decoding.answers import compile_answer
-from decoding.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
-from server.combinations import Method
-from server.mode import num_beams
-from server.protocol import Decoding
-from server.search_fields import KL_SIGMA
-from server.wire import at
-from server.words import placeholders
+from decoding.contract.answers import compile_answer
+from decoding.contract.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
+from server.translate.mode import num_beams
+from server.translate.table import Method
+from server.translate.words import placeholders
+from server.wire.base import at
+from server.wire.requests import Decoding
+from server.wire.strategies import KL_SIGMA
 
 
 def strategy_params(

@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from decoding.params import Grammar, InvalidParam, choice_grammar
-from server.limits import Limits
-from server.schema_fit import enforceable
+from decoding.contract.params import Grammar, InvalidParam, choice_grammar
 from server.served import Served
-from server.structure_fields import ResponseFormat, Structured, StructureFields
+from server.settings.limits import Limits
+from server.translate.schema_fit import enforceable
+from server.wire.structure import ResponseFormat, Structured, StructureFields
 
 SCHEMA = "response_format.json_schema.schema"
 ANY_OBJECT = '{"type":"object"}'

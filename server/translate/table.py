@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from decoding.params import (
+from decoding.contract.params import (
     Assisted,
     Beam,
     BeamSample,

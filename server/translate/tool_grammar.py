@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from decoding.grammars import with_form
-from decoding.params import Grammar, InvalidParam
-from server.reasoning import BEGIN, END
+from decoding.contract.grammars import with_form
+from decoding.contract.params import Grammar, InvalidParam
 from server.served import Served
-from server.tool_parsers.tool_format import Literal
-from server.tool_use import ToolUse, arguments_of
+from server.text.reasoning import BEGIN, END
+from server.text.tool_parsers.tool_format import Literal
+from server.translate.tool_use import ToolUse, arguments_of
 
 ANYTHING = r"/(.|\n)*/"
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from decoding.params import InvalidParam
-from server.chat_fields import AllowedTools, NamedChoice, Tool
+from decoding.contract.params import InvalidParam
 from server.errors import ApiError
-from server.limits import Limits
-from server.protocol import ChatRequest
-from server.schema_fit import enforceable
 from server.served import Served
-from server.structure import check_ending, check_schema
-from server.tool_parsers.tool_format import ToolFormat
+from server.settings.limits import Limits
+from server.text.tool_parsers.tool_format import ToolFormat
+from server.translate.schema_fit import enforceable
+from server.translate.structure import check_ending, check_schema
+from server.wire.chat import AllowedTools, NamedChoice, Tool
+from server.wire.requests import ChatRequest
 
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 

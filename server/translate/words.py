@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from decoding.params import (
+from decoding.contract.params import (
     Assisted,
     CotDecoding,
     Dola,
@@ -22,11 +22,11 @@ from decoding.params import (
     StrategyParams,
     premature_layers,
 )
-from server.combinations import Method
-from server.protocol import Decoding
-from server.search_fields import JUDGED_TEXT, SED_NO, SED_QUESTION, SED_YES, Context
 from server.served import Served
-from server.wire import at
+from server.translate.table import Method
+from server.wire.base import at
+from server.wire.requests import Decoding
+from server.wire.strategies import JUDGED_TEXT, SED_NO, SED_QUESTION, SED_YES, Context
 
 Derived = Mapping[str, Any]
 

@@ -15,12 +15,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from server.body_shape import BodyShape, shape_of
 from server.errors import ApiError
-from server.fields import Fields, unknown_field
-from server.limits import Limits
-from server.protocol import MUST_BE
-from server.wire import Wire
+from server.settings.limits import Limits
+from server.wire.base import Wire
+from server.wire.body_shape import BodyShape, shape_of
+from server.wire.requests import MUST_BE
+from server.wire.unknown import Fields, unknown_field
 from server.work_queue import WorkQueue
 
 Object = TypeVar("Object", bound=Wire)

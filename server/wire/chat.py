@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, WithJsonSchema, model_validator
 
-from server.wire import Items, Wire, option
+from server.wire.base import Items, Wire, option
 
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,128}$")]
 JSON_TYPES = ("object", "array", "string", "number", "boolean", "null")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.errors import ApiError
-from server.wire import same
+from server.wire.base import same
 
 LENGTH = ("max_tokens", "max_output_tokens")
 

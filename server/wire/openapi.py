@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from server.fields import IGNORED
-from server.foreign_names import ALIASES
+from server.wire.foreign_names import ALIASES
+from server.wire.unknown import IGNORED
 
 Json = dict[str, Any]
 

@@ -12,11 +12,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.chat_fields import ConversationFields, Messages, ToolFields
-from server.search_fields import Context, SearchFields
-from server.structure_fields import StructureFields
-from server.token_fields import LatentThoughts, PauseTokens, TokenFields
-from server.wire import MAX_INT, Count, Deadline, Items, Positive, TokenId, Wire, option
+from server.wire.base import MAX_INT, Count, Deadline, Items, Positive, TokenId, Wire, option
+from server.wire.chat import ConversationFields, Messages, ToolFields
+from server.wire.strategies import Context, SearchFields
+from server.wire.structure import StructureFields
+from server.wire.tokens import LatentThoughts, PauseTokens, TokenFields
 
 PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
 CONTEXT = "a string or a list of token ids"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from server.replies import ChatLogprob, ChoiceDecoding, Decoding, PromptLogprobs, Wire
+from server.wire.answers import ChatLogprob, ChoiceDecoding, Decoding, PromptLogprobs, Wire
 
 
 class OutputText(Wire, frozen=True):

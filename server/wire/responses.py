@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from server.chat_fields import AnyJson, RefusalPart, part_reader
-from server.protocol import Decoding
-from server.structure_fields import Name
-from server.wire import Count, Items, Positive, TokenId, Wire, option
+from server.wire.base import Count, Items, Positive, TokenId, Wire, option
+from server.wire.chat import AnyJson, RefusalPart, part_reader
+from server.wire.requests import Decoding
+from server.wire.structure import Name
 
 
 class ResponsePart(Wire):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.wire import Count, Items, Positive, Probability, TokenId, Wire, option
+from server.wire.base import Count, Items, Positive, Probability, TokenId, Wire, option
 
 Threshold = Annotated[float, Field(ge=0, le=1000)]
 Drafts = Annotated[int, Field(ge=0, le=128)]

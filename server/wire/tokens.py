@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from server.wire import Count, Items, Probability, TokenId, Wire, option
+from server.wire.base import Count, Items, Probability, TokenId, Wire, option
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Cutoff = Annotated[float, Field(ge=0, lt=1)]

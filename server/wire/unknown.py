@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.errors import ApiError
-from server.foreign_names import HINTS, translated
-from server.wire import same
+from server.wire.base import same
+from server.wire.foreign_names import HINTS, translated
 
 IGNORED = frozenset(
     (

@@ -1,4 +1,4 @@
-"""`python -m server.download ID`: fetches a model from the Hugging Face hub, safetensors only, and prints JSON lines.
+"""`python -m server.worker.download ID`: fetches a model's safetensors from the Hugging Face hub; prints JSON lines.
 
 A process of its own, so that the server imports no hub client and can end it at any time.
 """

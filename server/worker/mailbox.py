@@ -1,8 +1,8 @@
 """The only bridge to the decode worker: starts it, passes requests in and ticks out, watches it, restarts it.
 
-What ticks mean is the listener's business (`server/batcher.py`); the frames are `decoding/frames.py`. A worker that
-dies, goes silent, or ticks on with work to do and none done is replaced with exponential back-off; after too many
-losses in a row, or when the first load fails, `run` raises WorkerGaveUp and the server exits.
+What ticks mean is the listener's business (`server/queue/batcher.py`); the frames are `decoding/contract/frames.py`.
+A worker that dies, goes silent, or ticks on with work to do and none done is replaced with exponential back-off; after
+too many losses in a row, or when the first load fails, `run` raises WorkerGaveUp and the server exits.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Literal, Protocol
 
 import structlog
 
-from decoding.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
-from server.descriptors import SpareDescriptors
-from server.worker_process import WorkerProcess
+from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from server.worker.descriptors import SpareDescriptors
+from server.worker.process import WorkerProcess
 
-WORKER_COMMAND = (sys.executable, "-m", "decoding.worker")
+WORKER_COMMAND = (sys.executable, "-m", "decoding.worker.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # between looks at the watch, for the limit changes when the model is loaded

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from server.regular_file import MAX_JSON, read_regular
+from server.settings.regular_file import MAX_JSON, read_regular
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -64,7 +64,7 @@ async def resolve(model: str, report: Report, *, may_download: bool) -> Path:
     command = _preparation(model, may_download=may_download)
     directory = Path(model) if command is None else await prepare(command, report)
     if _lacks_tokenizer(directory):
-        directory = await prepare((sys.executable, "-m", "decoding.fast_tokenizer", str(directory)), report)
+        directory = await prepare((sys.executable, "-m", "decoding.model.fast_tokenizer", str(directory)), report)
     return _local(str(directory))
 
 
@@ -100,13 +100,13 @@ def _is_remote(model: str) -> bool:
 def _preparation(model: str, *, may_download: bool) -> Sequence[str] | None:
     """The command that makes the directory; None for one that is there."""
     if not model:
-        return (sys.executable, "-m", "decoding.embedded")
+        return (sys.executable, "-m", "decoding.gguf.embedded")
     if not _is_remote(model):
         packed = _gguf(Path(model))
-        return None if packed is None else (sys.executable, "-m", "decoding.unpacking", str(packed))
+        return None if packed is None else (sys.executable, "-m", "decoding.gguf.unpacking", str(packed))
     if not may_download:
         raise ModelError(f"{model} is not a directory here; to fetch it from the Hugging Face hub add --allow-download")
-    return (sys.executable, "-m", "server.download", model)
+    return (sys.executable, "-m", "server.worker.download", model)
 
 
 def _gguf(path: Path) -> Path | None:

@@ -1,7 +1,7 @@
 """One life of the decode worker: the child process and the socket pair it inherits, until either end closes.
 
 It starts the process, cuts the byte stream into frames and hands each to `on_frame`, writes without ever blocking the
-event loop, and reaps the child. Restarting and what frames mean belong to `server/mailbox.py`.
+event loop, and reaps the child. Restarting and what frames mean belong to `server/worker/mailbox.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import cast
 
 import msgspec
 
-from decoding.frames import FrameSplitter, FromWorker, ToWorker, decode_from_worker, encode
+from decoding.contract.frames import FrameSplitter, FromWorker, ToWorker, decode_from_worker, encode
 
 WRITE_HIGH_WATER = 4 << 20  # unsent bytes above which new requests are refused
 GRACE_SECONDS = 1.0

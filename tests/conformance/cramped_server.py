@@ -13,10 +13,10 @@ COMMAND = (sys.executable, "-m", "tests.conformance.cramped_server")
 
 
 def serve(flags: list[str]) -> int:
-    from server.http_server import bind  # noqa: PLC0415 - the worker needs none of this
-    from server.progress import LineDisplay  # noqa: PLC0415
+    from server.http.server import bind  # noqa: PLC0415 - the worker needs none of this
     from server.service import Parts, Service  # noqa: PLC0415
-    from server.settings import load  # noqa: PLC0415
+    from server.settings.settings import load  # noqa: PLC0415
+    from server.worker.progress import LineDisplay  # noqa: PLC0415
 
     settings = load(flags).settings
     with bind(settings.host, settings.port) as listener:
@@ -26,9 +26,9 @@ def serve(flags: list[str]) -> int:
 def work() -> None:
     import torch  # noqa: PLC0415 - the server must not have it
 
-    from decoding import worker  # noqa: PLC0415
     from decoding.attention.interface import Batch  # noqa: PLC0415
-    from decoding.model import Hidden, Model  # noqa: PLC0415
+    from decoding.model.model import Hidden, Model  # noqa: PLC0415
+    from decoding.worker import worker  # noqa: PLC0415
 
     roomy = Model.forward
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from server import logs
-from server.http_server import bind
-from server.progress import LineDisplay
+from server.http.server import bind
+from server.observe import logs
 from server.service import Parts, Service
-from server.settings import load
+from server.settings.settings import load
+from server.worker.progress import LineDisplay
 from tests.running_server import RunningServer, running_server
 from tests.server.fake_engine import byte_tokenizer
 from tests.server.world import FAKE_WORKER, model_directory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from server import examples
+from server.wire import examples
 from tests.running_server import RunningServer
 
 BODIES = {

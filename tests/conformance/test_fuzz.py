@@ -21,7 +21,7 @@ from schemathesis.checks import load_all_checks, not_a_server_error
 from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from server.protocol import ChatRequest, CompletionRequest
+from server.wire.requests import ChatRequest, CompletionRequest
 from tests.conformance.connection import connected, post
 from tests.conformance.narrow_server import goldens_of, narrow_server
 from tests.conformance.victim import Golden, beside_a_victim

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.params import PARAMS
+from decoding.contract.params import PARAMS
 from tests.conformance.drafting_server import drafting_server
 from tests.conformance.exchange import Said, assert_idle, client, complete, metrics, stream
 from tests.goldens.prompts import BATTERIES, HARBOUR, QUEUE

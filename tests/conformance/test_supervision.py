@@ -32,7 +32,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, smol_directory: Path) -> It
 
 
 def worker_of(server: RunningServer) -> psutil.Process:
-    (worker,) = (p for p in psutil.Process(server.pid).children(recursive=True) if "decoding.worker" in p.cmdline())
+    (worker,) = (
+        p for p in psutil.Process(server.pid).children(recursive=True) if "decoding.worker.worker" in p.cmdline()
+    )
     return worker
 
 

@@ -77,7 +77,7 @@ class Holdings:
 
 def _may_be_lost(process: psutil.Process) -> bool:
     """The one that compiles clients' grammars comes with the first of them and goes with one that takes too long."""
-    return "server.grammar_process" in process.cmdline()
+    return "server.text.grammar_process" in process.cmdline()
 
 
 def private_bytes(pid: int) -> int:

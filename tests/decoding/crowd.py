@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from decoding.engine import Engine
-from decoding.params import (
+from decoding.contract.params import (
     Adapt,
     Assisted,
     Beam,
@@ -33,6 +32,7 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.engine.engine import Engine
 from decoding.strategies import build
 from tests.decoding.drive import Answer
 from tests.decoding.table_model import TableModel

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from decoding.engine import Build, Engine
-from decoding.output import Failure, Output, Usage
-from decoding.params import Request
+from decoding.contract.params import Request
+from decoding.engine.engine import Build, Engine
+from decoding.engine.output import Failure, Output, Usage
 from decoding.seam import Finish, PromptEmit, TraceEvent
 from decoding.strategies import build as build_by_name
 

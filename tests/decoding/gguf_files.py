@@ -12,7 +12,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from transformers import PreTrainedModel
 
-from server.vocabulary import byte_alphabet
+from server.text.vocabulary import byte_alphabet
 from tests.decoding.tiny import tiny
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "vocab_size": 320}

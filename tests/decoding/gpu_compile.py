@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 from decoding.attention.interface import Batch, LayerSpec
 from decoding.attention.pages import LayerShape
 from decoding.attention.triton import TritonAttention
-from decoding.graphs import unpack
+from decoding.model.graphs import unpack
 from decoding.topk.triton import triton_topk
 
 CPU = torch.device("cpu")

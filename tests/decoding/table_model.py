@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from decoding.attention.interface import Batch
-from decoding.cache import PageCache
-from decoding.engine import Engine
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
 
 HIDDEN = 4
 _MASK = (1 << 23) - 1  # hashes stay exact in float32, also with a layer index added

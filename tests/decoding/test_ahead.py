@@ -11,17 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-import decoding.reading
-from decoding.ahead import PAUSE_TICKS
+import decoding.engine.reading
 from decoding.attention.interface import Batch
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import Beam, BestOf, Dola, Entropix, LogitsParams, PromptLookup, Request, Sampling, StoppingParams
+from decoding.contract.params import (
+    Beam,
+    BestOf,
+    Dola,
+    Entropix,
+    LogitsParams,
+    PromptLookup,
+    Request,
+    Sampling,
+    StoppingParams,
+)
+from decoding.device import Arriving
+from decoding.engine.ahead import PAUSE_TICKS
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from decoding.seam import Draw, Feed, Move, Observation, Open, Reading, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies import build
-from decoding.transfer import Arriving
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
@@ -195,7 +205,7 @@ def test_the_next_forward_is_launched_before_the_host_reads_what_this_one_drew(m
             events.append("read")
             return self._tensor.numpy()
 
-    monkeypatch.setattr(decoding.reading, "Arriving", Late)
+    monkeypatch.setattr(decoding.engine.reading, "Arriving", Late)
     run(engine_of(Noting(events)), [ask(max_tokens=4)])
     first, second = ["forward", "send", "read"], ["forward", "send", "ahead", "read"]
     assert events == [*first, *second, "send", "ahead", "read", "send", "read"]

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from decoding.answers import (
+from decoding.contract.answers import (
     LAST_NUMBER,
     LONGEST_ALIGNED,
     Answer,
@@ -19,7 +19,7 @@ from decoding.answers import (
     last_place,
     normalised,
 )
-from decoding.params import InvalidParam
+from decoding.contract.params import InvalidParam
 
 NUMBER = compile_answer(LAST_NUMBER)
 

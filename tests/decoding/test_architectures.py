@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.model import UnsupportedModel, wrap
+from decoding.model.model import UnsupportedModel, wrap
 from tests.decoding.architectures import built, compared
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model

@@ -9,7 +9,10 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from decoding.assembly import (
+from decoding.contract.frames import Start
+from decoding.contract.params import DRAFT, MAIN
+from decoding.model.model import Model, wrap
+from decoding.worker.assembly import (
     GPU_CANARY_TOKENS,
     Sizes,
     _default_kv_memory,
@@ -18,9 +21,6 @@ from decoding.assembly import (
     launches_ahead,
     size_caches,
 )
-from decoding.frames import Start
-from decoding.model import Model, wrap
-from decoding.params import DRAFT, MAIN
 from tests.decoding.tiny import tiny
 
 

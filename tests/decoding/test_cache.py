@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from decoding.cache import IntegrityError, OutOfPages, PageCache, PageTable
+from decoding.engine.cache import IntegrityError, OutOfPages, PageCache, PageTable
 
 SALT = b""
 

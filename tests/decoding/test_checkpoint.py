@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from decoding.assembly import build_engine
-from decoding.checkpoint import odd_ones, read_headers, renaming_of
-from decoding.fault import MAX_CHARS, load_cause
-from decoding.frames import Start
-from decoding.loading import load
-from decoding.model import wrap
-from decoding.support import UnsupportedModel, _trial
+from decoding.contract.frames import Start
+from decoding.model.checkpoint import odd_ones, read_headers, renaming_of
+from decoding.model.loading import load
+from decoding.model.model import wrap
+from decoding.model.support import UnsupportedModel, _trial
+from decoding.worker.assembly import build_engine
+from decoding.worker.fault import MAX_CHARS, load_cause
 from tests.decoding.test_model import generate, greedy, prompts
 from tests.decoding.tiny import tiny
 

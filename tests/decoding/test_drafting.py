@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from decoding.drafting import WIDEST_GROWN, DraftLength, Ngrams, num_accepted, num_matching, residual
+from decoding.strategies.parts.drafting import WIDEST_GROWN, DraftLength, Ngrams, num_accepted, num_matching, residual
 from tests.decoding.rounding_error import EPS, of_sum, ulp
 
 

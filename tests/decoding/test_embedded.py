@@ -18,8 +18,7 @@ from gguf import dequantize
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from decoding import embedded
-from decoding.gguf import convert
+from decoding.gguf import convert, embedded
 from decoding.gguf.reader import Reader, read
 
 ROOT = Path(__file__).parent.parent.parent
@@ -123,9 +122,8 @@ def test_the_model_knows_the_capital_of_france(smol_directory: Path, tokenizer: 
 
 
 def test_the_second_answer_comes_without_numpy_or_torch(smol_directory: Path) -> None:
-    program = (
-        "import sys, decoding.embedded as e; e.main([]); assert not {'torch', 'numpy', 'gguf'} & sys.modules.keys()"
-    )
+    program = "import sys, decoding.gguf.embedded as e; e.main([])\n"
+    program += "assert not {'torch', 'numpy', 'gguf'} & sys.modules.keys()"
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(answer.stdout) == {"directory": str(smol_directory)}
 

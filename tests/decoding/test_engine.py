@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from decoding.engine import Engine
-from decoding.output import Output
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.engine.engine import Engine
+from decoding.engine.output import Output
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import TableModel, table_engine

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from decoding.engine import Engine
-from decoding.params import LogitsParams, Request, Sampling, StoppingParams
-from decoding.shares import TURN
+from decoding.contract.params import LogitsParams, Request, Sampling, StoppingParams
+from decoding.engine.engine import Engine
+from decoding.engine.shares import TURN
 from decoding.strategies import build
 from tests.decoding.crowd import random_requests
 from tests.decoding.drive import Answer, run

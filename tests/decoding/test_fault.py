@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.fault import MAX_CHARS, kind_and_place, load_cause, trace_of
-from decoding.support import UnsupportedModel
+from decoding.model.support import UnsupportedModel
+from decoding.worker.fault import MAX_CHARS, kind_and_place, load_cause, trace_of
 
 SECRET = "what a client sent"
 

@@ -11,11 +11,11 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from decoding import kernels
 from decoding.attention.pages import LayerShape
-from decoding.fused import FusedLayer, fits
-from decoding.layer_weights import read_weights
-from decoding.model import Model, wrap
+from decoding.kernels import cpu as kernels
+from decoding.model.fused import FusedLayer, fits
+from decoding.model.layer_weights import read_weights
+from decoding.model.model import Model, wrap
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model
 from tests.decoding.test_model import greedy, hidden_states, last_hidden, prompts

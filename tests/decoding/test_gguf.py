@@ -18,13 +18,13 @@ from gguf import GGMLQuantizationType as Type
 from gguf import quants
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from decoding import kernels
 from decoding.gguf.architecture import Place
 from decoding.gguf.convert import convert
 from decoding.gguf.reader import UnsupportedFile, read
 from decoding.gguf.tokenizer import TokenType, Vocabulary, special_ids
 from decoding.gguf.weights import numbers
-from decoding.model import load, wrap
+from decoding.kernels import cpu as kernels
+from decoding.model.model import load, wrap
 from tests.decoding.gguf_files import SPECIAL, WORDS, byte_words, finish, rounded, score_words, sized, write
 from tests.decoding.rounding_error import of_model, ulp
 from tests.decoding.test_model import hidden_states, last_hidden, prompts
@@ -345,7 +345,7 @@ def test_every_stage_is_reported_from_its_begin_to_its_end(tmp_path: Path) -> No
 
 def test_the_command_answers_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    command = [sys.executable, "-m", "decoding.unpacking", str(tmp_path / "bad.gguf")]
+    command = [sys.executable, "-m", "decoding.gguf.unpacking", str(tmp_path / "bad.gguf")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("polydecode: bad.gguf is damaged")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import LogitsParams, Request, StoppingParams
+from decoding.contract.params import LogitsParams, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from tests.decoding.drive import run
 from tests.goldens.tiny import TinySpec, build
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from decoding.governor import LONGEST_SECONDS, Governor
+from decoding.worker.governor import LONGEST_SECONDS, Governor
 
 ALONE, BESIDE_ONE, BESIDE_TWO = 0.1, 0.67, 1.0
 

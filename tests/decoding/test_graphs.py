@@ -15,11 +15,11 @@ import torch
 from decoding.attention.choice import AttentionMaker
 from decoding.attention.interface import AttentionBackend, Batch, DecodeInputs
 from decoding.attention.pages import LayerShape
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
-from decoding.model import wrap
-from decoding.params import Beam, LogitsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import Beam, LogitsParams, Request, Sampling, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.model.model import wrap
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
 from tests.decoding.layout import PageBook, Row

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from decoding.attention.interface import Batch
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.isolation import BROKEN_AFTER
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.engine.isolation import BROKEN_AFTER
 from decoding.logits.pipeline import Pipelines
-from decoding.model import wrap
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.model.model import wrap
 from decoding.seam import Draw, Feed, Move, Observation, Open, RowId, Strategy, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies import build

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from llguidance import LLTokenizer
 
-from decoding.grammars import InvalidGrammar, compile_grammar, read_tokens
-from decoding.json_schema import Inexact, exact, parts
-from decoding.params import Grammar
+from decoding.contract.grammars import InvalidGrammar, compile_grammar, read_tokens
+from decoding.contract.json_schema import Inexact, exact, parts
+from decoding.contract.params import Grammar
 
 INT64 = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
 UINT64 = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}

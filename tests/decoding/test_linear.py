@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from decoding import kernels, linear
-from decoding.elementwise import row_exact
-from decoding.linear import (
+from decoding.kernels import cpu as kernels
+from decoding.model import linear
+from decoding.model.elementwise import row_exact
+from decoding.model.linear import (
     FIXED_ROWS,
     LinearFactory,
     LinearPart,
@@ -56,7 +57,7 @@ def test_when_no_padding_agrees_every_product_has_the_same_number_of_rows(monkey
         seen.append(len(x))
         return x @ weight.T
 
-    monkeypatch.setattr("decoding.linear.F.linear", watched)
+    monkeypatch.setattr("decoding.model.linear.F.linear", watched)
     found = PaddedLinear(torch.eye(4), None, linear.FIXED_ROWS)(torch.ones(1, 130, 4))
     assert seen == [64, 64, 64]
     assert torch.equal(found, torch.ones(1, 130, 4))

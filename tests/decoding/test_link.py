@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from decoding.frames import Cancel, encode
-from decoding.link import Link
+from decoding.contract.frames import Cancel, encode
+from decoding.worker.link import Link
 
 HIGH = 1500  # as the socket's number is in a server with that many connections; `select` can handle 1023
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from decoding.memory import GUESS, available_memory
+from decoding.worker.memory import GUESS, available_memory
 
 
 def books(path: Path, available: int | None, limit: str | None, used: int = 0) -> tuple[Path, Path]:

@@ -22,10 +22,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from decoding import kernels
 from decoding.attention.interface import AttentionBackend
 from decoding.attention.reference import ReferenceAttention
-from decoding.model import Model, UnsupportedModel, load, resolve_dtype, wrap
+from decoding.kernels import cpu as kernels
+from decoding.model.model import Model, UnsupportedModel, load, resolve_dtype, wrap
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model, of_product, of_row
 from tests.decoding.tiny import CONFIGS, VOCAB, tiny
@@ -209,7 +209,7 @@ def test_bfloat16_runs_and_stays_near_float32() -> None:
 
 def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("decoding.model.cpu_multiplies_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("decoding.model.model.cpu_multiplies_bfloat16", lambda native=native: native)
         assert resolve_dtype("auto", torch.device("cpu"), None) == expected
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from decoding.engine import Engine
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.engine.engine import Engine
 from decoding.seam import Feed, Move, Observation, Strategy, Tools
 from decoding.stopping import Stopping
 from decoding.strategies import build

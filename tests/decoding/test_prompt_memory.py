@@ -10,9 +10,9 @@ from pathlib import Path
 PROGRAM = """
 import json, resource, sys
 import torch
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.params import LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.table_model import TableModel
 

@@ -13,12 +13,12 @@ import torch
 
 pytest.importorskip("numba")
 
-from decoding import kernels
-from decoding.fused import FusedLayer
-from decoding.kernels.rounding import LARGEST_INPUT
-from decoding.model import load, wrap
-from decoding.perplexity import perplexity
-from decoding.quantize import Quantize, QuantizeUnsupported, round_linears
+from decoding.kernels import cpu as kernels
+from decoding.kernels.cpu.rounding import LARGEST_INPUT
+from decoding.model.fused import FusedLayer
+from decoding.model.model import load, wrap
+from decoding.model.quantize import Quantize, QuantizeUnsupported, round_linears
+from loadtest.engine.perplexity import perplexity
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model, of_row
 from tests.decoding.test_fused import FUSED, layers

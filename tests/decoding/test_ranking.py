@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.params.beams import LengthPenaltyType
-from decoding.ranking import LengthPenalty
+from decoding.contract.params.beams import LengthPenaltyType
+from decoding.strategies.parts.ranking import LengthPenalty
 
 
 @pytest.mark.parametrize("kind", ["hf", "gnmt"])

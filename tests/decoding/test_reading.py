@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.engine.reading import HostCopy, Read, enqueue
+from decoding.engine.rows import TokenLog
 from decoding.logits.pipeline import NEUTRAL
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
-from decoding.reading import HostCopy, Read, enqueue
-from decoding.rows import TokenLog
 from decoding.seam import Reading, Want
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from decoding import rewrite
-from decoding.linear import FIXED_ROWS
-from decoding.plug import register
-from decoding.rewrite import NotRowExact, make_batch_invariant, make_fast
+from decoding.model import rewrite
+from decoding.model.linear import FIXED_ROWS
+from decoding.model.plug import register
+from decoding.model.rewrite import NotRowExact, make_batch_invariant, make_fast
 from tests.decoding.rounding_error import of_model
 from tests.decoding.tiny import tiny
 

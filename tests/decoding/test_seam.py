@@ -8,8 +8,8 @@ from collections.abc import Callable, Generator, Sequence
 import pytest
 import torch
 
-from decoding.engine import Engine
-from decoding.params import LogitsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import LogitsParams, Request, Sampling, StoppingParams
+from decoding.engine.engine import Engine
 from decoding.seam import (
     Draw,
     Emit,

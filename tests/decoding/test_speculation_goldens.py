@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import wrap
-from decoding.params import Assisted, LogitsParams, PromptLookup, Request, StoppingParams
+from decoding.contract.params import Assisted, LogitsParams, PromptLookup, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import wrap
 from tests.decoding.conftest import one_thread
 from tests.decoding.drive import Answer, run
 from tests.goldens.tiny import TinySpec, build, perturbed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.params import InvalidParam, StoppingParams
+from decoding.contract.params import InvalidParam, StoppingParams
 from decoding.seam import Finish, FinishReason
 from decoding.stopping import START, Stopping
 

@@ -8,8 +8,7 @@ import random
 import jsonschema
 import pytest
 
-from decoding.engine import Engine
-from decoding.params import (
+from decoding.contract.params import (
     Beam,
     BestOf,
     Grammar,
@@ -20,8 +19,9 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.engine.engine import Engine
 from decoding.seam import FinishReason
-from server.vocabulary import Vocabulary
+from server.text.vocabulary import Vocabulary
 from tests.decoding.drive import Answer, run
 from tests.decoding.schemas import SCHEMAS, Schema
 from tests.decoding.table_model import TableModel, table_engine

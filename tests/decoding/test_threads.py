@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from decoding.threads import System, Threads, default_threads
+from decoding.worker.threads import System, Threads, default_threads
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from decoding.frames import Chunk, Finished, Output, PromptScores, Stats, encode
-from decoding.ticks import ticks_within
+from decoding.contract.frames import Chunk, Finished, Output, PromptScores, Stats, encode
+from decoding.worker.ticks import ticks_within
 
 STATS = msgspec.convert([1, 0, {}, 0, 0.5, 3, 9, *[0] * 6], Stats)
 DONE = Finished(0, 0, 0.0, 0.0, 0.0, 0)

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import decoding.forwarding
+import decoding.engine.forwarding
+import decoding.engine.reading
 import decoding.logits.filters
 import decoding.logits.unclear
-import decoding.reading
 import decoding.topk.scores
+from decoding.engine.reading import enqueue
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Typical
 from decoding.logits.filters import TopP, cut_unseen
 from decoding.logits.step import Step
 from decoding.logits.unclear import FEW_ROWS
-from decoding.reading import enqueue
 from decoding.topk.plain import plain_topk
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests
@@ -72,7 +72,7 @@ def test_no_read_of_any_strategy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"main": TableModel(vocab=vocab, num_pages=200), "draft": DraftTableModel(num_pages=200)}
     options: dict[str, Any] = {"eos": (3,), "token_bytes": crowd_token_bytes(vocab), "max_rows": FEW_ROWS}
     expected = [answer.said for answer in run(table_engine(models=models, **options), requests)]
-    monkeypatch.setattr(decoding.forwarding, "enqueue", watched(enqueue))
+    monkeypatch.setattr(decoding.engine.forwarding, "enqueue", watched(enqueue))
     assert [answer.said for answer in run(table_engine(models=models, **options), requests)] == expected
 
 

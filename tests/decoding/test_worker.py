@@ -19,9 +19,7 @@ from typing import TypeVar, cast
 import pytest
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.frames import (
+from decoding.contract.frames import (
     Cancel,
     Chunk,
     Crashed,
@@ -39,10 +37,20 @@ from decoding.frames import (
     encode,
     submit_frame,
 )
-from decoding.link import Link
-from decoding.model import wrap
-from decoding.params import Assisted, LogitsParams, LogprobsParams, PromptLookup, Request, Sampling, StoppingParams
-from decoding.worker import _build
+from decoding.contract.params import (
+    Assisted,
+    LogitsParams,
+    LogprobsParams,
+    PromptLookup,
+    Request,
+    Sampling,
+    StoppingParams,
+)
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import wrap
+from decoding.worker.link import Link
+from decoding.worker.worker import _build
 from tests.decoding.drive import run
 from tests.decoding.tiny import tiny
 
@@ -94,7 +102,7 @@ class Peer:
 @contextmanager
 def worker() -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "decoding.worker", str(theirs.fileno())]
+    command = [sys.executable, "-m", "decoding.worker.worker", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     theirs.close()
     try:
@@ -203,7 +211,7 @@ def test_a_request_that_can_never_fit_is_refused_by_code(loaded: Peer) -> None:
 )
 def test_an_id_beyond_the_vocabulary_fails_its_request_and_nothing_else(loaded: Peer, request_: Request) -> None:
     loaded.send(submit_frame(35, request_))
-    assert loaded.until(Fault).message.startswith("ValueError at decoding/worker.py:")
+    assert loaded.until(Fault).message.startswith("ValueError at decoding/worker/worker.py:")
     (output,) = loaded.outputs_of(35)
     assert output.finished is not None
     assert output.finished.error_code == "internal"
@@ -302,7 +310,8 @@ def test_it_does_not_outlive_a_parent_that_is_killed(model_directory: Path) -> N
     script = (
         "import socket, subprocess, sys, time\n"
         "a, b = socket.socketpair()\n"
-        "p = subprocess.Popen([sys.executable, '-m', 'decoding.worker', str(b.fileno())], pass_fds=[b.fileno()])\n"
+        "module = 'decoding.worker.worker'\n"
+        "p = subprocess.Popen([sys.executable, '-m', module, str(b.fileno())], pass_fds=[b.fileno()])\n"
         "print(p.pid, flush=True)\n"
         "time.sleep(600)\n"
     )

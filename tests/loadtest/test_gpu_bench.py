@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loadtest.gpu_bench import Result, Step, main, shown
-from loadtest.gpu_shapes import SHAPES, build, work_of
+from loadtest.engine.gpu_bench import Result, Step, main, shown
+from loadtest.engine.gpu_shapes import SHAPES, build, work_of
 
 TINY = ["--device", "cpu", "--dtype", "float32", "--shape", "tiny", "--rows", "1", "3", "--prompt", "20", "--new", "12",
         "--prefill", "80", "--beams", "2", "2", "--peers", "static-cache"]  # fmt: skip

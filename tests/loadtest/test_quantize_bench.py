@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from decoding import kernels
-from decoding.model import wrap
-from loadtest.quantize_bench import main
+from decoding.kernels import cpu as kernels
+from decoding.model.model import wrap
+from loadtest.engine.quantize_bench import main
 from tests.decoding.tiny import tiny
 
 

@@ -11,10 +11,10 @@ from random import Random
 import pytest
 
 from loadtest.options import SoakOptions, parse
-from loadtest.soak import Plan, Soak
-from loadtest.soak_exchange import ask, judge
-from loadtest.soak_report import soak_document, soak_tables
-from loadtest.soak_trend import Point, fit, trends
+from loadtest.soak.exchange import ask, judge
+from loadtest.soak.report import soak_document, soak_tables
+from loadtest.soak.soaker import Plan, Soak
+from loadtest.soak.trend import Point, fit, trends
 from loadtest.target import DIALECTS, Target
 from tests.conformance.scripted_server import COMMAND, SHORT_DELAY, scripted_model
 from tests.loadtest.fake_server import Request, serving

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.soak_watch import kill_worker, server_and_worker
+from loadtest.soak.watch import kill_worker, server_and_worker
 
 WORKER = """
 import os, sys

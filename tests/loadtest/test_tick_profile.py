@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loadtest.tick_profile import main
+from loadtest.engine.tick_profile import main
 from tests.decoding.tiny import tiny
 
 

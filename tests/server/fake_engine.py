@@ -11,17 +11,17 @@ import tokenizers
 from fastapi import FastAPI
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from decoding.frames import Chunk, Finished, Output, PromptScores
-from decoding.params import Request
+from decoding.contract.frames import Chunk, Finished, Output, PromptScores
+from decoding.contract.params import Request
 from decoding.stopping import START, Stopping
-from server.chat_template import ChatTemplate
 from server.errors import ApiError, add_error_handlers
-from server.limits import Limits
 from server.routes import chat, completions, embeddings, responses, strategies, tokenize
 from server.routes import models as models_route
 from server.served import Served
-from server.text import Tokenizer
-from server.tool_parsers.registry import chosen
+from server.settings.limits import Limits
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer
+from server.text.tool_parsers.registry import chosen
 
 END = "<|im_end|>"
 TEMPLATE = (

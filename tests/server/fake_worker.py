@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from decoding.frames import (
+from decoding.contract.frames import (
     Cancel,
     Chunk,
     Crashed,

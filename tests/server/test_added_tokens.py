@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.fake_engine import byte_tokenizer
 
 FIRST = byte_tokenizer().get_vocab_size()

@@ -15,8 +15,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from server.app import Surface, create_app
-from server.body_limit import WireLimits
-from server.limits import Limits
+from server.http.body_limit import WireLimits
+from server.settings.limits import Limits
 from tests.server.fake_worker import ANSWER, NAN
 from tests.server.tiny_api import router
 from tests.server.world import SECONDS, World, until, world

@@ -7,10 +7,10 @@ from math import ceil
 
 import pytest
 
-from decoding.frames import Finished, Output, Stats, Tick
-from server.batcher import QueueRules
+from decoding.contract.frames import Finished, Output, Stats, Tick
 from server.errors import ApiError
-from server.ticket import Ticket
+from server.queue.batcher import QueueRules
+from server.queue.ticket import Ticket
 from tests.server.fake_worker import ANSWER, BURST, MASKED, NAN, NEVER_FITS, SLOW, SLOW_SECONDS, STALL, STUCK, WAIT
 from tests.server.world import SECONDS, Asked, World, ask, request, until, world
 

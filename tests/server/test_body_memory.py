@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from server.body import read_body
-from server.body_limit import BodyLimit, WireLimits
-from server.body_memory import FREE_BYTES, BodyMemory
 from server.errors import ApiError
-from server.limits import Limits
-from server.settings import SettingsError, load
+from server.http.body_limit import BodyLimit, WireLimits
+from server.http.body_memory import FREE_BYTES, BodyMemory
+from server.settings.limits import Limits
+from server.settings.settings import SettingsError, load
+from server.wire.body import read_body
 from tests.server.test_service import SECONDS, Served, assert_json_error, eventually, served
 from tests.server.world import model_directory
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import body as body_module
-from server.body_shape import shape_of
-from server.limits import Limits
 from server.served import Served
+from server.settings.limits import Limits
+from server.wire import body as body_module
+from server.wire.body_shape import shape_of
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 
 LIMITS = Limits()

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.tool_parsers.registry import FORMATS
+from server.text.tool_parsers.registry import FORMATS
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 URL = "/v1/completions"

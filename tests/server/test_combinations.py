@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.params import PARAMS, LogitsParams, Sampling
-from server.catalogue import combines, properties
-from server.combinations import EXCLUSIONS, METHODS, NEEDS, OFF, SEARCHES, STEPS, Exclusion
+from decoding.contract.params import PARAMS, LogitsParams, Sampling
 from server.served import Served
+from server.translate.catalogue import combines, properties
+from server.translate.table import EXCLUSIONS, METHODS, NEEDS, OFF, SEARCHES, STEPS, Exclusion
 from tests.server.asking import ASKING, BEARING, Fields
 from tests.server.fake_engine import FakeBatcher, saying
 

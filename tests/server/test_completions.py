@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.params import BestOf, Sampling
-from server.limits import Limits
-from server.protocol import CompletionRequest
+from decoding.contract.params import BestOf, Sampling
 from server.served import Served
+from server.settings.limits import Limits
+from server.wire.requests import CompletionRequest
 from tests.server.fake_engine import FakeBatcher, finished, logprob_of, make_app, saying, speak
 
 URL = "/v1/completions"

@@ -15,7 +15,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from server.descriptors import RESERVED
+from server.worker.descriptors import RESERVED
 from tests.server.test_service import COMMAND, SECONDS, Served, assert_json_error, eventually, raw, served
 from tests.server.world import model_directory
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.settings import SettingsError, load
+from server.settings.settings import SettingsError, load
 from tests.server.test_service import SECONDS, Served, assert_json_error, eventually, raw, served
 from tests.server.world import model_directory
 

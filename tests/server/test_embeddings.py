@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.frames import Finished, Output
-from decoding.params import Pooling, Request
+from decoding.contract.frames import Finished, Output
+from decoding.contract.params import Pooling, Request
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, Step, make_app
 

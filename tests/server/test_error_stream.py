@@ -17,7 +17,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from server.error_stream import MAX_PENDING, ErrorStream
+from server.observe.error_stream import MAX_PENDING, ErrorStream
 from tests.running_server import free_port
 from tests.server.test_service import eventually
 from tests.server.world import model_directory

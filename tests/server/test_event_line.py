@@ -5,7 +5,7 @@ import json
 import httpx
 import pytest
 
-from server.event_line import event_line
+from server.wire.event_line import event_line
 
 LINE_ENDS = "".join(map(chr, range(0x20))) + "\x85\u2028\u2029"  # whatever str.splitlines knows is among them
 

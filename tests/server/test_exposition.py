@@ -9,9 +9,9 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from decoding.frames import Loaded, Stats
-from server.metrics import ENDPOINTS, Metrics
-from server.vllm_aliases import VllmAliases
+from decoding.contract.frames import Loaded, Stats
+from server.observe.metrics import ENDPOINTS, Metrics
+from server.observe.vllm_aliases import VllmAliases
 
 COUNTED = ("_total", "_sum", "_count", "_bucket", "_created")
 

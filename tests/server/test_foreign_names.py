@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.foreign_names import ALIASES, HINTS
-from server.protocol import ChatRequest, CompletionRequest
-from server.response_fields import ResponseRequest
+from server.wire.foreign_names import ALIASES, HINTS
+from server.wire.requests import ChatRequest, CompletionRequest
+from server.wire.responses import ResponseRequest
 from tests.server.fake_engine import FakeBatcher
 
 URL = "/v1/completions"

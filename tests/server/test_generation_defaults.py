@@ -11,13 +11,13 @@ import pytest
 import structlog
 from transformers import GenerationConfig
 
-from decoding.params import Beam, BeamSample, Contrastive, GroupBeam, Request
-from server.generation_defaults import BESIDE, LACKING, NOTHING_HERE, RENAMED, TAKEN, recommended
-from server.model_files import ModelError
-from server.plan import Plan
-from server.protocol import ChatRequest, CompletionRequest
+from decoding.contract.params import Beam, BeamSample, Contrastive, GroupBeam, Request
 from server.served import Served
-from server.translate import chat_plan, completion_plan
+from server.translate.generation_defaults import BESIDE, LACKING, NOTHING_HERE, RENAMED, TAKEN, recommended
+from server.translate.plan import Plan
+from server.translate.translate import chat_plan, completion_plan
+from server.wire.requests import ChatRequest, CompletionRequest
+from server.worker.model_files import ModelError
 from tests.server.fake_engine import make_served
 
 BART: dict[str, Any] = {

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.fields import IGNORED
 from server.served import Served
+from server.wire.unknown import IGNORED
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 CHAT = "/v1/chat/completions"

@@ -13,11 +13,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import server
-from server import body as body_module
-from server import conversation, prompts
-from server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
-from server.response_fields import ResponseRequest
-from server.wire import Wire
+from server.translate import conversation, prompts
+from server.wire import body as body_module
+from server.wire.base import Wire
+from server.wire.requests import ChatRequest, CompletionRequest, DetokenizeRequest, EmbeddingRequest, TokenizeRequest
+from server.wire.responses import ResponseRequest
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 MANY = 2000

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from server import logs
-from server.progress import LineDisplay
+from server.observe import logs
+from server.worker.progress import LineDisplay
 
 
 @pytest.fixture(autouse=True)

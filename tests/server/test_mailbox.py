@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from server.errors import ApiError
-from server.mailbox import Patience, WorkerGaveUp
+from server.worker.mailbox import Patience, WorkerGaveUp
 from tests.server.fake_worker import ANSWER, DIE, GARBAGE, HANG, SPIN, STALL, WAIT
 from tests.server.world import PATIENT, QUICK, SECONDS, request, until, world
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.frames import Loaded, Stats
-from server.metrics import Metrics
-from server.vllm_aliases import VllmAliases
+from decoding.contract.frames import Loaded, Stats
+from server.observe.metrics import Metrics
+from server.observe.vllm_aliases import VllmAliases
 from tests.server.fake_worker import ANSWER
 from tests.server.world import world
 

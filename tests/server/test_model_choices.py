@@ -13,18 +13,18 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from decoding.frames import Loaded, Start
+from decoding.contract.frames import Loaded, Start
 from server.__main__ import main
-from server.batcher import Batcher, QueueRules
-from server.chat_template import Conversation
-from server.mailbox import Mailbox
-from server.metrics import Metrics
-from server.model_files import ModelError
-from server.progress import LineDisplay
+from server.observe.metrics import Metrics
+from server.queue.batcher import Batcher, QueueRules
 from server.served import Served
-from server.settings import load
+from server.settings.settings import load
 from server.startup import Startup
-from server.text import Tokenizer
+from server.text.chat_template import Conversation
+from server.text.tokenizer import Tokenizer
+from server.worker.mailbox import Mailbox
+from server.worker.model_files import ModelError
+from server.worker.progress import LineDisplay
 from tests.server.fake_engine import FakeBatcher, byte_tokenizer, make_app, saying
 from tests.server.world import model_directory
 
@@ -110,7 +110,7 @@ async def test_a_template_from_a_file_replaces_the_model_s(tmp_path: Path) -> No
 def test_a_bad_template_file_fails_at_the_start(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: bytes | None
 ) -> None:
-    monkeypatch.setattr("server.logs.configure", lambda *_, **__: None)  # the process is not the server's
+    monkeypatch.setattr("server.observe.logs.configure", lambda *_, **__: None)  # the process is not the server's
     file = tmp_path / "t.jinja"
     if source is not None:
         file.write_bytes(source)

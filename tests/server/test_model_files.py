@@ -16,8 +16,8 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from gguf import GGMLQuantizationType
 
-from server.model_files import ModelError, check, default_name, prepare, resolve
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
+from server.worker.model_files import ModelError, check, default_name, prepare, resolve
 from tests.decoding.gguf_files import WORDS, sized, write
 from tests.decoding.vocabularies import opt
 from tests.server.world import model_directory, safetensors_bytes, until

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from server.catalogue import available
-from server.limits import Limits
 from server.routes import tokenize
 from server.served import Served
-from server.text import LONG_CHARS, Tokenizer
+from server.settings.limits import Limits
+from server.text.tokenizer import LONG_CHARS, Tokenizer
+from server.translate.catalogue import available
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 from tests.server.world import SECONDS, until
 

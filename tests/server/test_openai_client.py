@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from openai.types import CompletionUsage
 
-from decoding.frames import Chunk, Finished, Output, TraceEvent
+from decoding.contract.frames import Chunk, Finished, Output, TraceEvent
 from server.errors import ApiError
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, saying

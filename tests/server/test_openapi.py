@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 from server.app import Surface, api_routers, create_app
-from server.batcher import Batcher
-from server.body_limit import WireLimits
-from server.limits import Limits
-from server.metrics import Metrics
-from server.openapi import EXTENSION
-from server.protocol import ChatRequest, CompletionRequest
+from server.http.body_limit import WireLimits
+from server.observe.metrics import Metrics
+from server.queue.batcher import Batcher
+from server.settings.limits import Limits
+from server.wire.openapi import EXTENSION
+from server.wire.requests import ChatRequest, CompletionRequest
 from tests.server.fake_engine import FakeBatcher, make_served, saying
 
 Json = dict[str, Any]

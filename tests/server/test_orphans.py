@@ -35,6 +35,6 @@ def test_an_orphan_is_reaped_and_our_own_children_keep_their_exit_status() -> No
 
 
 def test_whether_orphans_come_to_us_is_told_by_our_number() -> None:
-    code = "from server.orphans import inherits_orphans; print(inherits_orphans())"
+    code = "from server.worker.orphans import inherits_orphans; print(inherits_orphans())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"

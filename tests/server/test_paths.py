@@ -12,10 +12,10 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from server.app import Surface, api_routers, create_app
-from server.batcher import Batcher
-from server.body_limit import WireLimits
-from server.limits import Limits
-from server.metrics import Metrics
+from server.http.body_limit import WireLimits
+from server.observe.metrics import Metrics
+from server.queue.batcher import Batcher
+from server.settings.limits import Limits
 from tests.server.fake_engine import FakeBatcher, make_served, saying
 from tests.server.test_service import Served, raw, served
 from tests.server.world import model_directory

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.message_text import MessageForm, Parts, joined_calls
-from server.reasoning import opened_by
-from server.tool_parsers.hermes import Hermes
+from server.text.message_text import MessageForm, Parts, joined_calls
+from server.text.reasoning import opened_by
+from server.text.tool_parsers.hermes import Hermes
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
 

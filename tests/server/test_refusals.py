@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from server.errors import ApiError
-from server.fields import LATER_IN_CHAT
-from server.limits import Limits
 from server.served import Served
+from server.settings.limits import Limits
+from server.wire.unknown import LATER_IN_CHAT
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 
 URL = "/v1/completions"

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.frames import Chunk, Finished, Output
+from decoding.contract.frames import Chunk, Finished, Output
 from server.errors import ApiError
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying

@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from server.chat_template import ChatTemplate
 from server.served import Served
+from server.text.chat_template import ChatTemplate
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 URL = "/v1/chat/completions"

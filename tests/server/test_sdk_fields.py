@@ -17,18 +17,10 @@ from openai.types.responses import response_create_params as response_params
 from openai.types.responses import response_input_item_param as items
 from openai.types.shared_params.reasoning import Reasoning
 
-from server.chat_fields import Function, Message, RefusalPart, TextPart, Tool, ToolCall
-from server.fields import (
-    IGNORED,
-    LATER_IN_CHAT,
-    LATER_IN_EMBEDDINGS,
-    LATER_IN_RESPONSES,
-    OLDER_IN_CHAT,
-    UNREAD,
-    UNREAD_ITEMS,
-)
-from server.protocol import ChatRequest, CompletionRequest, EmbeddingRequest, StreamOptions
-from server.response_fields import (
+from server.wire.base import Wire
+from server.wire.chat import Function, Message, RefusalPart, TextPart, Tool, ToolCall
+from server.wire.requests import ChatRequest, CompletionRequest, EmbeddingRequest, StreamOptions
+from server.wire.responses import (
     ITEMS,
     CallItem,
     ReasoningItem,
@@ -40,8 +32,16 @@ from server.response_fields import (
     ResponseTextFormat,
     ResultItem,
 )
-from server.structure_fields import JsonSchema, ResponseFormat
-from server.wire import Wire
+from server.wire.structure import JsonSchema, ResponseFormat
+from server.wire.unknown import (
+    IGNORED,
+    LATER_IN_CHAT,
+    LATER_IN_EMBEDDINGS,
+    LATER_IN_RESPONSES,
+    OLDER_IN_CHAT,
+    UNREAD,
+    UNREAD_ITEMS,
+)
 
 Names = frozenset[str] | set[str]
 

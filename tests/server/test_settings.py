@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from server.__main__ import main
-from server.limits import Limits
-from server.settings import SECTIONS, LoadedSettings, Settings, SettingsError, load
-from server.settings_text import default_toml, effective_toml
+from server.settings.limits import Limits
+from server.settings.settings import SECTIONS, LoadedSettings, Settings, SettingsError, load
+from server.settings.text import default_toml, effective_toml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

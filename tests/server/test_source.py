@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.frames import EncoderInfo
+from decoding.contract.frames import EncoderInfo
 from server.served import Served
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.asking import ASKING, BEARING, Fields
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 

@@ -13,15 +13,15 @@ from typing import cast
 
 import pytest
 
-from decoding.frames import Start
-from server.batcher import Batcher, QueueRules
-from server.mailbox import Mailbox, Patience
-from server.metrics import Metrics
-from server.model_files import ModelError
-from server.progress import LineDisplay
-from server.settings import load
+from decoding.contract.frames import Start
+from server.observe.metrics import Metrics
+from server.queue.batcher import Batcher, QueueRules
+from server.settings.settings import load
 from server.startup import Startup, start_frame
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
+from server.worker.mailbox import Mailbox, Patience
+from server.worker.model_files import ModelError
+from server.worker.progress import LineDisplay
 from tests.server.world import FAKE_WORKER, SECONDS, model_directory, until
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.chat_template import ChatTemplate
 from server.served import Served
-from server.text import Tokenizer
+from server.text.chat_template import ChatTemplate
+from server.text.tokenizer import Tokenizer
 from tests.server.fake_engine import TEMPLATE, FakeBatcher, byte_tokenizer, make_app, saying
 
 MARK = "<|im_start|>"

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.frames import Chunk, Finished, Output, TraceEvent
-from decoding.params import (
+from decoding.contract.frames import Chunk, Finished, Output, TraceEvent
+from decoding.contract.params import (
     Adapt,
     Assisted,
     Beam,
@@ -30,8 +30,8 @@ from decoding.params import (
     Sed,
     StrategyParams,
 )
-from server.limits import Limits
 from server.served import Served
+from server.settings.limits import Limits
 from tests.server.asking import ASKING, BEARING, Fields
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.catalogue import properties
-from server.combinations import METHODS, STEPS, Method, Step
+from server.translate.catalogue import properties
+from server.translate.table import METHODS, STEPS, Method, Step
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from sse_starlette.sse import AppStatus
 
-from decoding.frames import Chunk, Output
+from decoding.contract.frames import Chunk, Output
 from server.errors import ApiError
-from server.limits import Limits
 from server.served import Served
+from server.settings.limits import Limits
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 from tests.server.world import SECONDS
 
@@ -254,7 +254,7 @@ async def test_a_client_that_leaves_before_the_headers_frees_its_tickets(batcher
 async def test_headers_do_not_wait_for_ever_for_the_first_event(
     batcher: FakeBatcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.stream.FIRST_EVENT_SECONDS", 0.01)
+    monkeypatch.setattr("server.answer.stream.FIRST_EVENT_SECONDS", 0.01)
     begun = asyncio.Event()
     batcher.script = lambda _: [begun, ApiError(503, "waited too long", code="queue_timeout")]
     caller = Caller(batcher, {"prompt": "a", "stream": True})

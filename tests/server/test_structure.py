@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from decoding.params import Grammar
+from decoding.contract.params import Grammar
 from server.errors import ApiError
-from server.grammar_check import MAX_WAITING, GrammarCheck
-from server.limits import Limits
 from server.served import Served
+from server.settings.limits import Limits
+from server.text.grammar_check import MAX_WAITING, GrammarCheck
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 
 URL = "/v1/completions"
@@ -160,7 +160,7 @@ async def test_answers_of_the_check_are_remembered_and_its_process_can_end() -> 
 
 
 def test_the_catalogue_knows_both(served: Served) -> None:
-    from server.catalogue import catalogue  # noqa: PLC0415
+    from server.translate.catalogue import catalogue  # noqa: PLC0415
 
     entries = {step.id for step in catalogue(served, Limits()).steps}
     assert {"response_format", "structured"} <= entries

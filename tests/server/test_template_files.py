@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import transformers
 
-from server.chat_template import ChatTemplate, Conversation
-from server.template_files import template_sources
+from server.text.chat_template import ChatTemplate, Conversation
+from server.text.template_files import template_sources
 from tests.server.fake_engine import byte_tokenizer
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from server.chat_template import ChatTemplate
-from server.model_files import ModelError
-from server.template_trial import SECONDS, problem_of, try_file, try_folder
+from server.text.chat_template import ChatTemplate
+from server.text.template_trial import SECONDS, problem_of, try_file, try_folder
+from server.worker.model_files import ModelError
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}"
 ENDLESS = LOOP + "{% endfor %}{% endfor %}"

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from decoding.frames import Chunk
-from decoding.params import Request, StoppingParams
-from server.chat_template import Conversation
-from server.choice import Choice, joined
+from decoding.contract.frames import Chunk
+from decoding.contract.params import Request, StoppingParams
+from server.answer.choice import Choice, joined
 from server.errors import ApiError
-from server.plan import Shown
 from server.served import Served
-from server.stop_text import StopText
-from server.text import INLINE_CHARS, LONG_CHARS, Tokenizer
-from server.vocabulary import Vocabulary
+from server.text.chat_template import Conversation
+from server.text.stop_text import StopText
+from server.text.tokenizer import INLINE_CHARS, LONG_CHARS, Tokenizer
+from server.text.vocabulary import Vocabulary
+from server.translate.plan import Shown
 from tests.server.fake_engine import TEMPLATE, byte_tokenizer, make_served, speak
 from tests.server.world import SECONDS, until
 

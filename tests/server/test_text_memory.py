@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import asyncio, json, os
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.conformance.victim import private_bytes
 from tests.server.fake_engine import byte_tokenizer
 

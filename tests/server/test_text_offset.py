@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import processors
 
 from server.served import Served
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
 from tests.server.fake_engine import byte_tokenizer
 
 TEXT = "the lazy dog. 日本語 🙂 <|im_start|>user, über  alles"

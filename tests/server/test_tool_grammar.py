@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import pytest
 
-from decoding.grammars import compile_grammar, read_tokens
-from decoding.params import Grammar, InvalidParam
-from server.chat_fields import Function, Tool
+from decoding.contract.grammars import compile_grammar, read_tokens
+from decoding.contract.params import Grammar, InvalidParam
 from server.served import Served
-from server.text import Tokenizer
-from server.tool_grammar import message_grammar
-from server.tool_parsers.registry import FORMATS
-from server.tool_use import ToolUse
+from server.text.tokenizer import Tokenizer
+from server.text.tool_parsers.registry import FORMATS
+from server.translate.tool_grammar import message_grammar
+from server.translate.tool_use import ToolUse
+from server.wire.chat import Function, Tool
 from tests.server.fake_engine import END, byte_tokenizer, make_served
 
 CITY = {

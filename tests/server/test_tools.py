@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from server.served import Served
-from server.text import Tokenizer
-from server.tool_parsers.registry import FORMATS
+from server.text.tokenizer import Tokenizer
+from server.text.tool_parsers.registry import FORMATS
 from tests.server.fake_engine import END, FakeBatcher, byte_tokenizer, make_app, make_served, saying
 
 URL = "/v1/chat/completions"

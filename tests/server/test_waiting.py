@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.waiting import WaitingRows
+from server.queue.waiting import WaitingRows
 
 
 def test_retry_after_follows_the_rate_of_the_last_starts() -> None:

@@ -16,17 +16,17 @@ from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
-from server import logs
-from server.batcher import Batcher
-from server.error_stream import ErrorStream, never_waiting
 from server.errors import ApiError
-from server.http_server import bind
-from server.limits import Limits
-from server.progress import LineDisplay
+from server.http.server import bind
+from server.observe import logs
+from server.observe.error_stream import ErrorStream, never_waiting
+from server.queue.batcher import Batcher
+from server.queue.ticket import Ticket
 from server.service import Parts, Service
-from server.settings import Settings, load
-from server.text import Tokenizer
-from server.ticket import Ticket
+from server.settings.limits import Limits
+from server.settings.settings import Settings, load
+from server.text.tokenizer import Tokenizer
+from server.worker.progress import LineDisplay
 from tests.server.world import FAKE_WORKER, request
 
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from decoding.frames import Loaded, Output, Start
-from decoding.params import Request, Sampling, StoppingParams
-from server.batcher import Batcher, QueueRules
-from server.mailbox import Mailbox, Patience
-from server.metrics import Metrics
+from decoding.contract.frames import Loaded, Output, Start
+from decoding.contract.params import Request, Sampling, StoppingParams
+from server.observe.metrics import Metrics
+from server.queue.batcher import Batcher, QueueRules
 from server.served import Served
-from server.text import Tokenizer
+from server.text.tokenizer import Tokenizer
+from server.worker.mailbox import Mailbox, Patience
 
 FAKE_WORKER = (sys.executable, "-m", "tests.server.fake_worker")
 SECONDS = 60.0  # far more than anything takes, on any machine

@@ -1,26 +1,26 @@
 """What one request asks of the engine: frozen, validated on construction, free of torch.
 
-`server/translate.py` builds these from a wire request and `decoding/worker.py` hands them to the engine.
+`server/translate/translate.py` builds these from a wire request, `decoding/worker/worker.py` hands them to the engine.
 One params class per strategy; the fields every strategy shares (logits pipeline, stopping, log-probs) stand beside it
 in `Request`. Everything here is per request: nothing is ever shared by a batch.
 """
 
-from decoding.params.beams import Beam, BeamSample, BestFirst, GroupBeam
-from decoding.params.branches import CotDecoding, Sed
-from decoding.params.contrastive import Contrastive
-from decoding.params.dola import Dola, premature_layers
-from decoding.params.entropix import Entropix
-from decoding.params.grammar import Grammar, GrammarKind, choice_grammar
-from decoding.params.guidance import Guided, KlGuided
-from decoding.params.invalid import InvalidParam
-from decoding.params.latent import LatentThoughts
-from decoding.params.logits import Adapt, Edt, LogitsParams, PenaltyScope, SamplerOrder
-from decoding.params.logprobs import LogprobsMode, LogprobsParams
-from decoding.params.pooling import PoolBy, Pooling
-from decoding.params.request import DRAFT, MAIN, MAX_SEED, PARAMS, Request, StrategyParams
-from decoding.params.sampling import BestOf, RankBy, Sampling
-from decoding.params.speculation import Assisted, PromptLookup, Schedule
-from decoding.params.stopping import StoppingParams
+from decoding.contract.params.beams import Beam, BeamSample, BestFirst, GroupBeam
+from decoding.contract.params.branches import CotDecoding, Sed
+from decoding.contract.params.contrastive import Contrastive
+from decoding.contract.params.dola import Dola, premature_layers
+from decoding.contract.params.entropix import Entropix
+from decoding.contract.params.grammar import Grammar, GrammarKind, choice_grammar
+from decoding.contract.params.guidance import Guided, KlGuided
+from decoding.contract.params.invalid import InvalidParam
+from decoding.contract.params.latent import LatentThoughts
+from decoding.contract.params.logits import Adapt, Edt, LogitsParams, PenaltyScope, SamplerOrder
+from decoding.contract.params.logprobs import LogprobsMode, LogprobsParams
+from decoding.contract.params.pooling import PoolBy, Pooling
+from decoding.contract.params.request import DRAFT, MAIN, MAX_SEED, PARAMS, Request, StrategyParams
+from decoding.contract.params.sampling import BestOf, RankBy, Sampling
+from decoding.contract.params.speculation import Assisted, PromptLookup, Schedule
+from decoding.contract.params.stopping import StoppingParams
 
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",

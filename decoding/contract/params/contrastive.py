@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from decoding.params.invalid import check
+from decoding.contract.params.invalid import check
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from decoding.params.invalid import check, check_finite
+from decoding.contract.params.invalid import check, check_finite
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from decoding.params.invalid import check
+from decoding.contract.params.invalid import check
 
 GrammarKind = Literal["json_schema", "regex", "lark"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from decoding.params.invalid import check, check_finite
+from decoding.contract.params.invalid import check, check_finite
 
 
 def _check_context(token_ids: tuple[int, ...], param: str) -> None:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from decoding.params.grammar import Grammar
-from decoding.params.invalid import check, check_finite
+from decoding.contract.params.grammar import Grammar
+from decoding.contract.params.invalid import check, check_finite
 
 SamplerOrder = Literal["hf", "vllm"]
 PenaltyScope = Literal["prompt+output", "output"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from decoding.params.invalid import check
+from decoding.contract.params.invalid import check
 
 LogprobsMode = Literal["raw", "processed"]
 

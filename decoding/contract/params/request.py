@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from decoding.params.beams import Beam, BeamSample, BestFirst, GroupBeam
-from decoding.params.branches import CotDecoding, Sed
-from decoding.params.contrastive import Contrastive
-from decoding.params.dola import Dola
-from decoding.params.entropix import Entropix
-from decoding.params.guidance import Guided, KlGuided
-from decoding.params.invalid import check
-from decoding.params.latent import LatentThoughts
-from decoding.params.logits import LogitsParams
-from decoding.params.logprobs import LogprobsParams
-from decoding.params.pooling import Pooling
-from decoding.params.sampling import BestOf, Sampling
-from decoding.params.speculation import Assisted, PromptLookup
-from decoding.params.stopping import StoppingParams
+from decoding.contract.params.beams import Beam, BeamSample, BestFirst, GroupBeam
+from decoding.contract.params.branches import CotDecoding, Sed
+from decoding.contract.params.contrastive import Contrastive
+from decoding.contract.params.dola import Dola
+from decoding.contract.params.entropix import Entropix
+from decoding.contract.params.guidance import Guided, KlGuided
+from decoding.contract.params.invalid import check
+from decoding.contract.params.latent import LatentThoughts
+from decoding.contract.params.logits import LogitsParams
+from decoding.contract.params.logprobs import LogprobsParams
+from decoding.contract.params.pooling import Pooling
+from decoding.contract.params.sampling import BestOf, Sampling
+from decoding.contract.params.speculation import Assisted, PromptLookup
+from decoding.contract.params.stopping import StoppingParams
 
 MAX_SEED = 2**64 - 1
 MAIN = "main"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from decoding.params.invalid import check
+from decoding.contract.params.invalid import check
 
 RankBy = Literal["mean", "sum"]
 

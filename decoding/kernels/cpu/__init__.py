@@ -15,8 +15,8 @@ def available() -> bool:
     """numba is installed, its target multiplies and adds in one step, and there can be threads (`team.py`)."""
     if importlib.util.find_spec("numba") is None:
         return False
-    from decoding.kernels.team import has_threads  # noqa: PLC0415 - must not be imported without numba
-    from decoding.kernels.vectors import has_fma  # noqa: PLC0415
+    from decoding.kernels.cpu.team import has_threads  # noqa: PLC0415 - must not be imported without numba
+    from decoding.kernels.cpu.vectors import has_fma  # noqa: PLC0415
 
     return has_fma() and has_threads()
 
@@ -24,6 +24,6 @@ def available() -> bool:
 def limit_threads(count: int) -> None:
     """From the next kernel on, at most so many threads work on one; no result depends on it."""
     if available():
-        from decoding.kernels.team import limit_shared_teams  # noqa: PLC0415 - must not be imported without numba
+        from decoding.kernels.cpu.team import limit_shared_teams  # noqa: PLC0415 - must not be imported without numba
 
         limit_shared_teams(count)

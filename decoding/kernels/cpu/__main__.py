@@ -1,13 +1,13 @@
-"""`python -m decoding.kernels` compiles what a first start would compile, into the cache of whoever runs it."""
+"""`python -m decoding.kernels.cpu` compiles what a first start would compile, into the cache of whoever runs it."""
 
 from __future__ import annotations
 
-from decoding import kernels
+from decoding.kernels import cpu as kernels
 
 
 def main() -> None:
     if kernels.available():
-        from decoding.kernels.everything import compile_all  # noqa: PLC0415 - needs numba
+        from decoding.kernels.cpu.everything import compile_all  # noqa: PLC0415 - needs numba
 
         compile_all()
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from numba import carray, float32
 
-from decoding.kernels.compiled import inner, kernel, reader, record
-from decoding.kernels.products import MAX_ROWS, make_product, products
-from decoding.kernels.sharing import COUNTS_BYTES, finish, take, wait
-from decoding.kernels.tile import PANEL, Format
-from decoding.kernels.vectors import (
+from decoding.kernels.cpu.compiled import inner, kernel, reader, record
+from decoding.kernels.cpu.products import MAX_ROWS, make_product, products
+from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
+from decoding.kernels.cpu.tile import PANEL, Format
+from decoding.kernels.cpu.vectors import (
     LANES,
     exp,
     keep_between,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from decoding.kernels.attend import attention
-from decoding.kernels.layer import stacks
-from decoding.kernels.products import linears
-from decoding.kernels.team import help_out, lead
-from decoding.kernels.topk import topk
+from decoding.kernels.cpu.attend import attention
+from decoding.kernels.cpu.layer import stacks
+from decoding.kernels.cpu.products import linears
+from decoding.kernels.cpu.team import help_out, lead
+from decoding.kernels.cpu.topk import topk
 
 KERNELS = (lead, help_out, attention, topk, *linears.values(), *stacks.values())
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from numba import carray
 
-from decoding.kernels.attend import ATTENTION, BATCH, attend, step, write
-from decoding.kernels.compiled import inner, kernel, reader, record
-from decoding.kernels.products import make_multiply, make_round_rows
-from decoding.kernels.rows import add, gate, rms_norm, rotate
-from decoding.kernels.sharing import finish, take, wait
-from decoding.kernels.tile import PANEL, Format
+from decoding.kernels.cpu.attend import ATTENTION, BATCH, attend, step, write
+from decoding.kernels.cpu.compiled import inner, kernel, reader, record
+from decoding.kernels.cpu.products import make_multiply, make_round_rows
+from decoding.kernels.cpu.rows import add, gate, rms_norm, rotate
+from decoding.kernels.cpu.sharing import finish, take, wait
+from decoding.kernels.cpu.tile import PANEL, Format
 
 LAYER = record(
     index="count",

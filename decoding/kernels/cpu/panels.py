@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from decoding.kernels.arena import shared_arena
-from decoding.kernels.products import LIMIT_BYTES, LINEAR, linears
-from decoding.kernels.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
-from decoding.kernels.sharing import COUNTS_BYTES
-from decoding.kernels.team import Team, default_team
-from decoding.kernels.tile import PANEL, Format
-from decoding.kernels.vectors import LANES
+from decoding.kernels.cpu.arena import shared_arena
+from decoding.kernels.cpu.products import LIMIT_BYTES, LINEAR, linears
+from decoding.kernels.cpu.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
+from decoding.kernels.cpu.sharing import COUNTS_BYTES
+from decoding.kernels.cpu.team import Team, default_team
+from decoding.kernels.cpu.tile import PANEL, Format
+from decoding.kernels.cpu.vectors import LANES
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,11 @@ from typing import Any
 
 from numba import carray
 
-from decoding.kernels.compiled import inner, kernel, record
-from decoding.kernels.rows import round_groups, round_row
-from decoding.kernels.sharing import COUNTS_BYTES, finish, take, wait
-from decoding.kernels.tile import PANEL, Format, make_tile
-from decoding.kernels.vectors import LANES, load, load_one, load_whole, splat, store
+from decoding.kernels.cpu.compiled import inner, kernel, record
+from decoding.kernels.cpu.rows import round_groups, round_row
+from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
+from decoding.kernels.cpu.tile import PANEL, Format, make_tile
+from decoding.kernels.cpu.vectors import LANES, load, load_one, load_whole, splat, store
 
 MAX_ROWS = 6  # with two column vectors and one of x they fill the sixteen registers of AVX2
 BLOCK_ROWS = 48

@@ -6,9 +6,9 @@ import math
 
 from numba import float32
 
-from decoding.kernels.compiled import inner
-from decoding.kernels.rounding import GROUP
-from decoding.kernels.vectors import (
+from decoding.kernels.cpu.compiled import inner
+from decoding.kernels.cpu.rounding import GROUP
+from decoding.kernels.cpu.vectors import (
     LANES,
     exp,
     fma,

@@ -20,8 +20,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from decoding.kernels.compiled import inner
-from decoding.kernels.vectors import I32, I64, pointer
+from decoding.kernels.cpu.compiled import inner
+from decoding.kernels.cpu.vectors import I32, I64, pointer
 
 COUNTS_BYTES = 64  # a cache line: taken, finished, sleepers, what they wait for
 SPINS = 2000  # tens of microseconds, before a waiting thread sleeps

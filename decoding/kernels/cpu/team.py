@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numba import carray
 
-from decoding.kernels.compiled import kernel, record
-from decoding.kernels.sharing import (
+from decoding.kernels.cpu.compiled import kernel, record
+from decoding.kernels.cpu.sharing import (
     FUTEX,
     SPINS,
     add_shared,

@@ -24,8 +24,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from decoding.kernels.rounding import GROUP
-from decoding.kernels.vectors import (
+from decoding.kernels.cpu.rounding import GROUP
+from decoding.kernels.cpu.vectors import (
     F32,
     F32S,
     I8S,

@@ -12,9 +12,9 @@ import math
 
 from numba import carray, float32, float64
 
-from decoding.kernels.compiled import inner, kernel, record
-from decoding.kernels.sharing import finish, take, wait
-from decoding.kernels.vectors import (
+from decoding.kernels.cpu.compiled import inner, kernel, record
+from decoding.kernels.cpu.sharing import finish, take, wait
+from decoding.kernels.cpu.vectors import (
     LANES,
     any_above,
     exp,

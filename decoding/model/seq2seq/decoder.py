@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from decoding.attention.interface import AttentionBackend, Batch, LayerSpec, Memories
-from decoding.model import Hidden
-from decoding.seq2seq.stack import Stack
-from decoding.transfer import to_device
+from decoding.device import to_device
+from decoding.model.model import Hidden
+from decoding.model.seq2seq.stack import Stack
 
 
 class Decoder(nn.Module):

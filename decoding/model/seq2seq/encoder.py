@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from decoding.attention.interface import Batch
-from decoding.seq2seq.stack import Stack
+from decoding.model.seq2seq.stack import Stack
 
 
 class Encoder(nn.Module):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from decoding.seq2seq.embedding import Embedding, read_embedding
-from decoding.seq2seq.layers import (
+from decoding.model.seq2seq.embedding import Embedding, read_embedding
+from decoding.model.seq2seq.layers import (
     CrossAttention,
     DecoderLayer,
     EncoderLayer,
@@ -23,7 +23,7 @@ from decoding.seq2seq.layers import (
     Residual,
     SelfAttention,
 )
-from decoding.seq2seq.relative import bidirectional_bias, causal_bias
+from decoding.model.seq2seq.relative import bidirectional_bias, causal_bias
 
 T5_TYPES = frozenset({"t5", "mt5", "umt5"})
 BART_TYPES = frozenset({"bart", "mbart", "marian", "m2m_100"})

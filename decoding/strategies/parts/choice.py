@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.params import Request
+from decoding.contract.params import Request
 from decoding.seam import Draw, Emit, Finish, FinishReason, Reading, Scores, Tools, Want
 from decoding.stopping import START, Stopping
 from decoding.topk.scores import log_softmax_topk

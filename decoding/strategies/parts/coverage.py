@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from decoding.seam import Reading
-from decoding.strategies.hypotheses import Path
+from decoding.strategies.parts.hypotheses import Path
 
 FLOOR = 1e-9
 

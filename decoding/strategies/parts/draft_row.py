@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from decoding.drafting import DraftLength
 from decoding.seam import Feed, RowId, RowView, Want
+from decoding.strategies.parts.drafting import DraftLength
 
 
 @dataclass(slots=True)

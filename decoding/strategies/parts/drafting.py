@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from decoding.contract.params import Schedule
 from decoding.logits.repeats import Repeats
-from decoding.params import Schedule
 
 WIDEST_GROWN = 31
 """A growing schedule stops here: a window of 32 tokens still runs beside decode steps, a wider one waits as prefill."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from decoding.params import Request
+from decoding.contract.params import Request
 from decoding.seam import Emit, Figure, Finish, FinishReason
 from decoding.stopping import START, Progress
 

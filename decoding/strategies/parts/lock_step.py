@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.params import Request
+from decoding.contract.params import Request
 from decoding.seam import Emit, Feed, Json, Move, Observation, Open, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
-from decoding.strategies.choice import Choice, is_possible, pick, token_scores, whole
-from decoding.strategies.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.choice import Choice, is_possible, pick, token_scores, whole
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 
 OTHER = Want(full=True, scores=Scores.LOGITS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decoding.params import Request
+from decoding.contract.params import Request
 from decoding.seam import NOTHING, Feed, Open, PromptEmit, Reading, Scores, Want
 
 

@@ -17,8 +17,8 @@ from enum import Enum
 
 import torch
 
+from decoding.contract.params import Entropix, LogitsParams
 from decoding.logits.step import EXCLUDED
-from decoding.params import Entropix, LogitsParams
 
 
 @dataclass(frozen=True, slots=True)

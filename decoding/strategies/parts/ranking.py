@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from decoding.params import RankBy
-from decoding.params.beams import LengthPenaltyType
+from decoding.contract.params import RankBy
+from decoding.contract.params.beams import LengthPenaltyType
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from decoding.contract.params import LogitsParams, Request
 from decoding.logits.step import EXCLUDED
-from decoding.params import LogitsParams, Request
 from decoding.seam import (
     Feed,
     Finish,
@@ -28,8 +28,8 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import Stopping
-from decoding.strategies.hypotheses import Answers, Path, Token, Top
-from decoding.strategies.prompt import inner_want, open_prompt, prompt_scores
+from decoding.strategies.parts.hypotheses import Answers, Path, Token, Top
+from decoding.strategies.parts.prompt import inner_want, open_prompt, prompt_scores
 
 Extension = tuple[int, Path]
 """The number of the path that is continued, and what it becomes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from decoding.params import Request
+from decoding.contract.params import Request
 from decoding.seam import Draw, Emit, Finish, FinishReason, Reading, Scores, Want
 
 

@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from decoding.drafting import num_matching
 from decoding.seam import Emit, Feed, Figure, Finish, Json, Move, NothingToDraw, Open, Reading, RowId, TraceEvent, Want
 from decoding.stopping import START, Progress, Stopping
+from decoding.strategies.parts.drafting import num_matching
 
 
 @dataclass(frozen=True, slots=True)

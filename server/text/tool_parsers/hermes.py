@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.tool_parsers.parser import CallParser, CallSyntax
-from server.tool_parsers.tool_format import Called, Literal, as_object, random_id
+from server.text.tool_parsers.parser import CallParser, CallSyntax
+from server.text.tool_parsers.tool_format import Called, Literal, as_object, random_id
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 XML_TAGS = ("<function=", "<arg_key>")

@@ -7,8 +7,8 @@ import string
 from collections.abc import Sequence
 from typing import ClassVar
 
-from server.tool_parsers.parser import CallParser, CallSyntax
-from server.tool_parsers.tool_format import Called, Literal, as_object
+from server.text.tool_parsers.parser import CallParser, CallSyntax
+from server.text.tool_parsers.tool_format import Called, Literal, as_object
 
 BEGIN = "[TOOL_CALLS]"
 ID_LENGTH = 9  # Mistral's templates refuse any other in the history

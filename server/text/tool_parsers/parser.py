@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from server.tool_parsers.call import CallDelta, Event
-from server.tool_parsers.scanner import CallScanner, NamedScanner, NotACall
+from server.text.tool_parsers.call import CallDelta, Event
+from server.text.tool_parsers.scanner import CallScanner, NamedScanner, NotACall
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server.chat_template import ChatTemplate
-from server.tool_parsers.hermes import Hermes
-from server.tool_parsers.llama3_json import Llama3Json
-from server.tool_parsers.mistral import Mistral
-from server.tool_parsers.tool_format import ToolFormat
+from server.text.chat_template import ChatTemplate
+from server.text.tool_parsers.hermes import Hermes
+from server.text.tool_parsers.llama3_json import Llama3Json
+from server.text.tool_parsers.mistral import Mistral
+from server.text.tool_parsers.tool_format import ToolFormat
 
 FORMATS: Mapping[str, ToolFormat] = {each.NAME: each for each in (Mistral(), Hermes(), Llama3Json())}
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from server.tool_parsers.parser import CallParser
+from server.text.tool_parsers.parser import CallParser
 
 Called = Mapping[str, Any]
 """The function of a call as templates know it: its name and its arguments, an object."""

@@ -11,7 +11,7 @@ pytest.importorskip("numba")
 from decoding.attention.interface import LayerSpec
 from decoding.attention.kernel import KernelAttention
 from decoding.attention.pages import LayerShape
-from decoding.kernels.team import Team
+from decoding.kernels.cpu.team import Team
 from tests.decoding.attention.test_cpu import (
     LAYERS,
     SHAPES,

@@ -6,7 +6,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import torch
 
-from decoding.kernels.arena import CHUNK, LINE, Arena, lazy_zeros
+from decoding.kernels.cpu.arena import CHUNK, LINE, Arena, lazy_zeros
 
 
 def test_bytes_are_kept_apart_each_at_the_start_of_a_cache_line() -> None:

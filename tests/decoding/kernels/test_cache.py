@@ -15,7 +15,7 @@ MODULE = """
 import ctypes, sys
 import numpy as np
 from numba import carray
-from decoding.kernels.compiled import inner, kernel, record
+from decoding.kernels.cpu.compiled import inner, kernel, record
 
 CELL = record(x="count", out="count")
 

@@ -8,9 +8,9 @@ import torch
 
 pytest.importorskip("numba")
 
-from decoding.kernels.panels import PanelLinear, fits_bfloat16, pack
-from decoding.kernels.team import Team
-from decoding.kernels.tile import Format
+from decoding.kernels.cpu.panels import PanelLinear, fits_bfloat16, pack
+from decoding.kernels.cpu.team import Team
+from decoding.kernels.cpu.tile import Format
 from tests.decoding.rounding_error import of_product
 
 

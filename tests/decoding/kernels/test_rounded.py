@@ -9,10 +9,10 @@ import torch
 
 pytest.importorskip("numba")
 
-from decoding.kernels.panels import PanelLinear
-from decoding.kernels.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
-from decoding.kernels.team import Team
-from decoding.kernels.tile import Format
+from decoding.kernels.cpu.panels import PanelLinear
+from decoding.kernels.cpu.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
+from decoding.kernels.cpu.team import Team
+from decoding.kernels.cpu.tile import Format
 from tests.decoding.rounding_error import EPS, of_product
 
 FORMS = (Format.INT8, Format.INT4)

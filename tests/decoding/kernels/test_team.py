@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from decoding.kernels.team import Team
+from decoding.kernels.cpu.team import Team
 from tests.decoding.kernels.tiny_kernel import COUNTING, WAITING, counting, finishing, waiting
 
 

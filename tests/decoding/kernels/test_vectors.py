@@ -9,7 +9,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from decoding.kernels.vectors import LANES, exp, keep_between, load, splat, store, total  # noqa: E402
+from decoding.kernels.cpu.vectors import LANES, exp, keep_between, load, splat, store, total  # noqa: E402
 
 
 def mapped(function: Any, numbers: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from numba import carray
 
-from decoding.kernels.compiled import kernel, record
-from decoding.kernels.sharing import add_shared, finish, take, wait
+from decoding.kernels.cpu.compiled import kernel, record
+from decoding.kernels.cpu.sharing import add_shared, finish, take, wait
 
 
 def _nothing(_pointer):  # type: ignore[no-untyped-def]

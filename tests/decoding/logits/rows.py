@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from decoding.contract.params import LogitsParams, StoppingParams
 from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines, process, warp
-from decoding.params import LogitsParams, StoppingParams
 
 PLENTY = StoppingParams(max_tokens=100)
 

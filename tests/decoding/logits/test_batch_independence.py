@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from decoding.contract.params import Adapt, Edt, LogitsParams
 from decoding.logits.entropy import entropies
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines
-from decoding.params import Adapt, Edt, LogitsParams
 from decoding.sampling import draw
 from tests.decoding.logits.rows import history, run_all
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decoding.params import LogitsParams
+from decoding.contract.params import LogitsParams
 from tests.decoding.logits.rows import history, kept, run, run_all
 from tests.decoding.rounding_error import of_entropies, of_log_softmax, of_sum, ulp
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from decoding.contract.params import LogitsParams, StoppingParams
 from decoding.logits.pipeline import Pipelines
-from decoding.params import LogitsParams, StoppingParams
 from tests.decoding.logits.rows import history, run, run_all
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "token_steps.json"

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from llguidance import LLExecutor, LLTokenizer
 
-from decoding.frames import FrameSplitter, Submit, Tick, decode_from_worker, encode, submit_frame
-from decoding.grammars import MAX_ITEMS, compile_grammar, read_tokens
-from decoding.link import Link
+from decoding.contract.frames import FrameSplitter, Submit, Tick, decode_from_worker, encode, submit_frame
+from decoding.contract.grammars import MAX_ITEMS, compile_grammar, read_tokens
+from decoding.contract.params import Grammar, LogitsParams, Request, Sampling, StoppingParams
 from decoding.logits import grammar as grammar_masks
 from decoding.logits.grammar import SPARE_STATES, Grammars, Latest, States
 from decoding.logits.history import History
-from decoding.params import Grammar, LogitsParams, Request, Sampling, StoppingParams
-from decoding.threads import Threads
-from decoding.worker import Worker
+from decoding.worker.link import Link
+from decoding.worker.threads import Threads
+from decoding.worker.worker import Worker
 from tests.decoding.table_model import TableModel, table_engine
 
 AMBIGUOUS = Grammar("lark", 'start: s\ns: s s | /[a-z ]/ | ""')

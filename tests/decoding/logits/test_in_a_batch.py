@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from decoding.params import Adapt, Edt, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import Adapt, Edt, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine
 

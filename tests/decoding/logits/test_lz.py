@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding.contract.params import LogitsParams
 from decoding.logits.lz import shortest_match
-from decoding.params import LogitsParams
 from tests.decoding.logits.rows import history, run
 from tests.decoding.rounding_error import ulp
 

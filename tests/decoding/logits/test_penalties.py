@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding.contract.params import LogitsParams, StoppingParams
 from decoding.logits.pipeline import Pipelines
-from decoding.params import LogitsParams, StoppingParams
 from tests.decoding.logits.rows import history, kept, run, run_all
 from tests.decoding.rounding_error import EPS
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from decoding.contract.params import LogitsParams, StoppingParams
 from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines, process, warp
-from decoding.params import LogitsParams, StoppingParams
 
 GOLDEN = Path(__file__).parents[2] / "goldens" / "processors.json"
 

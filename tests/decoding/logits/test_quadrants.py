@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.logits.quadrants import Metrics, Quadrant, Settings, attention_metrics, filtered, quadrant, settings
-from decoding.params import Entropix
-from decoding.reading import entropies
+from decoding.contract.params import Entropix
+from decoding.engine.reading import entropies
+from decoding.strategies.parts.quadrants import (
+    Metrics,
+    Quadrant,
+    Settings,
+    attention_metrics,
+    filtered,
+    quadrant,
+    settings,
+)
 from tests.decoding.rounding_error import of_entropies, of_log_softmax
 
 CASES = json.loads((Path(__file__).parents[2] / "goldens" / "layers.json").read_text(encoding="utf-8"))["entropix"]

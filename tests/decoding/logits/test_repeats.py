@@ -13,12 +13,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from decoding.drafting import Ngrams
+from decoding.contract.params import LogitsParams, PromptLookup, Request, StoppingParams
+from decoding.engine.rows import TokenLog
 from decoding.logits import repeats
 from decoding.logits.history import History
 from decoding.logits.repeats import FAR, Repeats, matched_lengths
-from decoding.params import LogitsParams, PromptLookup, Request, StoppingParams
-from decoding.rows import TokenLog
+from decoding.strategies.parts.drafting import Ngrams
 from tests.decoding.drive import run as run_engine
 from tests.decoding.logits.rows import history, run
 from tests.decoding.table_model import table_engine

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from decoding.contract.params import Adapt, Edt, LogitsParams, StoppingParams
 from decoding.logits.pipeline import Pipelines
-from decoding.params import Adapt, Edt, LogitsParams, StoppingParams
 from tests.decoding.logits.rows import history, kept, run, run_all
 from tests.decoding.rounding_error import EPS, of_entropies
 

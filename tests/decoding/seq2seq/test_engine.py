@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from decoding.attention.interface import Batch
-from decoding.params import (
+from decoding.contract.params import (
     Beam,
     BeamSample,
     BestFirst,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.params import (
+from decoding.contract.params import (
     Assisted,
     Beam,
     Contrastive,

@@ -11,7 +11,7 @@ from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import LayerSpec
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
-from decoding.seq2seq.relative import bidirectional_bias, causal_bias
+from decoding.model.seq2seq.relative import bidirectional_bias, causal_bias
 from tests.decoding.conftest import one_thread
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_attention

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.params import LogitsParams, Request, Sampling, StoppingParams
-from decoding.seq2seq.model import Seq2SeqModel, wrap
+from decoding.contract.params import LogitsParams, Request, Sampling, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.seq2seq.model import Seq2SeqModel, wrap
 from tests.goldens.seq2seq import MODELS, Seq2SeqSpec, build, perturbed_twin
 
 SPECS = {spec.name: spec for spec in MODELS}

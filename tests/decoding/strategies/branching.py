@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import BestOf, Request, Sampling
+from decoding.contract.params import BestOf, Request, Sampling
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.rounding_error import of_model

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from decoding.params import Beam, GroupBeam, StoppingParams
+from decoding.contract.params import Beam, GroupBeam, StoppingParams
 from tests.decoding.strategies.table_oracle import table_logprobs
 
 Output = tuple[int, ...]

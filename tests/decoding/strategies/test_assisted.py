@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.params import Assisted, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import Assisted, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
 from decoding.seam import FinishReason, TraceEvent
 from decoding.strategies import build
 from tests.decoding.crowd import random_requests, run_crowd

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.output import Output
-from decoding.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.engine.output import Output
 from decoding.seam import FinishReason
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run

@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import (
+from decoding.contract.params import (
     Beam,
     BeamSample,
     GroupBeam,
@@ -25,6 +22,9 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from tests.decoding.drive import Answer, run
 from tests.decoding.rounding_error import of_model
 from tests.goldens.tiny import TinySpec, build, weights_sha256

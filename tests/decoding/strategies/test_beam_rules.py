@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from decoding.params import Beam, GroupBeam, Request, StoppingParams, StrategyParams
-from decoding.params.beams import EarlyStopping
+from decoding.contract.params import Beam, GroupBeam, Request, StoppingParams, StrategyParams
+from decoding.contract.params.beams import EarlyStopping
 from decoding.seam import Move, Observation, Reading, RowId, RowView, Tools
 from decoding.stopping import Stopping
 from decoding.strategies import build

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoding.params import BeamSample, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import BeamSample, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.sampling import draw_many_without_replacement, draw_without_replacement, uniforms
 from decoding.seam import Purpose, Reading
 from decoding.strategies import beam_sample

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from decoding.engine import Engine
-from decoding.params import Beam, BeamSample, BestFirst, GroupBeam, Request, Sampling, StrategyParams
+from decoding.contract.params import Beam, BeamSample, BestFirst, GroupBeam, Request, Sampling, StrategyParams
+from decoding.engine.engine import Engine
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine

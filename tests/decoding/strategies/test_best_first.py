@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from decoding.engine import Engine
-from decoding.params import BestFirst, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import BestFirst, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.engine.engine import Engine
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.table_oracle import logprob_error, table_logprobs

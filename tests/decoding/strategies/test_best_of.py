@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from decoding.params import BestOf, LogitsParams, LogprobsParams, RankBy, Request, Sampling, StoppingParams
+from decoding.contract.params import BestOf, LogitsParams, LogprobsParams, RankBy, Request, Sampling, StoppingParams
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import table_engine

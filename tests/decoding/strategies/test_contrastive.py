@@ -9,9 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from decoding.params import Contrastive, LogitsParams, LogprobsMode, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import (
+    Contrastive,
+    LogitsParams,
+    LogprobsMode,
+    LogprobsParams,
+    Request,
+    Sampling,
+    StoppingParams,
+)
 from decoding.seam import FinishReason
-from decoding.strategies.hidden_bank import HiddenBank
+from decoding.strategies.parts.hidden_bank import HiddenBank
 from tests.decoding.drive import run
 from tests.decoding.rounding_error import EPS, of_sum
 from tests.decoding.strategies.table_oracle import logprob_error

@@ -8,8 +8,16 @@ from typing import Any
 
 import pytest
 
-from decoding.answers import compile_answer
-from decoding.params import CotDecoding, InvalidParam, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.answers import compile_answer
+from decoding.contract.params import (
+    CotDecoding,
+    InvalidParam,
+    LogitsParams,
+    LogprobsParams,
+    Request,
+    Sampling,
+    StoppingParams,
+)
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.branching import (

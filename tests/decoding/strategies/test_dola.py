@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from decoding.contract.params import Dola, Grammar, InvalidParam, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.logits.contrast import contrast
-from decoding.params import Dola, Grammar, InvalidParam, LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.strategies.table_oracle import logprob_error
 from tests.decoding.table_model import TableModel, states_of, table_engine

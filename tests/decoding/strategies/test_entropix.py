@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.logits.quadrants import Metrics, Quadrant, Settings, filtered, settings
-from decoding.model import wrap
-from decoding.params import Entropix, LogitsParams, LogprobsMode, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import (
+    Entropix,
+    LogitsParams,
+    LogprobsMode,
+    LogprobsParams,
+    Request,
+    Sampling,
+    StoppingParams,
+)
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import wrap
 from decoding.sampling import draw, uniforms
 from decoding.seam import FinishReason, Purpose
+from decoding.strategies.parts.quadrants import Metrics, Quadrant, Settings, filtered, settings
 from tests.decoding.drive import Answer, run
 from tests.decoding.rounding_error import of_each
 from tests.decoding.strategies.table_oracle import logprob_error

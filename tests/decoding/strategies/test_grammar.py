@@ -8,8 +8,7 @@ import re
 
 import pytest
 
-from decoding.engine import Engine
-from decoding.params import (
+from decoding.contract.params import (
     PARAMS,
     CotDecoding,
     Grammar,
@@ -19,6 +18,7 @@ from decoding.params import (
     StoppingParams,
     choice_grammar,
 )
+from decoding.engine.engine import Engine
 from decoding.seam import FinishReason
 from tests.decoding.crowd import MAKERS, NEVER_DRAWING, DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import run

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import decoding.strategies.group_beam
-from decoding.params import GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.table_oracle import logprob_error, table_logprobs
 from tests.decoding.table_model import TableModel, table_engine

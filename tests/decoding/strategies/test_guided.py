@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.params import Guided, KlGuided, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import Guided, KlGuided, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.sampling import draw, uniforms
 from decoding.seam import FinishReason, Purpose
 from decoding.strategies.guided import guided as mixed

@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import (
+from decoding.contract.params import (
     Assisted,
     Beam,
     BestOf,
@@ -28,7 +25,10 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
-from decoding.rows import EMBED_ID
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.engine.rows import EMBED_ID
+from decoding.model.model import Model, wrap
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.branching import assert_same_in_a_crowd, changed, sampling_requests
 from tests.goldens.tiny import TinySpec, build, weights_sha256

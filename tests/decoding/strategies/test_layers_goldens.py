@@ -14,10 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import (
+from decoding.contract.params import (
     Contrastive,
     Dola,
     Entropix,
@@ -30,7 +27,10 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
-from decoding.params.dola import premature_layers
+from decoding.contract.params.dola import premature_layers
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from tests.decoding.drive import Answer, run
 from tests.decoding.rounding_error import of_divergence, of_model
 from tests.goldens.tiny import TinySpec, build, weights_sha256

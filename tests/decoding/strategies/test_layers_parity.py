@@ -8,8 +8,7 @@ import random
 import pytest
 import torch
 
-from decoding.engine import Engine
-from decoding.params import (
+from decoding.contract.params import (
     Assisted,
     Contrastive,
     Dola,
@@ -20,7 +19,8 @@ from decoding.params import (
     Request,
     StrategyParams,
 )
-from decoding.strategies.hidden_bank import HiddenBank
+from decoding.engine.engine import Engine
+from decoding.strategies.parts.hidden_bank import HiddenBank
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine

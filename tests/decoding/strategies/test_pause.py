@@ -9,10 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import (
+from decoding.contract.params import (
     BestOf,
     CotDecoding,
     LogitsParams,
@@ -23,6 +20,9 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.branching import assert_same_in_a_crowd, changed
 from tests.decoding.tiny import tiny

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.cache import PageCache
-from decoding.engine import Engine
-from decoding.model import Model, wrap
-from decoding.params import PoolBy, Pooling, Request, StoppingParams
+from decoding.contract.params import PoolBy, Pooling, Request, StoppingParams
+from decoding.engine.cache import PageCache
+from decoding.engine.engine import Engine
+from decoding.model.model import Model, wrap
 from decoding.strategies import pooling
 from tests.decoding.crowd import DraftTableModel
 from tests.decoding.drive import run

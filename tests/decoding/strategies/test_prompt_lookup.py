@@ -7,8 +7,7 @@ import random
 
 import pytest
 
-from decoding.engine import Engine
-from decoding.params import (
+from decoding.contract.params import (
     LogitsParams,
     LogprobsParams,
     PromptLookup,
@@ -17,6 +16,7 @@ from decoding.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.engine.engine import Engine
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
 from tests.decoding.guessable_model import CYCLE, CyclingModel

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.sampling import uniforms
 from decoding.seam import FinishReason, Purpose
 from tests.decoding.drive import run

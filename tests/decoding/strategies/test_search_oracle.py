@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from decoding.params import Beam, GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import Beam, GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.search_oracle import Rules, beam_search, group_beam_search

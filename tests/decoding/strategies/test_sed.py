@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.params import LogitsParams, LogprobsParams, Request, Sampling, Sed, StoppingParams
+from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, Sed, StoppingParams
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.branching import (

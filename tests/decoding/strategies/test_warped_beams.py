@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from decoding.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.strategies.table_oracle import LARGEST, logprob_error
 from tests.decoding.table_model import TableModel, states_of, table_engine

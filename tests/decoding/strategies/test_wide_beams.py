@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.params import Beam, BeamSample, GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import Beam, BeamSample, GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.strategies import beam, beam_sample, group_beam
 from tests.decoding.drive import Answer, run
 from tests.decoding.table_model import table_engine

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from decoding import kernels
+from decoding.kernels import cpu as kernels
 from decoding.topk.plain import plain_topk
 from decoding.topk.scores import RowScores, TopK, log_softmax_topk, topk
 from tests.decoding.rounding_error import EPS, of_log_softmax, of_sum, ulp
@@ -82,8 +82,8 @@ def test_as_many_as_the_whole_vocabulary_are_ranked_without_a_list_of_them(monke
     """Each of the best moves those after it in the kernel's list, which for all ids of a real vocabulary took a second
     a row."""
     form, lists = form_named("kernel"), list[int]()
-    from decoding.kernels.team import default_team  # noqa: PLC0415 - needs numba
-    from decoding.kernels.topk import TOPK  # noqa: PLC0415 - needs numba
+    from decoding.kernels.cpu.team import default_team  # noqa: PLC0415 - needs numba
+    from decoding.kernels.cpu.topk import TOPK  # noqa: PLC0415 - needs numba
 
     team = default_team()
 

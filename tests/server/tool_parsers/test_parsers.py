@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.tool_parsers.call import CallDelta, Event
-from server.tool_parsers.registry import FORMATS, taught_by
+from server.text.tool_parsers.call import CallDelta, Event
+from server.text.tool_parsers.registry import FORMATS, taught_by
 
 KNOWN = frozenset({"get_weather", "add"})
 PARIS = ("get_weather", {"city": "Paris {[\"'\\ü"})
