@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import response_schema_conformance, statu
 
 from server.wire.requests import ChatRequest, CompletionRequest
 from tests.conformance.connection import connected, post
-from tests.conformance.narrow_server import goldens_of, narrow_server
+from tests.conformance.servers.narrow_server import goldens_of, narrow_server
 from tests.conformance.victim import Golden, beside_a_victim
 from tests.running_server import RunningServer
 

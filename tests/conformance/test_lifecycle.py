@@ -23,7 +23,6 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.conformance import cramped_server
 from tests.conformance.exchange import assert_idle, client, metrics
 from tests.conformance.lifecycle import (
     NAMESPACE,
@@ -37,8 +36,9 @@ from tests.conformance.lifecycle import (
     streams,
     worker_process,
 )
-from tests.conformance.scripted_server import SHORT_DELAY, scripted_model, scripted_server
-from tests.conformance.tiny_server import COMMAND, PROMPTS, tiny_model, tiny_server
+from tests.conformance.servers import cramped_server
+from tests.conformance.servers.scripted_server import SHORT_DELAY, scripted_model, scripted_server
+from tests.conformance.servers.tiny_server import COMMAND, PROMPTS, tiny_model, tiny_server
 from tests.conformance.victim import Golden, beside_a_victim, recorded
 from tests.running_server import RunningServer, clean_environment
 from tests.server.fake_worker import ANSWER, BURST, DIE, NAN, NEVER_FITS, SLOW, STALL, WAIT

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from decoding.contract.params import PARAMS
-from tests.conformance.drafting_server import drafting_server
 from tests.conformance.exchange import Said, assert_idle, client, complete, metrics, stream
+from tests.conformance.servers.drafting_server import drafting_server
 from tests.goldens.prompts import BATTERIES, HARBOUR, QUEUE
 from tests.running_server import RunningServer
 

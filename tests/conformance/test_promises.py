@@ -23,7 +23,7 @@ import pytest
 
 from tests.conformance.connection import connected, post
 from tests.conformance.exchange import complete, metrics, stream
-from tests.conformance.narrow_server import goldens_of, narrow_server, tiny_model
+from tests.conformance.servers.narrow_server import goldens_of, narrow_server, tiny_model
 from tests.conformance.victim import Golden, beside_a_victim
 from tests.running_server import ROOT, RunningServer, clean_environment
 

@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conformance.drafting_server import drafting_server
 from tests.conformance.exchange import Said, assert_idle, client, complete
+from tests.conformance.servers.drafting_server import drafting_server
 from tests.decoding.rounding_error import SMOLLM2_LOGPROB
 from tests.running_server import RunningServer
 

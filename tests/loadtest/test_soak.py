@@ -16,7 +16,7 @@ from loadtest.soak.report import soak_document, soak_tables
 from loadtest.soak.soaker import Plan, Soak
 from loadtest.soak.trend import Point, fit, trends
 from loadtest.target import DIALECTS, Target
-from tests.conformance.scripted_server import COMMAND, SHORT_DELAY, scripted_model
+from tests.conformance.servers.scripted_server import COMMAND, SHORT_DELAY, scripted_model
 from tests.loadtest.fake_server import Request, serving
 from tests.loadtest.test_command import loadtest
 from tests.running_server import free_port

@@ -1,7 +1,7 @@
 """The real server whose real worker has memory for so many tokens a forward, and no more.
 
-`python -m tests.conformance.cramped_server serve FLAGS` serves it; with a number for its only argument it is the
-worker.
+`python -m tests.conformance.servers.cramped_server serve FLAGS` serves it; with a number for its only argument it is
+the worker.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 MOST_TOKENS = 200
-COMMAND = (sys.executable, "-m", "tests.conformance.cramped_server")
+COMMAND = (sys.executable, "-m", "tests.conformance.servers.cramped_server")
 
 
 def serve(flags: list[str]) -> int:

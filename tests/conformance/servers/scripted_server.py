@@ -1,7 +1,7 @@
 """The real HTTP side before a scripted worker, which starts in a moment and dies, stalls or answers as it is told.
 
-`python -m tests.conformance.scripted_server FLAGS` serves it; `scripted_server` runs it for a test. What a request gets
-is said by its first prompt id (`tests/server/fake_worker.py`).
+`python -m tests.conformance.servers.scripted_server FLAGS` serves it; `scripted_server` runs it for a test. What a
+request gets is said by its first prompt id (`tests/server/fake_worker.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.running_server import RunningServer, running_server
 from tests.server.fake_engine import byte_tokenizer
 from tests.server.world import FAKE_WORKER, model_directory
 
-COMMAND = (sys.executable, "-m", "tests.conformance.scripted_server")
+COMMAND = (sys.executable, "-m", "tests.conformance.servers.scripted_server")
 SHORT_DELAY = ("--restart-delay", "0.000001", "--worker-restarts", "100")  # it doubles: 20 kills must not make minutes
 
 

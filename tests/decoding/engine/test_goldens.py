@@ -15,7 +15,7 @@ from decoding.model.model import Model, wrap
 from tests.decoding.drive import run
 from tests.goldens.tiny import TinySpec, build
 
-ENTRIES = json.loads((Path(__file__).parents[1] / "goldens" / "tiny_greedy.json").read_text(encoding="utf-8"))["models"]
+ENTRIES = json.loads((Path(__file__).parents[2] / "goldens" / "tiny_greedy.json").read_text(encoding="utf-8"))["models"]
 MAX_TOKENS = 24
 
 

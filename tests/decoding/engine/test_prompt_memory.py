@@ -47,7 +47,7 @@ with torch.inference_mode():
 def test_1500_prompt_tokens_with_20_alternatives_take_no_more_than_a_slice() -> None:
     """[1500, 49152] float32 alone would be 281 MiB; a slice of 128 rows is held before and after."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

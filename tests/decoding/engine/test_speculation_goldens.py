@@ -19,7 +19,7 @@ from tests.decoding.conftest import one_thread
 from tests.decoding.drive import Answer, run
 from tests.goldens.tiny import TinySpec, build, perturbed
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 RECORDED = json.loads((GOLDENS / "speculation.json").read_text(encoding="utf-8"))
 SPECS = {
     entry["model_type"]: TinySpec(entry["model_type"], entry["config"], entry["seed"], tuple(entry["eos_token_ids"]))

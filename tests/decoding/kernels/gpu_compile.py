@@ -1,4 +1,4 @@
-"""`python -m tests.decoding.gpu_compile`: compiles what a GPU's ticks launch, for compute capability 9.0, without one.
+"""`python -m tests.decoding.kernels.gpu_compile`: compiles what ticks launch for compute capability 9.0, without a GPU.
 
 Runs the launching code itself over tensors of the CPU, with Triton told that there is an H100 and that nothing is to be
 launched; prints one JSON line for each kernel compiled. Not for pytest's process, where Triton interprets.

@@ -22,7 +22,7 @@ Kernels = dict[str, list[dict[str, Any]]]
 def compiled(tmp_path: Path, *names: str) -> Kernels:
     """By name, what was compiled of it."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.decoding.gpu_compile", *names]
+    command = [sys.executable, "-m", "tests.decoding.kernels.gpu_compile", *names]
     done = subprocess.run(
         command, env=env | {"TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=False
     )

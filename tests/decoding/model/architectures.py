@@ -1,7 +1,7 @@
 """Tiny models of every causal-LM architecture that transformers knows, each tried against transformers' own generate.
 
-`python -m tests.decoding.architectures [NAME ...]` says of each: exact, refused (by which words), wrong, or that no
-tiny one could be built. Any that is wrong or raises something else makes it exit with 1. All take some minutes;
+`python -m tests.decoding.model.architectures [NAME ...]` says of each: exact, refused (by which words), wrong, or that
+no tiny one could be built. Any that is wrong or raises something else makes it exit with 1. All take some minutes;
 `test_architectures.py` tries those that have been wrong, and one of each other kind.
 """
 
@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from decoding.model.model import UnsupportedModel, wrap
-from tests.decoding.test_model import generate, greedy, prompts
+from tests.decoding.model.test_model import generate, greedy, prompts
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4,

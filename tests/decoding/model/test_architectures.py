@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from decoding.model.model import UnsupportedModel, wrap
-from tests.decoding.architectures import built, compared
 from tests.decoding.layout import PageBook, Row
+from tests.decoding.model.architectures import built, compared
+from tests.decoding.model.test_model import prompts
 from tests.decoding.rounding_error import of_model
-from tests.decoding.test_model import prompts
 
 # The first four were wrong or crashed once; of the others, each has something that none before it has.
 SERVED = ["ministral3", "nemotron", "jetmoe", "hunyuan_v1_moe", "dbrx", "gemma3n_text", "gemma4_text", "phimoe"]

@@ -19,7 +19,7 @@ from decoding.model.model import wrap
 from decoding.model.support import UnsupportedModel, _trial
 from decoding.worker.assembly import build_engine
 from decoding.worker.fault import MAX_CHARS, load_cause
-from tests.decoding.test_model import generate, greedy, prompts
+from tests.decoding.model.test_model import generate, greedy, prompts
 from tests.decoding.tiny import tiny
 
 Weights = dict[str, torch.Tensor]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from decoding.model.fast_tokenizer import with_tokenizer
 from server.text.tokenizer import Tokenizer
-from tests.decoding.vocabularies import TEXTS, m2m100, m2m100_of_unigrams, marian, mt5, opt
+from tests.decoding.model.vocabularies import TEXTS, m2m100, m2m100_of_unigrams, marian, mt5, opt
 
 EDGES = ("", "  hello   world ", "日本 dog", "x<unk>y", "a</s> b", "Füße ß\tHut", ">>deu<< the dog", "jump zz!!qq the")
 

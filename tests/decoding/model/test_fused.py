@@ -17,8 +17,8 @@ from decoding.model.fused import FusedLayer, fits
 from decoding.model.layer_weights import read_weights
 from decoding.model.model import Model, wrap
 from tests.decoding.layout import PageBook, Row
+from tests.decoding.model.test_model import greedy, hidden_states, last_hidden, prompts
 from tests.decoding.rounding_error import of_model
-from tests.decoding.test_model import greedy, hidden_states, last_hidden, prompts
 from tests.decoding.tiny import CONFIGS, tiny
 
 FUSED = ["llama", "llama-llama3-rope", "llama-yarn-rope", "mistral", "qwen2", "qwen3", "phi3", "smollm3"]

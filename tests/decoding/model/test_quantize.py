@@ -20,9 +20,9 @@ from decoding.model.model import load, wrap
 from decoding.model.quantize import Quantize, QuantizeUnsupported, round_linears
 from loadtest.engine.perplexity import perplexity
 from tests.decoding.layout import PageBook, Row
+from tests.decoding.model.test_fused import FUSED, layers
+from tests.decoding.model.test_model import hidden_states, last_hidden, prompts
 from tests.decoding.rounding_error import of_model, of_row
-from tests.decoding.test_fused import FUSED, layers
-from tests.decoding.test_model import hidden_states, last_hidden, prompts
 from tests.decoding.tiny import tiny
 
 WHOLE_GROUPS = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}

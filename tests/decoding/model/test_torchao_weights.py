@@ -12,8 +12,8 @@ import torch
 from decoding.model.model import load, wrap
 from decoding.model.quantize import QuantizeUnsupported, check_machine
 from decoding.model.torchao_weights import config_of, merged_linears
-from tests.decoding.gguf_files import sized
-from tests.decoding.test_model import hidden_states
+from tests.decoding.gguf.gguf_files import sized
+from tests.decoding.model.test_model import hidden_states
 from tests.decoding.tiny import tiny
 
 CUDA = torch.device("cuda")

@@ -11,7 +11,7 @@ import pytest
 
 from server.served import Served
 from tests.server.fake_engine import FakeBatcher, make_served, saying
-from tests.server.test_openai_client import running
+from tests.server.routes.test_openai_client import running
 
 CALL = '<tool_call>\n{"name": "Weather", "arguments": {"city": "Zürich"}}\n</tool_call>'
 SAID = f"<think>\nhm\n</think>\n\nOne moment.\n{CALL}"

@@ -35,7 +35,7 @@ asyncio.run(main())
 def test_long_texts_leave_no_memory_behind() -> None:
     """A third of a megabyte left 120 to 180 MiB behind, in the arena of each thread that happened to encode one."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """The README's tables of strategies and steps are those of the validation matrix.
 
-`python -m tests.server.test_strategy_table` prints them as they must stand there.
+`python -m tests.server.translate.test_strategy_table` prints them as they must stand there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from server.translate.catalogue import properties
 from server.translate.table import METHODS, STEPS, Method, Step
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 def strategy_row(method: Method) -> str:
@@ -42,8 +42,8 @@ def steps() -> str:
 
 def test_the_readme_s_tables_are_those_of_the_matrix() -> None:
     text = README.read_text(encoding="utf-8")
-    assert strategies() in text, "run: python -m tests.server.test_strategy_table"
-    assert steps() in text, "run: python -m tests.server.test_strategy_table"
+    assert strategies() in text, "run: python -m tests.server.translate.test_strategy_table"
+    assert steps() in text, "run: python -m tests.server.translate.test_strategy_table"
 
 
 if __name__ == "__main__":

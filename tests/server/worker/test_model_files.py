@@ -18,8 +18,8 @@ from gguf import GGMLQuantizationType
 
 from server.text.tokenizer import Tokenizer
 from server.worker.model_files import ModelError, check, default_name, prepare, resolve
-from tests.decoding.gguf_files import WORDS, sized, write
-from tests.decoding.vocabularies import opt
+from tests.decoding.gguf.gguf_files import WORDS, sized, write
+from tests.decoding.model.vocabularies import opt
 from tests.server.world import model_directory, safetensors_bytes, until
 
 

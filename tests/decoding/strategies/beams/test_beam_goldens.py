@@ -29,7 +29,7 @@ from tests.decoding.drive import Answer, run
 from tests.decoding.rounding_error import of_model
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
-RECORDED = json.loads((Path(__file__).parents[2] / "goldens" / "beams.json").read_text(encoding="utf-8"))
+RECORDED = json.loads((Path(__file__).parents[3] / "goldens" / "beams.json").read_text(encoding="utf-8"))
 ENTRIES = {f"{entry['model_type']}-{len(entry['eos_token_ids'])}-eos": entry for entry in RECORDED["models"]}
 FAMILIES = {"beam": Beam, "beam_sample": BeamSample, "group_beam": GroupBeam}
 MAX_TOKENS = RECORDED["max_new_tokens"]

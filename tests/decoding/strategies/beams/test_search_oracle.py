@@ -9,7 +9,7 @@ import pytest
 from decoding.contract.params import Beam, GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
-from tests.decoding.strategies.search_oracle import Rules, beam_search, group_beam_search
+from tests.decoding.strategies.beams.search_oracle import Rules, beam_search, group_beam_search
 from tests.decoding.strategies.table_oracle import LARGEST, logprob_error
 from tests.decoding.table_model import table_engine
 
