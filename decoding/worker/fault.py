@@ -34,7 +34,7 @@ def load_cause(error: BaseException) -> str:
 def kind_and_place(error: BaseException) -> str:
     """The exception's type and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" at {'/'.join(PurePath(frames[-1].filename).parts[-2:])}:{frames[-1].lineno}" if frames else ""
+    place = f" at {'/'.join(PurePath(frames[-1].filename).parts[-3:])}:{frames[-1].lineno}" if frames else ""
     return type(error).__name__ + place
 
 

@@ -54,7 +54,7 @@ def test_a_long_message_is_cut() -> None:
 
 def test_amid_requests_only_kind_and_place_are_told() -> None:
     said = kind_and_place(raised(ValueError(SECRET)))
-    assert said.startswith("ValueError at decoding/test_fault.py:")
+    assert said.startswith("ValueError at decoding/worker/test_fault.py:")
     assert SECRET not in said
     assert kind_and_place(ValueError(SECRET)) == "ValueError"
 

@@ -41,7 +41,7 @@ def test_an_exception_is_named_with_its_place_but_not_its_message(capsys: pytest
         logging.getLogger("x").exception("it failed")
     line = json.loads(capsys.readouterr().err)
     assert (line["event"], line["exception"]) == ("it failed", "ValueError")
-    assert line["raised_at"][0].startswith("server/test_logs.py:")
+    assert line["raised_at"][0].startswith("server/observe/test_logs.py:")
     assert "secret" not in str(line)
 
 
