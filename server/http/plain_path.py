@@ -1,4 +1,5 @@
-"""A path with doubled slashes or one at its end is served as the plain one; a redirect would lose a POST's body.
+"""A path of the API with doubled slashes or one at its end is served as the plain one; a redirect would lose a POST's
+body.
 
 Which paths are open without a key is decided before, on the path as it came: no other spelling of one is.
 """
@@ -9,7 +10,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def plain(path: str) -> str:
-    return "/" + "/".join(name for name in path.split("/") if name)
+    names = [name for name in path.split("/") if name]
+    return "/" + "/".join(names) if names[:1] == ["v1"] else path
 
 
 class PlainPath:
