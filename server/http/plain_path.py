@@ -10,8 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def plain(path: str) -> str:
-    names = [name for name in path.split("/") if name]
-    return "/" + "/".join(names) if names[:1] == ["v1"] else path
+    return "/" + "/".join(name for name in path.split("/") if name)
 
 
 class PlainPath:
@@ -20,5 +19,7 @@ class PlainPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, "path": plain(scope["path"])}
+            path = plain(scope["path"])
+            if path.startswith("/v1/"):
+                scope = {**scope, "path": path}
         await self._app(scope, receive, send)
