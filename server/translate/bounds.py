@@ -8,7 +8,7 @@ from __future__ import annotations
 from decoding.contract.params import CotDecoding, InvalidParam
 from server.errors import ApiError
 from server.settings.limits import Limits
-from server.translate.mode import keys_of, mode_of
+from server.translate.asked import keys_of, mode_of
 from server.translate.prompts import num_prompts
 from server.translate.strategy import check_regex, counted_params
 from server.translate.structure import check_structure

@@ -11,7 +11,7 @@ from typing import Any
 from decoding.contract.params import LogitsParams, Request, StoppingParams
 from server.translate.plan import Shown
 from server.translate.table import Method
-from server.translate.words import PLACEHOLDERS
+from server.translate.texts import PLACEHOLDERS
 from server.wire.base import at
 from server.wire.requests import Decoding
 from server.wire.strategies import Sed

@@ -1,6 +1,6 @@
 """What a model with an encoder takes from a request: the prompt is its source, and its decoder begins on its own.
 
-Applies the tables of `combinations.py` that depend on whether there is an encoder. Raises ApiError 400, InvalidParam.
+Applies the tables of `table.py` that depend on whether there is an encoder. Raises ApiError 400, InvalidParam.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from decoding.contract.params import InvalidParam
 from server.errors import too_long
 from server.served import Served
+from server.translate.asked import keys_of
 from server.translate.bounds import bad_field
-from server.translate.mode import keys_of
 from server.translate.table import ENCODER_EXCLUSIONS, ENCODER_FIELDS
 from server.wire.requests import CompletionRequest, Decoding
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from decoding.contract.params import InvalidParam
 from server.errors import ApiError
 from server.text.template_files import read_json
-from server.translate.mode import keys_of, mode_of, warps
+from server.translate.asked import keys_of, mode_of, warps
 from server.translate.strategy import counted_params
 from server.translate.table import FILTERS, OFF, SAMPLING
 from server.wire.base import MAX_INT, Count, Items, Positive, TokenId, Wire, at

@@ -8,8 +8,8 @@ from typing import Any
 from decoding.contract.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from server.errors import ApiError
 from server.served import Served
+from server.translate.asked import keys_of, warps
 from server.translate.generation_defaults import forced_ends, never_said
-from server.translate.mode import keys_of, warps
 from server.translate.table import FILTERS, Method
 from server.wire.requests import Decoding
 

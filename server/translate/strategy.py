@@ -1,4 +1,4 @@
-"""Wire request -> the params of the strategy it asks for, by the names in `combinations.py`."""
+"""Wire request -> the params of the strategy it asks for, by the names in `table.py`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from decoding.contract.answers import compile_answer
 from decoding.contract.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
-from server.translate.mode import num_beams
+from server.translate.asked import num_beams
 from server.translate.table import Method
-from server.translate.words import placeholders
+from server.translate.texts import placeholders
 from server.wire.base import at
 from server.wire.requests import Decoding
 from server.wire.strategies import KL_SIGMA
@@ -22,7 +22,7 @@ def strategy_params(
     prompt_ids: Sequence[int],
     special_ids: frozenset[int] = frozenset(),
 ) -> StrategyParams:
-    """derived: what `words.py` made of the texts. Raises InvalidParam."""
+    """derived: what `texts.py` made of the texts. Raises InvalidParam."""
     given = {name: at(wire, path) for name, path in method.paths.items() if name not in placeholders(method)}
     values = {name: value for name, value in given.items() if value is not None}
     values |= _own(method, wire, prompt_ids[-1]) | dict(derived)

@@ -1,7 +1,7 @@
 """The validation matrix as data: which strategies there are, what asks for each, what it takes and what it excludes.
 
 A key is a wire field that asks for something (its value is not in OFF), or `field=value` for the few fields whose
-values mean different things. `mode.py` applies the tables, `catalogue.py` shows them at GET /v1/strategies.
+values mean different things. `asked.py` applies the tables, `catalogue.py` shows them at GET /v1/strategies.
 """
 
 from __future__ import annotations

@@ -16,20 +16,20 @@ from server.errors import ApiError, too_long
 from server.served import Served
 from server.text.message_text import MessageForm
 from server.text.reasoning import is_unfinished, opened_by
+from server.translate.asked import mode_of
 from server.translate.bounds import bad_field, refused, stops_of
 from server.translate.conversation import chat_text
 from server.translate.effective import effective_params, strategy_name
 from server.translate.encoder import check_encoder_fields, check_source, decoder_ids
 from server.translate.generation_defaults import max_tokens, min_tokens, with_defaults
 from server.translate.logits import check_ids, logits_params
-from server.translate.mode import mode_of
 from server.translate.plan import Plan, Prompt, Shown
 from server.translate.prompts import completion_prompts, embedding_prompts, refuse_longer
 from server.translate.strategy import num_beside, num_second_context, strategy_params
 from server.translate.structure import grammar_of
+from server.translate.texts import bad_word_ids, derived, latent_thoughts, pause_ids
 from server.translate.tool_grammar import message_grammar
 from server.translate.tool_use import ToolUse, effective_tools, enforced, tool_use
-from server.translate.words import bad_word_ids, derived, latent_thoughts, pause_ids
 from server.wire.requests import ChatRequest, CompletionRequest, Decoding, EmbeddingRequest
 
 DEFAULT_MAX_TOKENS = 16

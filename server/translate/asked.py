@@ -1,4 +1,4 @@
-"""Applies the tables of `combinations.py` to a request: which strategy it asks for, and whether all it asks for fits.
+"""Applies the tables of `table.py` to a request: which strategy it asks for, and whether all it asks for fits.
 
 A senseless combination is an ApiError 400 that names both fields.
 """
