@@ -21,7 +21,7 @@ from server.translate.table import (
     SAMPLING,
     SEARCHES,
     Exclusion,
-    Method,
+    Strategy,
 )
 from server.wire.base import same
 from server.wire.requests import Decoding
@@ -30,7 +30,7 @@ Keys = Mapping[str, str]
 """Each key that a request bears -> the wire field to name for it."""
 
 
-def mode_of(wire: Decoding) -> Method:
+def mode_of(wire: Decoding) -> Strategy:
     """The strategy that a request asks for. Raises ApiError 400 when its fields do not go together."""
     keys = keys_of(wire)
     method = _method(keys)
@@ -57,7 +57,7 @@ def is_greedy(keys: Keys) -> bool:
     return any(key in keys for key in GREEDY_KEYS)
 
 
-def warps(keys: Keys, method: Method) -> bool:
+def warps(keys: Keys, method: Strategy) -> bool:
     """Whether temperature and filters act in a request that runs `method`."""
     return not is_greedy(keys) if method.draws else method.warped_by in keys and "temperature=0" not in keys
 
@@ -114,7 +114,7 @@ def num_beams(wire: Decoding) -> int | None:
     return wire.num_beams
 
 
-def _method(keys: Keys) -> Method:
+def _method(keys: Keys) -> Strategy:
     """Of the methods asked for, the one that asks for most; two that ask for different things are one too many."""
     matching = [m for m in SEARCHES if keys.keys() >= set(m.when)]
     most = [m for m in matching if not any(set(m.when) < set(other.when) for other in matching)]
@@ -126,7 +126,7 @@ def _method(keys: Keys) -> Method:
     return most[0]
 
 
-def _problems(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
+def _problems(keys: Keys, method: Strategy) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it), the gravest first."""
     yield from ((method.when[0], f"needs {key}") for key in method.requires if key not in keys)
     yield from _owned_by_others(keys, method)
@@ -138,7 +138,7 @@ def _problems(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
     yield from _excluded(keys, method)
 
 
-def _owned_by_others(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
+def _owned_by_others(keys: Keys, method: Strategy) -> Iterator[tuple[str, str]]:
     """Fields that are parameters of a strategy that is not asked for."""
     mine = {*method.own_fields, *FILTERS}
     for key in keys:
@@ -152,7 +152,7 @@ def _owned_by_others(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
             yield key, f"has no meaning with {_shown(keys, method.when[-1])}: {method.name} does not take it"
 
 
-def _excluded(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
+def _excluded(keys: Keys, method: Strategy) -> Iterator[tuple[str, str]]:
     """What is there and does not go together. Filters ask nothing of greedy decoding."""
     for exclusion in (*EXCLUSIONS, *(_of(each, method) for each in method.excludes)):
         for key in exclusion.keys:
@@ -161,7 +161,7 @@ def _excluded(keys: Keys, method: Method) -> Iterator[tuple[str, str]]:
                 yield from ((key, f"has no meaning with {_shown(keys, o)}: {exclusion.reason}") for o in others)
 
 
-def _of(exclusion: Exclusion, method: Method) -> Exclusion:
+def _of(exclusion: Exclusion, method: Strategy) -> Exclusion:
     return replace(exclusion, others=(method.when[0],))
 
 

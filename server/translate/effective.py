@@ -10,7 +10,7 @@ from typing import Any
 
 from decoding.contract.params import LogitsParams, Request, StoppingParams
 from server.translate.plan import Shown
-from server.translate.table import Method
+from server.translate.table import Strategy
 from server.translate.texts import PLACEHOLDERS
 from server.wire.base import at
 from server.wire.requests import Decoding
@@ -27,7 +27,7 @@ def strategy_name(request: Request) -> str:
     return request.strategy.NAME
 
 
-def effective_params(request: Request, wire: Decoding, method: Method, shown: Shown) -> dict[str, Any]:
+def effective_params(request: Request, wire: Decoding, method: Strategy, shown: Shown) -> dict[str, Any]:
     """Everything but the seed, which can differ between the prompts of a request."""
     return (
         _strategy(request, wire, method)
@@ -38,7 +38,7 @@ def effective_params(request: Request, wire: Decoding, method: Method, shown: Sh
     )
 
 
-def _strategy(request: Request, wire: Decoding, method: Method) -> dict[str, Any]:
+def _strategy(request: Request, wire: Decoding, method: Strategy) -> dict[str, Any]:
     values: dict[str, Any] = {} if request.strategy.n == 1 else {"n": request.strategy.n}
     values |= method.fixed
     for name, path in method.paths.items():
@@ -48,7 +48,7 @@ def _strategy(request: Request, wire: Decoding, method: Method) -> dict[str, Any
     return values
 
 
-def _warped(logits: LogitsParams, method: Method) -> dict[str, Any]:
+def _warped(logits: LogitsParams, method: Strategy) -> dict[str, Any]:
     """What makes temperature and filters act where nothing is drawn."""
     name, _, value = method.warped_by.partition("=")
     return {name: value == "true"} if name and logits.warps else {}
@@ -74,7 +74,7 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
     (values.setdefault(parent, {}) if parent else values)[name] = value
 
 
-def _logits(logits: LogitsParams, wire: Decoding, method: Method) -> dict[str, Any]:
+def _logits(logits: LogitsParams, wire: Decoding, method: Strategy) -> dict[str, Any]:
     changed = _changed(logits, LogitsParams())
     is_shown = method.name == "greedy" or method.draws or logits.warps
     hidden = HIDDEN if is_shown else {*HIDDEN, "temperature"}

@@ -10,7 +10,7 @@ from server.errors import ApiError
 from server.served import Served
 from server.translate.asked import keys_of, warps
 from server.translate.generation_defaults import forced_ends, never_said
-from server.translate.table import FILTERS, Method
+from server.translate.table import FILTERS, Strategy
 from server.wire.requests import Decoding
 
 # Token-level fields whose wire value is the params' value as it stands
@@ -23,7 +23,7 @@ PLAIN = (
 
 
 def logits_params(
-    wire: Decoding, method: Method, bad_words: tuple[tuple[int, ...], ...], served: Served
+    wire: Decoding, method: Strategy, bad_words: tuple[tuple[int, ...], ...], served: Served
 ) -> LogitsParams:
     """Temperature and filters have no effect where they do not act. Raises ApiError, InvalidParam."""
     acts = warps(keys_of(wire), method)

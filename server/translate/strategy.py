@@ -8,7 +8,7 @@ from typing import Any
 from decoding.contract.answers import compile_answer
 from decoding.contract.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
 from server.translate.asked import num_beams
-from server.translate.table import Method
+from server.translate.table import Strategy
 from server.translate.texts import placeholders
 from server.wire.base import at
 from server.wire.requests import Decoding
@@ -16,7 +16,7 @@ from server.wire.strategies import KL_SIGMA
 
 
 def strategy_params(
-    method: Method,
+    method: Strategy,
     wire: Decoding,
     derived: Mapping[str, Any],
     prompt_ids: Sequence[int],
@@ -31,7 +31,7 @@ def strategy_params(
     return method.params(**values)
 
 
-def counted_params(method: Method, wire: Decoding) -> StrategyParams:
+def counted_params(method: Strategy, wire: Decoding) -> StrategyParams:
     """The same without a model, good for its bounds and its rows. Raises InvalidParam."""
     return strategy_params(method, wire, placeholders(method), (0,))
 
@@ -62,7 +62,7 @@ def check_regex(wire: Decoding, max_chars: int) -> None:
     compile_answer(pattern)
 
 
-def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:
+def _own(method: Strategy, wire: Decoding, last_id: int) -> dict[str, Any]:
     """What has another name or no name on the wire."""
     own: dict[str, Any] = {}
     if "n" in method.paths:

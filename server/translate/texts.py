@@ -23,7 +23,7 @@ from decoding.contract.params import (
     premature_layers,
 )
 from server.served import Served
-from server.translate.table import Method
+from server.translate.table import Strategy
 from server.wire.base import at
 from server.wire.requests import Decoding
 from server.wire.strategies import JUDGED_TEXT, SED_NO, SED_QUESTION, SED_YES, Context
@@ -44,12 +44,12 @@ PLACEHOLDERS: Derived = {
 }
 
 
-def placeholders(method: Method) -> dict[str, Any]:
+def placeholders(method: Strategy) -> dict[str, Any]:
     """The params fields of a strategy that only the model can fill, filled with anything."""
     return {name: PLACEHOLDERS[name] for name in method.paths if name in PLACEHOLDERS}
 
 
-async def derived(method: Method, wire: Decoding, served: Served) -> dict[str, Any]:
+async def derived(method: Strategy, wire: Decoding, served: Served) -> dict[str, Any]:
     """The same fields, filled from the model. Raises InvalidParam."""
     derive = _DERIVATIONS.get(method.params)
     return {} if derive is None else dict(await derive(wire, served))
