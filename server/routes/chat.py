@@ -12,7 +12,8 @@ from server.answer.respond import respond
 from server.http.presence import while_present
 from server.queue.admission import Batcher
 from server.settings.limits import Limits
-from server.translate.bounds import check_limits, num_rows
+from server.translate.asked import Asked
+from server.translate.bounds import asked_within, num_rows
 from server.translate.tool_use import with_allowed_tools
 from server.translate.translate import chat_plan
 from server.wire.answers import ChatChunk, ChatCompletion
@@ -28,11 +29,9 @@ LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[ChatRequest, Fields]:
+    def read(body: dict[str, Any]) -> tuple[Asked[ChatRequest], Fields]:
         fields = sort_fields(body, ChatRequest.model_fields, LATER)
-        wire = with_allowed_tools(parse(ChatRequest, fields))
-        check_limits(wire, limits)
-        return wire, fields
+        return asked_within(with_allowed_tools(parse(ChatRequest, fields)), limits), fields
 
     @routes.post(
         "/v1/chat/completions",
@@ -47,10 +46,10 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_chat_completion(request: Request) -> Response:
-        wire, fields = await read_body(request, limits, read)
-        with batcher.reserve("chat", num_rows(wire)) as reservation:
+        asked, fields = await read_body(request, limits, read)
+        with batcher.reserve("chat", num_rows(asked)) as reservation:
             served = batcher.served
-            plan = await while_present(request.receive, chat_plan(wire, served))
+            plan = await while_present(request.receive, chat_plan(asked, served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = ChatFormat(plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)

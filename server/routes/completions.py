@@ -12,7 +12,8 @@ from server.answer.respond import respond
 from server.http.presence import while_present
 from server.queue.admission import Batcher
 from server.settings.limits import Limits
-from server.translate.bounds import check_limits, num_rows
+from server.translate.asked import Asked
+from server.translate.bounds import asked_within, num_rows
 from server.translate.translate import completion_plan
 from server.wire.answers import Completion
 from server.wire.body import parse, read_body
@@ -25,11 +26,9 @@ from server.wire.unknown import Fields, sort_fields
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[CompletionRequest, Fields]:
+    def read(body: dict[str, Any]) -> tuple[Asked[CompletionRequest], Fields]:
         fields = sort_fields(body, CompletionRequest.model_fields, {})
-        wire = parse(CompletionRequest, fields)
-        check_limits(wire, limits)
-        return wire, fields
+        return asked_within(parse(CompletionRequest, fields), limits), fields
 
     @routes.post(
         "/v1/completions",
@@ -44,10 +43,10 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_completion(request: Request) -> Response:
-        wire, fields = await read_body(request, limits, read)
-        with batcher.reserve("completions", num_rows(wire)) as reservation:
+        asked, fields = await read_body(request, limits, read)
+        with batcher.reserve("completions", num_rows(asked)) as reservation:
             served = batcher.served
-            plan = await while_present(request.receive, completion_plan(wire, served))
+            plan = await while_present(request.receive, completion_plan(asked, served))
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = CompletionFormat(plan, served.tokenizer.vocabulary)
         return await respond(request, tickets, Answer(plan, served), form, ignored=fields.ignored, limits=limits)

@@ -15,7 +15,8 @@ from server.answer.stream import stream_reply
 from server.http.presence import while_present
 from server.queue.admission import Batcher
 from server.settings.limits import Limits
-from server.translate.bounds import check_limits, num_rows
+from server.translate.asked import Asked
+from server.translate.bounds import asked_within, num_rows
 from server.translate.response_request import chat_request, fitting, refuse_stored, without_effect
 from server.translate.translate import chat_plan
 from server.wire.body import parse, read_body
@@ -33,13 +34,11 @@ WIRE_FIELDS = ResponseRequest.model_fields.keys() - LATER_IN_RESPONSES.keys()
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[ResponseRequest, ChatRequest, Fields]:
+    def read(body: dict[str, Any]) -> tuple[ResponseRequest, Asked[ChatRequest], Fields]:
         refuse_stored(body)
         fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
         wire = parse(ResponseRequest, fields)
-        chat = chat_request(wire)
-        check_limits(chat, limits)
-        return wire, chat, fields
+        return wire, asked_within(chat_request(wire), limits), fields
 
     @routes.post(
         "/v1/responses",
@@ -54,11 +53,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_response(request: Request) -> Response:
-        wire, chat, fields = await read_body(request, limits, read)
-        with batcher.reserve("responses", num_rows(chat)) as reservation:
+        wire, asked, fields = await read_body(request, limits, read)
+        with batcher.reserve("responses", num_rows(asked)) as reservation:
             served = batcher.served
             cuts = wire.truncation == "auto"
-            planning = fitting(chat, lambda each: chat_plan(each, served)) if cuts else chat_plan(chat, served)
+            planning = fitting(asked, lambda each: chat_plan(each, served)) if cuts else chat_plan(asked, served)
             plan = await while_present(request.receive, planning)
             tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
         form = ResponseFormat(wire, plan, served.tokenizer.vocabulary)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 from server.errors import ApiError
+from server.translate.asked import Asked
 from server.translate.bounds import bad_field
 from server.translate.plan import Plan
 from server.wire.chat import Message
@@ -56,15 +58,15 @@ def without_effect(wire: ResponseRequest) -> list[str]:
     return names + [f"include.{name}" for name in wire.include or () if name != LOGPROBS]
 
 
-async def fitting(chat: ChatRequest, planned: Callable[[ChatRequest], Awaitable[Plan]]) -> Plan:
+async def fitting(asked: Asked[ChatRequest], planned: Callable[[Asked[ChatRequest]], Awaitable[Plan]]) -> Plan:
     """The plan of the whole, else of as many of the last turns as fit behind what the system says."""
     try:
-        return await planned(chat)
+        return await planned(asked)
     except ApiError as error:
         if error.code != "context_length_exceeded":
             raise
         overflow = error
-    shorter = _from_later_turns(chat)
+    shorter = _from_later_turns(asked)
     plan, low, high = None, 0, len(shorter)
     while low < high:
         middle = (low + high) // 2
@@ -79,11 +81,13 @@ async def fitting(chat: ChatRequest, planned: Callable[[ChatRequest], Awaitable[
     return plan
 
 
-def _from_later_turns(chat: ChatRequest) -> list[ChatRequest]:
+def _from_later_turns(asked: Asked[ChatRequest]) -> list[Asked[ChatRequest]]:
     """Without the oldest turn, without the two oldest and so on. A turn begins with what the user says."""
-    system = list(takewhile(lambda message: message.role in ("system", "developer"), chat.messages))
-    starts = [i for i, message in enumerate(chat.messages) if message.role == "user" and i > len(system)]
-    return [chat.model_copy(update={"messages": system + chat.messages[start:]}) for start in starts]
+    messages = asked.wire.messages
+    system = list(takewhile(lambda message: message.role in ("system", "developer"), messages))
+    starts = [i for i, message in enumerate(messages) if message.role == "user" and i > len(system)]
+    kept = (system + messages[start:] for start in starts)
+    return [replace(asked, wire=asked.wire.model_copy(update={"messages": each})) for each in kept]
 
 
 def _stream_options(wire: ResponseRequest) -> StreamOptions | None:
