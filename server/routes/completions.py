@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 from server.answer.answer import Answer
 from server.answer.completion_format import CompletionFormat
 from server.answer.respond import respond
-from server.http.presence import while_present
+from server.answer.stream import EventStream
 from server.queue.admission import Batcher
+from server.routes.submit import submitted
 from server.settings.limits import Limits
 from server.translate.asked import Asked
 from server.translate.bounds import asked_within, num_rows
@@ -44,11 +46,10 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         asked, fields = await read_body(request, limits, read)
-        with batcher.reserve("completions", num_rows(asked)) as reservation:
-            served = batcher.served
-            plan = await while_present(request.receive, completion_plan(asked, served))
-            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        planned = partial(completion_plan, asked)
+        plan, tickets, served = await submitted(request, batcher, "completions", num_rows(asked), planned)
         form = CompletionFormat(plan, served.tokenizer.vocabulary)
-        return await respond(request, tickets, Answer(plan, served), form, ignored=fields.ignored, limits=limits)
+        answer = Answer(plan, served)
+        return await respond(request, tickets, answer, form, EventStream, ignored=fields.ignored, limits=limits)
 
     return routes

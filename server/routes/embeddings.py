@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,6 +12,7 @@ from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
 from server.http.presence import while_present
 from server.queue.admission import Batcher
+from server.routes.submit import submitted
 from server.settings.limits import Limits
 from server.translate.bounds import bad_field, check_priority
 from server.translate.prompts import num_prompts
@@ -48,9 +50,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def create_embedding(request: Request) -> Response:
         wire, fields = await read_body(request, limits, read)
-        with batcher.reserve("embeddings", num_prompts(wire.input)) as reservation:
-            plan = await while_present(request.receive, embedding_plan(wire, batcher.served))
-            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        planned = partial(embedding_plan, wire)
+        plan, tickets, _ = await submitted(request, batcher, "embeddings", num_prompts(wire.input), planned)
         vectors = await while_present(request.receive, gathered(tickets))
         response = JsonResponse(embedding_list(plan, vectors, is_base64=wire.encoding_format == "base64"))
         return naming_ignored(response, fields.ignored)

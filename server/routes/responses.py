@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from server.answer.answer import Answer
-from server.answer.reply import plain_reply
-from server.answer.respond import naming_ignored
+from server.answer.respond import respond
 from server.answer.response_format import ResponseFormat
 from server.answer.response_stream import ResponseStream
-from server.answer.stream import stream_reply
-from server.http.presence import while_present
 from server.queue.admission import Batcher
+from server.routes.submit import submitted
 from server.settings.limits import Limits
 from server.translate.asked import Asked
 from server.translate.bounds import asked_within, num_rows
@@ -54,19 +53,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     )
     async def create_response(request: Request) -> Response:
         wire, asked, fields = await read_body(request, limits, read)
-        with batcher.reserve("responses", num_rows(asked)) as reservation:
-            served = batcher.served
-            cuts = wire.truncation == "auto"
-            planning = fitting(asked, lambda each: chat_plan(each, served)) if cuts else chat_plan(asked, served)
-            plan = await while_present(request.receive, planning)
-            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        planned = partial(fitting if wire.truncation == "auto" else chat_plan, asked)
+        plan, tickets, served = await submitted(request, batcher, "responses", num_rows(asked), planned)
         form = ResponseFormat(wire, plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)
-        if plan.shown.stream:
-            stream = ResponseStream(tickets, answer, form)
-            response: Response = await while_present(request.receive, stream_reply(stream, limits.send_seconds))
-        else:
-            response = await while_present(request.receive, plain_reply(tickets, answer, form))
-        return naming_ignored(response, sorted([*fields.ignored, *without_effect(wire)]))
+        ignored = sorted([*fields.ignored, *without_effect(wire)])
+        return await respond(request, tickets, answer, form, ResponseStream, ignored=ignored, limits=limits)
 
     return routes

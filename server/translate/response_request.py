@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 from server.errors import ApiError
+from server.served import Served
 from server.translate.asked import Asked
 from server.translate.bounds import bad_field
 from server.translate.plan import Plan
+from server.translate.translate import chat_plan
 from server.wire.chat import Message
 from server.wire.requests import ChatRequest, Decoding, StreamOptions
 from server.wire.responses import CallItem, Item, ReasoningItem, ResponseMessage, ResponseRequest, ResultItem
@@ -58,10 +60,10 @@ def without_effect(wire: ResponseRequest) -> list[str]:
     return names + [f"include.{name}" for name in wire.include or () if name != LOGPROBS]
 
 
-async def fitting(asked: Asked[ChatRequest], planned: Callable[[Asked[ChatRequest]], Awaitable[Plan]]) -> Plan:
+async def fitting(asked: Asked[ChatRequest], served: Served) -> Plan:
     """The plan of the whole, else of as many of the last turns as fit behind what the system says."""
     try:
-        return await planned(asked)
+        return await chat_plan(asked, served)
     except ApiError as error:
         if error.code != "context_length_exceeded":
             raise
@@ -71,7 +73,7 @@ async def fitting(asked: Asked[ChatRequest], planned: Callable[[Asked[ChatReques
     while low < high:
         middle = (low + high) // 2
         try:
-            plan, high = await planned(shorter[middle]), middle
+            plan, high = await chat_plan(shorter[middle], served), middle
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
