@@ -1,4 +1,4 @@
-"""Which strategy a request asks for: read once from its fields by the tables of `table.py`, and handed on from there.
+"""Which strategy a request asks for: read from its fields by `table.py`, once, and handed on.
 
 A senseless combination is an ApiError 400 that names both fields.
 """

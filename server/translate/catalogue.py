@@ -1,4 +1,4 @@
-"""What GET /v1/strategies says, made from the tables of `table.py` and the wire types' JSON schema."""
+"""What GET /v1/strategies says, made from `table.py` and the wire types' JSON schema."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What a model with an encoder takes from a request: the prompt is its source, and its decoder begins on its own.
 
-Applies the tables of `table.py` that depend on whether there is an encoder. Raises ApiError 400, InvalidParam.
+Applies what `table.py` says of encoders. Raises ApiError 400, InvalidParam.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ what changes the answer and cannot be taken a line is logged. A strategy is reco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from decoding.contract.params import InvalidParam
 from server.errors import ApiError
 from server.text.template_files import read_json
-from server.translate.asked import Asked, asked_of
+from server.translate.asked import Asked, Body, asked_of
 from server.translate.table import FILTERS, OFF, SAMPLING
 from server.wire.base import MAX_INT, Count, Items, Positive, TokenId, Wire, at
 from server.wire.requests import ChatRequest, CompletionRequest, Decoding
@@ -28,6 +28,7 @@ STRATEGY = (
     ("dola_layers",), ("guidance_scale",), ("prompt_lookup_num_tokens", "max_matching_ngram_size"),
 )  # fmt: skip
 """What asks for a strategy, each with what it may need; the first ones win where they do not go together."""
+_NAMING = frozenset(names[0] for names in STRATEGY)
 PLAIN = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
     "no_repeat_ngram_size", "exponential_decay_length_penalty", "length_penalty", "early_stopping",
@@ -56,8 +57,6 @@ LACKING = frozenset({
 
 WARPING = ("temperature", *FILTERS)
 """No recommendation for a request that draws nothing."""
-
-Body = TypeVar("Body", bound=Decoding)
 
 
 class Beside(Wire):
@@ -106,9 +105,8 @@ def with_defaults(asked: Asked[Body], defaults: Mapping[str, Any]) -> Asked[Body
         return asked
     asked = _with_strategy(asked, defaults)
     for name, value in defaults.items():
-        if name in BESIDE or at(asked.wire, name) is not None or _names_strategy(name):
-            continue
-        if name not in WARPING or asked.warps:
+        is_settled = name in BESIDE or name in _NAMING or at(asked.wire, name) is not None
+        if not is_settled and (name not in WARPING or asked.warps):
             filled = _filled(asked, {name: value})
             asked = filled if filled.strategy is asked.strategy else asked
     return asked
@@ -181,7 +179,8 @@ def _unfit(found: Mapping[str, Any], max_rows: int) -> list[str]:
 
 def _with_strategy(asked: Asked[Body], defaults: Mapping[str, Any]) -> Asked[Body]:
     """A request that says how it draws has asked for a strategy."""
-    given = {name: defaults[name] for names in _groups(defaults) for name in names if name in defaults}
+    groups = (names for names in STRATEGY if names[0] in defaults)
+    given = {name: defaults[name] for names in groups for name in names if name in defaults}
     says = any(at(asked.wire, name) is not None for name in (*WARPING, "do_sample"))
     if not given or says or asked.strategy is not SAMPLING:
         return asked
@@ -191,14 +190,6 @@ def _with_strategy(asked: Asked[Body], defaults: Mapping[str, Any]) -> Asked[Bod
 def _filled(asked: Asked[Body], values: Mapping[str, Any]) -> Asked[Body]:
     """With further fields, where they go together with its own."""
     return _sound(asked.wire.model_copy(update=values)) or asked
-
-
-def _groups(defaults: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    return (names for names in STRATEGY if names[0] in defaults)
-
-
-def _names_strategy(name: str) -> bool:
-    return any(name == key for key, *_ in STRATEGY)
 
 
 def _sound(wire: Body, max_rows: int = MAX_INT) -> Asked[Body] | None:

@@ -1,4 +1,4 @@
-"""Wire request -> the params of the token-level steps."""
+"""What a request asks for -> the params of the token-level steps."""
 
 from __future__ import annotations
 

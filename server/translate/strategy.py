@@ -1,4 +1,4 @@
-"""What a strategy adds to the length of a row."""
+"""The positions that a strategy needs beside prompt and answer."""
 
 from __future__ import annotations
 

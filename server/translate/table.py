@@ -1,7 +1,7 @@
-"""The validation matrix as data: which strategies there are, what asks for each, what it takes and what it excludes.
+"""The table of strategies: which there are, what asks for each, what it takes and what it excludes. Data alone.
 
 A key is a wire field that asks for something (its value is not in OFF), or `field=value` for the few fields whose
-values mean different things. `asked.py` applies the tables, `catalogue.py` shows them at GET /v1/strategies.
+values mean different things. `asked.py` applies the table, `catalogue.py` shows it at GET /v1/strategies.
 """
 
 from __future__ import annotations
@@ -114,10 +114,14 @@ class Need:
 class Strategy:
     """A strategy as requests ask for it: by all keys of `when`, unless another one asks for more of the same.
 
-    within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
-    also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
-    it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
-    warped_by: the key with which they act though nothing is drawn.
+    within: the wire object that holds its parameters.
+    renames: params field -> wire path, where they differ otherwise.
+    also: wire fields that no params field bears.
+    requires: keys it cannot do without.
+    fixed: fields whose value names it.
+    rows: the field that sets how many rows it takes.
+    draws: whether tokens are drawn, so that temperature and filters act.
+    warped_by: the key with which those act though nothing is drawn.
     """
 
     name: str

@@ -9,14 +9,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from decoding.contract.params import InvalidParam, LogprobsParams, Pooling, Request, StoppingParams
 from server.errors import ApiError, too_long
 from server.served import Served
 from server.text.message_text import MessageForm
 from server.text.reasoning import is_unfinished, opened_by
-from server.translate.asked import Asked
+from server.translate.asked import Asked, Body
 from server.translate.bounds import bad_field, refused, stops_of
 from server.translate.conversation import chat_text
 from server.translate.effective import effective_params
@@ -33,8 +33,6 @@ from server.translate.tool_use import ToolUse, effective_tools, enforced, tool_u
 from server.wire.requests import ChatRequest, CompletionRequest, Decoding, EmbeddingRequest
 
 DEFAULT_MAX_TOKENS = 16
-
-Body = TypeVar("Body", bound=Decoding)
 
 
 def resolve_model(name: str | None, served: Served) -> str:

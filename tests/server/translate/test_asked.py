@@ -1,4 +1,4 @@
-"""The validation matrix: what it says is what the server does, in both directions."""
+"""The table of strategies: what it says is what the server does, in both directions."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_every_params_field_is_reached_from_a_wire_field() -> None:
     assert {strategy.params.NAME for strategy in STRATEGIES} == set(PARAMS) - {"pooling"}
 
 
-def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
+def test_every_wire_field_is_in_the_table_or_taken_by_all() -> None:
     shown = {key for step in STEPS for key in step.keys} | {name for each in STRATEGIES for name in each.own_fields}
     assert shown <= properties().keys()
     assert properties().keys() - shown == {

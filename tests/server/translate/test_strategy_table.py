@@ -1,4 +1,4 @@
-"""The README's tables of strategies and steps are those of the validation matrix.
+"""The README's tables of strategies and steps are those of the code.
 
 `python -m tests.server.translate.test_strategy_table` prints them as they must stand there.
 """
@@ -40,7 +40,7 @@ def steps() -> str:
     return "\n".join([*head, *map(step_row, STEPS)])
 
 
-def test_the_readme_s_tables_are_those_of_the_matrix() -> None:
+def test_the_readme_s_tables_are_those_of_the_code() -> None:
     text = README.read_text(encoding="utf-8")
     assert strategies() in text, "run: python -m tests.server.translate.test_strategy_table"
     assert steps() in text, "run: python -m tests.server.translate.test_strategy_table"
