@@ -19,11 +19,11 @@ from server.translate.bounds import asked_within, num_rows
 from server.translate.tool_use import with_allowed_tools
 from server.translate.translate import chat_plan
 from server.wire.answers import ChatChunk, ChatCompletion
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import CHAT
 from server.wire.openapi import operation
 from server.wire.requests import ChatRequest
-from server.wire.unknown import LATER_IN_CHAT, OLDER_IN_CHAT, Fields, sort_fields
+from server.wire.unknown import LATER_IN_CHAT, OLDER_IN_CHAT
 
 LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 
@@ -31,9 +31,9 @@ LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[Asked[ChatRequest], Fields]:
-        fields = sort_fields(body, ChatRequest.model_fields, LATER)
-        return asked_within(with_allowed_tools(parse(ChatRequest, fields)), limits), fields
+    def read(body: dict[str, Any]) -> tuple[Asked[ChatRequest], Ignored]:
+        wire, ignored = parse(ChatRequest, body, LATER)
+        return asked_within(with_allowed_tools(wire), limits), ignored
 
     @routes.post(
         "/v1/chat/completions",
@@ -48,11 +48,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_chat_completion(request: Request) -> Response:
-        asked, fields = await read_body(request, limits, read)
+        asked, ignored = await read_body(request, limits, read)
         planned = partial(chat_plan, asked)
         plan, tickets, served = await submitted(request, batcher, "chat", num_rows(asked), planned)
         form = ChatFormat(plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)
-        return await respond(request, tickets, answer, form, EventStream, ignored=fields.ignored, limits=limits)
+        return await respond(request, tickets, answer, form, EventStream, ignored=ignored, limits=limits)
 
     return routes

@@ -18,19 +18,18 @@ from server.translate.asked import Asked
 from server.translate.bounds import asked_within, num_rows
 from server.translate.translate import completion_plan
 from server.wire.answers import Completion
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import COMPLETIONS
 from server.wire.openapi import operation
 from server.wire.requests import CompletionRequest
-from server.wire.unknown import Fields, sort_fields
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[Asked[CompletionRequest], Fields]:
-        fields = sort_fields(body, CompletionRequest.model_fields, {})
-        return asked_within(parse(CompletionRequest, fields), limits), fields
+    def read(body: dict[str, Any]) -> tuple[Asked[CompletionRequest], Ignored]:
+        wire, ignored = parse(CompletionRequest, body)
+        return asked_within(wire, limits), ignored
 
     @routes.post(
         "/v1/completions",
@@ -45,11 +44,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_completion(request: Request) -> Response:
-        asked, fields = await read_body(request, limits, read)
+        asked, ignored = await read_body(request, limits, read)
         planned = partial(completion_plan, asked)
         plan, tickets, served = await submitted(request, batcher, "completions", num_rows(asked), planned)
         form = CompletionFormat(plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served)
-        return await respond(request, tickets, answer, form, EventStream, ignored=fields.ignored, limits=limits)
+        return await respond(request, tickets, answer, form, EventStream, ignored=ignored, limits=limits)
 
     return routes

@@ -18,26 +18,23 @@ from server.translate.asked import Asked
 from server.translate.bounds import asked_within, num_rows
 from server.translate.response_request import chat_request, fitting, refuse_stored, without_effect
 from server.translate.translate import chat_plan
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import RESPONSES
 from server.wire.openapi import operation
 from server.wire.requests import ChatRequest
 from server.wire.response_objects import Response as ResponseObject
 from server.wire.response_objects import ResponseEvent
 from server.wire.responses import ResponseRequest
-from server.wire.unknown import LATER_IN_RESPONSES, Fields, sort_fields
-
-WIRE_FIELDS = ResponseRequest.model_fields.keys() - LATER_IN_RESPONSES.keys()
+from server.wire.unknown import LATER_IN_RESPONSES
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[ResponseRequest, Asked[ChatRequest], Fields]:
+    def read(body: dict[str, Any]) -> tuple[ResponseRequest, Asked[ChatRequest], Ignored]:
         refuse_stored(body)
-        fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
-        wire = parse(ResponseRequest, fields)
-        return wire, asked_within(chat_request(wire), limits), fields
+        wire, ignored = parse(ResponseRequest, body, LATER_IN_RESPONSES)
+        return wire, asked_within(chat_request(wire), limits), sorted([*ignored, *without_effect(wire)])
 
     @routes.post(
         "/v1/responses",
@@ -52,12 +49,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_response(request: Request) -> Response:
-        wire, asked, fields = await read_body(request, limits, read)
+        wire, asked, ignored = await read_body(request, limits, read)
         planned = partial(fitting if wire.truncation == "auto" else chat_plan, asked)
         plan, tickets, served = await submitted(request, batcher, "responses", num_rows(asked), planned)
         form = ResponseFormat(wire, plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)
-        ignored = sorted([*fields.ignored, *without_effect(wire)])
         return await respond(request, tickets, answer, form, ResponseStream, ignored=ignored, limits=limits)
 
     return routes

@@ -21,7 +21,6 @@ from server.translate.table import (
     OFF,
     SAMPLING,
     SEARCHES,
-    Exclusion,
     Strategy,
 )
 from server.wire.base import at, same
@@ -33,16 +32,9 @@ Body = TypeVar("Body", bound=Decoding)
 Keys = Mapping[str, str]
 
 PLACEHOLDERS: Mapping[str, Any] = {
-    "negative_ids": (0,),
-    "context_ids": (0,),
-    "suffix_ids": (),
-    "eval_ids": (0,),
-    "eval_before": (),
-    "yes_id": 0,
-    "no_id": 0,
-    "think_token_id": None,
-    "layers": (0,),
-}
+    "negative_ids": (0,), "context_ids": (0,), "suffix_ids": (), "eval_ids": (0,), "eval_before": (), "yes_id": 0,
+    "no_id": 0, "think_token_id": None, "layers": (0,),
+}  # fmt: skip
 """What stands for the params fields that only the model can fill: rows are counted without a tokenizer."""
 
 _OWNERS: Mapping[str, Strategy] = {name: each for each in reversed(SEARCHES) for name in each.own_fields}
@@ -195,11 +187,8 @@ def _problems(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it), the gravest first."""
     yield from ((strategy.when[0], f"needs {key}") for key in strategy.requires if key not in keys)
     yield from _owned_by_others(keys, strategy)
-    yield from (
-        (need.key, f"has no meaning without {need.needs}")
-        for need in NEEDS
-        if need.key in keys and need.needs not in keys
-    )
+    needs = (need for need in NEEDS if need.key in keys and need.needs not in keys)
+    yield from ((need.key, f"has no meaning without {need.needs}") for need in needs)
     yield from _excluded(keys, strategy)
 
 
@@ -219,15 +208,11 @@ def _owned_by_others(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]
 
 def _excluded(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]]:
     """What is there and does not go together. Filters ask nothing of greedy decoding."""
-    for exclusion in (*EXCLUSIONS, *(_of(each, strategy) for each in strategy.excludes)):
+    for exclusion in (*EXCLUSIONS, *(replace(each, others=strategy.when[:1]) for each in strategy.excludes)):
         for key in exclusion.keys:
             if key in keys and not (key in FILTERS and _is_greedy(keys)) and keys.keys().isdisjoint(exclusion.unless):
                 others = (other for other in exclusion.others if other in keys)
                 yield from ((key, f"has no meaning with {_shown(keys, o)}: {exclusion.reason}") for o in others)
-
-
-def _of(exclusion: Exclusion, strategy: Strategy) -> Exclusion:
-    return replace(exclusion, others=(strategy.when[0],))
 
 
 def _shown(keys: Keys, key: str) -> str:
