@@ -43,8 +43,9 @@ def chat_request(wire: ResponseRequest) -> ChatRequest:
         raise bad_field("input", "must hold more than thoughts")
     instructions = [] if wire.instructions is None else [Message(role="system", content=wire.instructions)]
     shared = {name: getattr(wire, name) for name in Decoding.model_fields} | _form(wire)
+    own = {"stream_options": _stream_options(wire), "num_return_sequences": 1}  # whatever the model recommends
     return ChatRequest.model_construct(
-        **shared | {"stream_options": _stream_options(wire)},
+        **shared | own,
         messages=[*instructions, *messages],
         max_completion_tokens=wire.max_output_tokens,
         logprobs=has_logprobs or None,
