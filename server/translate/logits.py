@@ -1,4 +1,4 @@
-"""Wire request -> the params of the token-level steps."""
+"""What a request asks for -> the params of the token-level steps."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from decoding.contract.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from server.errors import ApiError
 from server.served import Served
+from server.translate.asked import Asked
 from server.translate.generation_defaults import forced_ends, never_said
-from server.translate.mode import keys_of, warps
-from server.translate.table import FILTERS, Method
+from server.translate.table import FILTERS
 from server.wire.requests import Decoding
 
 # Token-level fields whose wire value is the params' value as it stands
@@ -22,18 +22,16 @@ PLAIN = (
 )
 
 
-def logits_params(
-    wire: Decoding, method: Method, bad_words: tuple[tuple[int, ...], ...], served: Served
-) -> LogitsParams:
+def logits_params(asked: Asked[Decoding], bad_words: tuple[tuple[int, ...], ...], served: Served) -> LogitsParams:
     """Temperature and filters have no effect where they do not act. Raises ApiError, InvalidParam."""
-    acts = warps(keys_of(wire), method)
+    wire, strategy, acts = asked.wire, asked.strategy.params, asked.warps
     names = [name for name in PLAIN if acts or name not in FILTERS]
     values = {name: value for name in names if (value := getattr(wire, name)) is not None}
     check_ids("allowed_token_ids", wire.allowed_token_ids, served)
     check_ids("forced_bos_token_id", None if wire.forced_bos_token_id is None else [wire.forced_bos_token_id], served)
     return LogitsParams(
         temperature=_temperature(wire) if acts else 0.0,
-        top_k=_top_k(wire, served) if acts and method.params is not Contrastive else 0,
+        top_k=_top_k(wire, served) if acts and strategy is not Contrastive else 0,
         top_n_sigma=wire.top_n_sigma or 0.0 if acts and wire.top_n_sigma != -1 else 0.0,
         logit_bias=_logit_bias(wire, served),
         allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
@@ -41,7 +39,7 @@ def logits_params(
         exponential_decay_length_penalty=_decay(wire),
         edt=None if wire.edt is None else Edt(**wire.edt.model_dump(exclude_none=True)),
         adapt=None if wire.adapt is None else Adapt(**wire.adapt.model_dump(exclude_none=True)),
-        min_tokens_to_keep=len(served.eos_token_ids) + 1 if method.params is BeamSample else 1,
+        min_tokens_to_keep=len(served.eos_token_ids) + 1 if strategy is BeamSample else 1,
         **_forced(wire, served),
         **values,
     )

@@ -1,7 +1,7 @@
-"""The validation matrix as data: which strategies there are, what asks for each, what it takes and what it excludes.
+"""The table of strategies: which there are, what asks for each, what it takes and what it excludes. Data alone.
 
 A key is a wire field that asks for something (its value is not in OFF), or `field=value` for the few fields whose
-values mean different things. `mode.py` applies the tables, `catalogue.py` shows them at GET /v1/strategies.
+values mean different things. `asked.py` applies the table, `catalogue.py` shows it at GET /v1/strategies.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Each of `keys` has no meaning with each of `others` (of a Method: with it), unless one of `unless` is there."""
+    """Each of `keys` has no meaning with each of `others` (of a Strategy: with it), unless one of `unless` is there."""
 
     keys: tuple[str, ...]
     reason: str
@@ -111,13 +111,17 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Strategy:
     """A strategy as requests ask for it: by all keys of `when`, unless another one asks for more of the same.
 
-    within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
-    also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
-    it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
-    warped_by: the key with which they act though nothing is drawn.
+    within: the wire object that holds its parameters.
+    renames: params field -> wire path, where they differ otherwise.
+    also: wire fields that no params field bears.
+    requires: keys it cannot do without.
+    fixed: fields whose value names it.
+    rows: the field that sets how many rows it takes.
+    draws: whether tokens are drawn, so that temperature and filters act.
+    warped_by: the key with which those act though nothing is drawn.
     """
 
     name: str
@@ -174,7 +178,7 @@ _BEAMS_DRAW_NOTHING = Exclusion(
 _OWN_TEMPERATURE = Exclusion(("edt", "adapt"), "it sets the temperature itself")
 _NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
 
-GREEDY = Method(
+GREEDY = Strategy(
     "greedy",
     Sampling,
     "The likeliest token at each step: reproducible, right for short factual answers.",
@@ -182,7 +186,7 @@ GREEDY = Method(
     ("temperature=0",),
     draws=False,
 )
-SAMPLING = Method(
+SAMPLING = Strategy(
     "sampling",
     Sampling,
     "One token drawn at each step; n independent choices share the prompt.",
@@ -193,7 +197,7 @@ PLAIN = (GREEDY, SAMPLING)
 _BEAM_RENAMES = {"prune": "beam_prune"}
 
 SEARCHES = (
-    Method(
+    Strategy(
         "best_of",
         BestOf,
         "Sample many choices, return the best by log-prob: more sensible open-ended answers.",
@@ -202,7 +206,7 @@ SEARCHES = (
         renames={"rank_by": "best_of_rank"},
         rows="best_of",
     ),
-    Method(
+    Strategy(
         "beam",
         Beam,
         "The likeliest whole sequences: translation, summaries, short answers.",
@@ -215,7 +219,7 @@ SEARCHES = (
         warped_by="do_sample=false",
         excludes=(_BEAMS_DRAW_NOTHING, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "beam_sample",
         BeamSample,
         "Beams over candidates that are drawn: likely sequences with variety.",
@@ -225,7 +229,7 @@ SEARCHES = (
         fixed={"do_sample": True},
         rows="num_beams",
     ),
-    Method(
+    Strategy(
         "group_beam",
         GroupBeam,
         "Diverse beams: groups that avoid each other's tokens.",
@@ -236,7 +240,7 @@ SEARCHES = (
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "best_first",
         BestFirst,
         "The beams' best result with fewer model calls.",
@@ -248,7 +252,7 @@ SEARCHES = (
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "contrastive",
         Contrastive,
         "Of the likeliest tokens the one that repeats least: long coherent text without sampling.",
@@ -265,7 +269,7 @@ SEARCHES = (
             _ONE_CHOICE,
         ),
     ),
-    Method(
+    Strategy(
         "dola",
         Dola,
         "Contrasts the last layer with an earlier one: fewer made-up facts.",
@@ -273,7 +277,7 @@ SEARCHES = (
         ("dola_layers",),
         renames={"layers": "dola_layers", "relative_top": "dola_relative_top"},
     ),
-    Method(
+    Strategy(
         "guided",
         Guided,
         "Classifier-free guidance: towards the prompt, away from a negative one.",
@@ -282,7 +286,7 @@ SEARCHES = (
         renames={"scale": "guidance_scale", "negative_ids": "negative_prompt"},
         excludes=(Exclusion(("edt", "adapt"), "two ways of steering the same distribution"),),
     ),
-    Method(
+    Strategy(
         "kl_guided",
         KlGuided,
         "Cooler where the source in the prompt matters: grounded answers and summaries.",
@@ -292,7 +296,7 @@ SEARCHES = (
         renames={"context_ids": "kl_guided.prompt"},
         excludes=(_NEVER_GREEDY, _OWN_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "entropix",
         Entropix,
         "Picks greedy, sampling, resampling or a thinking token by the entropy of each step.",
@@ -307,7 +311,7 @@ SEARCHES = (
             _ONE_CHOICE,
         ),
     ),
-    Method(
+    Strategy(
         "cot_decoding",
         CotDecoding,
         "Branches over the first token, ranked by confidence in the answer: reasoning without a reasoning prompt.",
@@ -319,7 +323,7 @@ SEARCHES = (
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "sed",
         Sed,
         "Where the next token is unclear, tries each candidate and asks the model to judge.",
@@ -331,7 +335,7 @@ SEARCHES = (
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE, _ONE_CHOICE),
     ),
-    Method(
+    Strategy(
         "prompt_lookup",
         PromptLookup,
         "Proposes what followed the last words before: same distribution, faster where the answer quotes the prompt.",
@@ -339,7 +343,7 @@ SEARCHES = (
         ("prompt_lookup_num_tokens",),
         renames={"num_tokens": "prompt_lookup_num_tokens", "max_ngram": "max_matching_ngram_size"},
     ),
-    Method(
+    Strategy(
         "assisted",
         Assisted,
         "The server's draft model proposes, the model verifies: same distribution, faster.",
@@ -355,7 +359,7 @@ SEARCHES = (
     ),
 )
 
-METHODS = PLAIN + SEARCHES
+STRATEGIES = PLAIN + SEARCHES
 
 STEPS = (
     Step("temperature", ("temperature",), "Flattens (> 1) or sharpens (< 1) the distribution.", ""),
