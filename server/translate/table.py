@@ -6,7 +6,7 @@ values mean different things. `mode.py` applies the tables, `catalogue.py` shows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -23,11 +23,34 @@ from decoding.contract.params import (
     GroupBeam,
     Guided,
     KlGuided,
+    LogitsParams,
     PromptLookup,
     Sampling,
     Sed,
     StrategyParams,
 )
+from decoding.contract.params.declared import IsStep, Kind, Off, PartOf, declared
+
+_LOGITS = declared(LogitsParams)
+_PARTS = {name: part for name, each in _LOGITS.items() if (part := each.mark(PartOf))}
+
+
+def _kind(name: str) -> Kind | None:
+    """Of the step that the field asks for or is a part of."""
+    step = _LOGITS[_PARTS[name].step if name in _PARTS else name].mark(IsStep)
+    return step.kind if step else None
+
+
+def _neutral() -> dict[str, tuple[Any, ...]]:
+    """Fields of steps -> the values that switch them off."""
+    return {
+        name: (each.default, *([off.value] if (off := each.mark(Off)) else []))
+        for name, each in _LOGITS.items()
+        if isinstance(each.default, int | float | str)
+        and _kind(name) not in (None, "temperature")
+        and (name not in _PARTS or _PARTS[name].has_neutral)
+    }
+
 
 # field -> the values that ask for nothing; null always does
 OFF: Mapping[str, tuple[Any, ...]] = {
@@ -49,24 +72,7 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "speculative": (False,),
     "num_assistant_tokens": (0,),
     # token-level steps
-    "top_p": (1,),
-    "top_k": (0, -1),
-    "min_p": (0,),
-    "top_n_sigma": (0, -1),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "sampler_order": ("hf",),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "repetition_penalty_scope": ("prompt+output",),
-    "repetition_penalty_window": (0,),
-    "no_repeat_ngram_size": (0,),
-    "lz_penalty": (0,),
-    "lz_scope": ("output",),
-    "eos_penalty": (0,),
-    "eos_penalty_until": (0,),
+    **_neutral(),
     "bad_words": ([],),
     "ignore_eos": (False,),
     "min_tokens": (0,),
@@ -78,16 +84,7 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,),
 }
 
-FILTERS = (
-    "top_k",
-    "top_p",
-    "min_p",
-    "top_n_sigma",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "sampler_order",
-)
+FILTERS = tuple(name for name in _LOGITS if _kind(name) == "filter")
 GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
 """The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
 
@@ -357,60 +354,28 @@ SEARCHES = (
 
 METHODS = PLAIN + SEARCHES
 
+
+def _steps(*kinds: Kind) -> Iterator[Step]:
+    for name, each in _LOGITS.items():
+        step = each.mark(IsStep)
+        if step is not None and step.kind in kinds:
+            parts = (part for part, of in _PARTS.items() if of.step == name)
+            yield Step(name, (name, *parts), step.purpose, step.paper)
+
+
+def _needs() -> Iterator[Need]:
+    for name, each in _LOGITS.items():
+        step = each.mark(IsStep)
+        if step is not None and step.needs:
+            yield Need(name, step.needs)
+        if name in _PARTS:
+            yield Need(name, _PARTS[name].step)
+
+
 STEPS = (
-    Step("temperature", ("temperature",), "Flattens (> 1) or sharpens (< 1) the distribution.", ""),
-    Step("top_k", ("top_k",), "Only the k likeliest tokens.", "Fan et al. 2018, arXiv 1805.04833"),
-    Step("top_p", ("top_p",), "Only the nucleus of likely tokens.", "Holtzman et al. 2020, arXiv 1904.09751"),
-    Step(
-        "min_p",
-        ("min_p", "sampler_order"),
-        "Only tokens not much less likely than the likeliest; for high temperatures.",
-        "Nguyen et al. 2024, arXiv 2407.01082",
-    ),
-    Step(
-        "top_n_sigma", ("top_n_sigma",), "Only logits near the highest, whatever the temperature.", "arXiv 2411.07641"
-    ),
-    Step("typical_p", ("typical_p",), "Only tokens of typical surprise.", "Meister et al. 2022, arXiv 2202.00666"),
-    Step("epsilon_cutoff", ("epsilon_cutoff",), "Only tokens above a probability.", "arXiv 2210.15191"),
-    Step("eta_cutoff", ("eta_cutoff",), "The same, relaxed where entropy is high.", "arXiv 2210.15191"),
-    Step(
-        "edt",
-        ("edt",),
-        "Temperature by entropy: bold where many tokens fit, careful where few do.",
-        "Zhang et al. 2024, arXiv 2403.14541",
-    ),
-    Step("adapt", ("adapt",), "Hotter at the beginning of a line of code.", "Zhu et al. 2024, AAAI"),
-    Step(
-        "repetition_penalty",
-        ("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window"),
-        "Fewer repetitions, by dividing logits; a window makes it penalty decoding's.",
-        "Keskar et al. 2019, arXiv 1909.05858; Zhu et al. 2023, arXiv 2310.14971",
-    ),
-    Step("frequency_penalty", ("frequency_penalty",), "Fewer repetitions, by count in the answer.", ""),
-    Step("presence_penalty", ("presence_penalty",), "Fewer repetitions, by presence in the answer.", ""),
-    Step("no_repeat_ngram_size", ("no_repeat_ngram_size",), "No n-gram twice.", "Paulus et al. 2017, arXiv 1705.04304"),
-    Step(
-        "lz_penalty",
-        ("lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
-        "Against loops: penalises what LZ77 would compress.",
-        "Ginart et al. 2025, arXiv 2504.20131",
-    ),
-    Step(
-        "eos_penalty",
-        ("eos_penalty", "eos_penalty_until"),
-        "Longer answers: EOS held down until a length.",
-        "Zhu et al. 2023, arXiv 2310.14971",
-    ),
-    Step(
-        "exponential_decay_length_penalty",
-        ("exponential_decay_length_penalty",),
-        "Answers that end soon behind a length.",
-        "",
-    ),
+    *_steps("temperature", "filter", "dynamic temperature", "penalty", "length"),
     Step("min_tokens", ("min_tokens", "min_new_tokens"), "No end before a length.", ""),
-    Step("logit_bias", ("logit_bias",), "Single tokens made likelier or less likely.", ""),
-    Step("allowed_token_ids", ("allowed_token_ids",), "No tokens but these.", ""),
-    Step("bad_words", ("bad_words",), "Words that never come.", ""),
+    *_steps("mask"),
     Step(
         "response_format",
         ("response_format",),
@@ -438,14 +403,7 @@ STEPS = (
 )
 
 NEEDS = (
-    Need("repetition_penalty_scope", "repetition_penalty"),
-    Need("repetition_penalty_window", "repetition_penalty"),
-    Need("lz_scope", "lz_penalty"),
-    Need("lz_buffer", "lz_penalty"),
-    Need("lz_window", "lz_penalty"),
-    Need("eos_penalty", "eos_penalty_until"),
-    Need("eos_penalty_until", "eos_penalty"),
-    Need("sampler_order", "min_p"),
+    *_needs(),
     Need("stream_options", "stream"),
     Need("top_logprobs", "logprobs"),
 )

@@ -5,12 +5,14 @@ Strict: no number from a string or a boolean, no NaN, no unknown field. null mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import MISSING, asdict
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-MAX_INT = 2**31 - 1
+from decoding.contract.params.declared import MAX_INT, Off, Offered, Within, declared
 
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
@@ -50,6 +52,24 @@ class Wire(BaseModel):
 def option(description: str, default: object = None) -> Any:
     """A field that may be left out. `default` is what then holds: the schema shows it, `decoding/params` applies it."""
     return Field(None, description=description, json_schema_extra={"default": default})  # type: ignore[dict-item]
+
+
+def field_of(params: type, name: str) -> Any:
+    """The field of a params class: bounds, text and default as they are declared there."""
+    known = declared(params)[name]
+    bounds = _bounds(known.mark(Offered) or known.mark(Within), known.mark(Off))
+    if known.default is MISSING:
+        return Field(description=known.text, **bounds)
+    default = None if known.default == () else known.default
+    return Field(None, description=known.text, json_schema_extra={"default": default}, **bounds)
+
+
+def _bounds(within: Within | None, off: Off | None) -> dict[str, Any]:
+    """As pydantic names them. A value that is off may lie below them."""
+    if within is None:
+        return {}
+    bounds = {name: value for name, value in asdict(within).items() if math.isfinite(value)}
+    return bounds | {"ge": off.value} if off is not None and off.value < within.ge else bounds
 
 
 def at(wire: Wire, path: str) -> Any:
