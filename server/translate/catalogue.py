@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict
 from functools import cache
 from typing import Any
 
 from decoding.contract.params import Assisted, Dola
+from decoding.contract.params.declared import declared
 from server.served import Served
 from server.settings.limits import Limits
 from server.translate.table import (
@@ -71,13 +72,13 @@ def properties() -> Mapping[str, Schema]:
 
 def parameters(method: Method) -> Schema:
     """JSON schema of a strategy's own fields, with the defaults that hold in it."""
-    choices = ["n"] if any(each.name == "n" for each in fields(method.params)) else []
+    params = declared(method.params)
+    choices = ["n"] if "n" in params else []
     schema = _schema([*choices, *method.own_fields])
     shown = schema["properties"]
-    for each in fields(method.params):
-        path = method.paths[each.name]
-        if path in shown and path not in method.when and each.default not in (MISSING, None):
-            shown[path] = shown[path] | {"default": each.default}
+    for each in params.values():
+        if each.path in shown and each.path not in method.when and each.default not in (MISSING, None):
+            shown[each.path] = shown[each.path] | {"default": each.default}
     for name, value in method.fixed.items():
         shown[name] = shown[name] | {"const": value}
     return schema | {"required": [*method.requires]}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from decoding.contract.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
-from decoding.contract.params.declared import Declared, Off, declared
+from decoding.contract.params.declared import Declared, declared
 from server.errors import ApiError
 from server.served import Served
 from server.translate.generation_defaults import forced_ends, never_said
@@ -68,12 +68,7 @@ def check_ids(field: str, token_ids: Sequence[int] | None, served: Served) -> No
 
 
 def _plain(wire: Decoding, fields: Sequence[Declared]) -> dict[str, Any]:
-    values = {each.name: (getattr(wire, each.name), each.mark(Off)) for each in fields}
-    return {
-        name: value
-        for name, (value, off) in values.items()
-        if value is not None and (off is None or value != off.value)
-    }
+    return {each.name: value for each in fields if (value := getattr(wire, each.name)) not in (None, *each.off)}
 
 
 def _logit_bias(wire: Decoding, served: Served) -> tuple[tuple[int, float], ...]:

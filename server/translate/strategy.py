@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from decoding.contract.answers import compile_answer
-from decoding.contract.params import CotDecoding, Guided, InvalidParam, KlGuided, Sed, StrategyParams
+from decoding.contract.params import Guided, InvalidParam, StrategyParams
 from server.translate.mode import num_beams
 from server.translate.table import Method
 from server.translate.words import placeholders
 from server.wire.base import at
 from server.wire.requests import Decoding
-from server.wire.strategies import KL_SIGMA
 
 
 def strategy_params(
@@ -36,22 +35,6 @@ def counted_params(method: Method, wire: Decoding) -> StrategyParams:
     return strategy_params(method, wire, placeholders(method), (0,))
 
 
-def num_beside(strategy: StrategyParams) -> int:
-    """Positions that a row needs beside prompt and answer."""
-    if isinstance(strategy, CotDecoding) and strategy.suffix_ids:
-        return len(strategy.suffix_ids) + strategy.max_answer
-    return len(strategy.eval_ids) if isinstance(strategy, Sed) else 0
-
-
-def num_second_context(strategy: StrategyParams) -> int:
-    """Length of what a second row opens with, to which the answer is added as to the first."""
-    if isinstance(strategy, Guided):
-        return len(strategy.negative_ids)
-    if isinstance(strategy, Sed):
-        return len(strategy.eval_before)
-    return len(strategy.context_ids) if isinstance(strategy, KlGuided) else 0
-
-
 def check_regex(wire: Decoding, max_chars: int) -> None:
     """Raises InvalidParam unless the answer's pattern is one that the strategy takes."""
     pattern = at(wire, "cot_decoding.answer_regex")
@@ -71,6 +54,4 @@ def _own(method: Method, wire: Decoding, last_id: int) -> dict[str, Any]:
         own["num_beams"] = width
     if method.params is Guided:
         own["negative_ids"] = (last_id,)
-    if wire.kl_guided is not None and wire.kl_guided.sigma is None:
-        own["sigma"] = KL_SIGMA
     return own

@@ -7,29 +7,12 @@ values mean different things. `mode.py` applies the tables, `catalogue.py` shows
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from decoding.contract.params import (
-    Assisted,
-    Beam,
-    BeamSample,
-    BestFirst,
-    BestOf,
-    Contrastive,
-    CotDecoding,
-    Dola,
-    Entropix,
-    GroupBeam,
-    Guided,
-    KlGuided,
-    LogitsParams,
-    PromptLookup,
-    Sampling,
-    Sed,
-    StrategyParams,
-)
-from decoding.contract.params.declared import IsStep, Kind, Off, PartOf, declared
+from decoding.contract import params
+from decoding.contract.params import LogitsParams, StrategyParams
+from decoding.contract.params.declared import IsStep, Kind, PartOf, declared
 
 _LOGITS = declared(LogitsParams)
 _PARTS = {name: part for name, each in _LOGITS.items() if (part := each.mark(PartOf))}
@@ -44,7 +27,7 @@ def _kind(name: str) -> Kind | None:
 def _neutral() -> dict[str, tuple[Any, ...]]:
     """Fields of steps -> the values that switch them off."""
     return {
-        name: (each.default, *([off.value] if (off := each.mark(Off)) else []))
+        name: (each.default, *each.off)
         for name, each in _LOGITS.items()
         if isinstance(each.default, int | float | str)
         and _kind(name) not in (None, "temperature")
@@ -54,25 +37,14 @@ def _neutral() -> dict[str, tuple[Any, ...]]:
 
 # field -> the values that ask for nothing; null always does
 OFF: Mapping[str, tuple[Any, ...]] = {
+    **{each.path: each.off for own in params.PARAMS.values() for each in declared(own).values() if each.off},
+    **_neutral(),
     # strategies
-    "n": (1,),
     "num_return_sequences": (1,),
-    "num_beams": (1,),
     "use_beam_search": (False,),
     "beam_mode": ("standard",),
-    "length_penalty": (1,),
-    "length_penalty_type": ("hf",),
-    "coverage_penalty": (0,),
-    "early_stopping": (False,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0,),
-    "penalty_alpha": (0,),
-    "guidance_scale": (1,),
-    "prompt_lookup_num_tokens": (0,),
     "speculative": (False,),
-    "num_assistant_tokens": (0,),
     # token-level steps
-    **_neutral(),
     "bad_words": ([],),
     "ignore_eos": (False,),
     "min_tokens": (0,),
@@ -111,7 +83,6 @@ class Need:
 class Method:
     """A strategy as requests ask for it: by all keys of `when`, unless another one asks for more of the same.
 
-    within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
     also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
     it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
     warped_by: the key with which they act though nothing is drawn.
@@ -122,8 +93,6 @@ class Method:
     purpose: str
     paper: str
     when: tuple[str, ...] = ()
-    within: str = ""
-    renames: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -135,18 +104,13 @@ class Method:
     @property
     def paths(self) -> dict[str, str]:
         """Params field -> wire path."""
-        return {each.name: self._path(each.name) for each in fields(self.params)}
+        return {each.name: each.path for each in declared(self.params).values()}
 
     @property
     def own_fields(self) -> tuple[str, ...]:
         """The top-level wire fields that are its own."""
         names = (*self.fixed, *(path.partition(".")[0] for path in self.paths.values()), *self.also)
         return tuple(name for name in dict.fromkeys(names) if name != "n")
-
-    def _path(self, name: str) -> str:
-        if name in self.renames:
-            return self.renames[name]
-        return f"{self.within}.{name}" if self.within and name != "n" else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +137,7 @@ _NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
 
 GREEDY = Method(
     "greedy",
-    Sampling,
+    params.Sampling,
     "The likeliest token at each step: reproducible, right for short factual answers.",
     "",
     ("temperature=0",),
@@ -181,31 +145,27 @@ GREEDY = Method(
 )
 SAMPLING = Method(
     "sampling",
-    Sampling,
+    params.Sampling,
     "One token drawn at each step; n independent choices share the prompt.",
     "",
 )
 PLAIN = (GREEDY, SAMPLING)
 
-_BEAM_RENAMES = {"prune": "beam_prune"}
-
 SEARCHES = (
     Method(
         "best_of",
-        BestOf,
+        params.BestOf,
         "Sample many choices, return the best by log-prob: more sensible open-ended answers.",
         "Adiwardana et al. 2020, arXiv 2001.09977",
         ("best_of",),
-        renames={"rank_by": "best_of_rank"},
         rows="best_of",
     ),
     Method(
         "beam",
-        Beam,
+        params.Beam,
         "The likeliest whole sequences: translation, summaries, short answers.",
         "length and coverage penalty: Wu et al. 2016, arXiv 1609.08144",
         ("num_beams",),
-        renames=_BEAM_RENAMES,
         also=("use_beam_search",),
         rows="num_beams",
         draws=False,
@@ -214,7 +174,7 @@ SEARCHES = (
     ),
     Method(
         "beam_sample",
-        BeamSample,
+        params.BeamSample,
         "Beams over candidates that are drawn: likely sequences with variety.",
         "",
         ("num_beams", "do_sample=true"),
@@ -224,7 +184,7 @@ SEARCHES = (
     ),
     Method(
         "group_beam",
-        GroupBeam,
+        params.GroupBeam,
         "Diverse beams: groups that avoid each other's tokens.",
         "Vijayakumar et al. 2016, arXiv 1610.02424",
         ("num_beams", "num_beam_groups"),
@@ -235,7 +195,7 @@ SEARCHES = (
     ),
     Method(
         "best_first",
-        BestFirst,
+        params.BestFirst,
         "The beams' best result with fewer model calls.",
         "Meister et al. 2020, arXiv 2007.03909",
         ("num_beams", "beam_mode"),
@@ -247,11 +207,10 @@ SEARCHES = (
     ),
     Method(
         "contrastive",
-        Contrastive,
+        params.Contrastive,
         "Of the likeliest tokens the one that repeats least: long coherent text without sampling.",
         "Su et al. 2022, arXiv 2202.06417",
         ("penalty_alpha",),
-        renames={"k": "top_k"},
         requires=("top_k",),
         rows="top_k",
         draws=False,
@@ -264,38 +223,33 @@ SEARCHES = (
     ),
     Method(
         "dola",
-        Dola,
+        params.Dola,
         "Contrasts the last layer with an earlier one: fewer made-up facts.",
         "Chuang et al. 2023, arXiv 2309.03883",
         ("dola_layers",),
-        renames={"layers": "dola_layers", "relative_top": "dola_relative_top"},
     ),
     Method(
         "guided",
-        Guided,
+        params.Guided,
         "Classifier-free guidance: towards the prompt, away from a negative one.",
         "Sanchez et al. 2023, arXiv 2306.17806",
         ("guidance_scale",),
-        renames={"scale": "guidance_scale", "negative_ids": "negative_prompt"},
         excludes=(Exclusion(("edt", "adapt"), "two ways of steering the same distribution"),),
     ),
     Method(
         "kl_guided",
-        KlGuided,
+        params.KlGuided,
         "Cooler where the source in the prompt matters: grounded answers and summaries.",
         "Chang et al. 2023, arXiv 2306.01286",
         ("kl_guided",),
-        within="kl_guided",
-        renames={"context_ids": "kl_guided.prompt"},
         excludes=(_NEVER_GREEDY, _OWN_TEMPERATURE),
     ),
     Method(
         "entropix",
-        Entropix,
+        params.Entropix,
         "Picks greedy, sampling, resampling or a thinking token by the entropy of each step.",
         "xjdr-alt/entropix",
         ("entropix",),
-        within="entropix",
         also=("entropix",),
         excludes=(
             Exclusion(("temperature", *FILTERS), "it has parameters of its own for that"),
@@ -306,47 +260,37 @@ SEARCHES = (
     ),
     Method(
         "cot_decoding",
-        CotDecoding,
+        params.CotDecoding,
         "Branches over the first token, ranked by confidence in the answer: reasoning without a reasoning prompt.",
         "Wang & Zhou 2024, arXiv 2402.10200",
         ("cot_decoding",),
-        within="cot_decoding",
-        renames={"suffix_ids": "cot_decoding.suffix"},
         rows="cot_decoding.k",
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE),
     ),
     Method(
         "sed",
-        Sed,
+        params.Sed,
         "Where the next token is unclear, tries each candidate and asks the model to judge.",
         "Luo et al. 2024, arXiv 2405.16552",
         ("sed",),
-        within="sed",
-        renames={"eval_ids": "sed.question", "eval_before": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
         rows="sed.k",
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE, _ONE_CHOICE),
     ),
     Method(
         "prompt_lookup",
-        PromptLookup,
+        params.PromptLookup,
         "Proposes what followed the last words before: same distribution, faster where the answer quotes the prompt.",
         "Saxena 2023, prompt lookup decoding",
         ("prompt_lookup_num_tokens",),
-        renames={"num_tokens": "prompt_lookup_num_tokens", "max_ngram": "max_matching_ngram_size"},
     ),
     Method(
         "assisted",
-        Assisted,
+        params.Assisted,
         "The server's draft model proposes, the model verifies: same distribution, faster.",
         "Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318",
         ("speculative",),
-        renames={
-            "num_tokens": "num_assistant_tokens",
-            "schedule": "num_assistant_tokens_schedule",
-            "confidence_threshold": "assistant_confidence_threshold",
-        },
         also=("speculative",),
         fixed={"speculative": True},
     ),

@@ -86,6 +86,6 @@ class PauseTokens(Wire):
 class LatentThoughts(Wire):
     """Coconut's: hidden states fed back as embeddings, between two tokens."""
 
-    count: Annotated[int, Field(ge=1, le=4096)] = Field(description="How many thoughts.")
-    start_id: TokenId = Field(description="The token before them.")
-    end_id: TokenId = Field(description="The token behind them.")
+    count: int = field_of(params.LatentThoughts, "count")
+    start_id: int = field_of(params.LatentThoughts, "start_id")
+    end_id: int = field_of(params.LatentThoughts, "end_id")

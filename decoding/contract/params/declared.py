@@ -120,10 +120,20 @@ class Declared:
         says = self.mark(Says)
         return says.text if says else ""
 
+    @property
+    def off(self) -> tuple[Any, ...]:
+        """What asks for nothing beside the default."""
+        off = self.mark(Off)
+        return (off.value,) if off else ()
+
+
+def declared(params: type) -> Mapping[str, Declared]:
+    """The parameters of a dataclass by name."""
+    return _all_of(params)
+
 
 @cache
-def declared(params: type) -> Mapping[str, Declared]:
-    """The parameters of a class by name."""
+def _all_of(params: type) -> dict[str, Declared]:
     hints = get_type_hints(params, include_extras=True)
     return {each.name: _declared(params, each, hints[each.name]) for each in fields(params)}
 

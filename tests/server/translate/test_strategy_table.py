@@ -22,7 +22,8 @@ def strategy_row(method: Method) -> str:
 
 def inner(method: Method) -> list[str]:
     """The fields of the object that holds its parameters."""
-    options = properties()[method.within]["anyOf"] if method.within else []
+    within = method.params.WITHIN
+    options = properties()[within]["anyOf"] if within else []
     return [name for option in options for name in option.get("properties", ())]
 
 
