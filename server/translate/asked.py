@@ -25,7 +25,6 @@ from server.translate.table import (
 )
 from server.wire.base import at, same
 from server.wire.requests import Decoding
-from server.wire.strategies import KL_SIGMA
 
 Body_co = TypeVar("Body_co", bound=Decoding, covariant=True)
 Body = TypeVar("Body", bound=Decoding)
@@ -88,8 +87,6 @@ class Asked(Generic[Body_co]):
             own["num_beams"] = width
         if self.strategy.params is Guided:
             own["negative_ids"] = (last_id,)
-        if wire.kl_guided is not None and wire.kl_guided.sigma is None:
-            own["sigma"] = KL_SIGMA
         return own
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, asdict
 from functools import cache
 from typing import Any
 
 from decoding.contract.params import Assisted, Dola
+from decoding.contract.params.declared import declared
 from server.served import Served
 from server.settings.limits import Limits
 from server.translate.table import (
@@ -71,13 +72,13 @@ def properties() -> Mapping[str, Schema]:
 
 def parameters(strategy: Strategy) -> Schema:
     """JSON schema of a strategy's own fields, with the defaults that hold in it."""
-    choices = ["n"] if any(each.name == "n" for each in fields(strategy.params)) else []
+    own = declared(strategy.params)
+    choices = ["n"] if "n" in own else []
     schema = _schema([*choices, *strategy.own_fields])
     shown = schema["properties"]
-    for each in fields(strategy.params):
-        path = strategy.paths[each.name]
-        if path in shown and path not in strategy.when and each.default not in (MISSING, None):
-            shown[path] = shown[path] | {"default": each.default}
+    for each in own.values():
+        if each.path in shown and each.path not in strategy.when and each.default not in (MISSING, None):
+            shown[each.path] = shown[each.path] | {"default": each.default}
     for name, value in strategy.fixed.items():
         shown[name] = shown[name] | {"const": value}
     return schema | {"required": [*strategy.requires]}

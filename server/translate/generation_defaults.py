@@ -14,11 +14,12 @@ import structlog
 from pydantic import ValidationError
 
 from decoding.contract.params import InvalidParam
+from decoding.contract.params.declared import MAX_INT
 from server.errors import ApiError
 from server.text.template_files import read_json
 from server.translate.asked import Asked, Body, asked_of
 from server.translate.table import FILTERS, OFF, SAMPLING
-from server.wire.base import MAX_INT, Count, Items, Positive, TokenId, Wire, at
+from server.wire.base import Count, Items, Positive, TokenId, Wire, at
 from server.wire.requests import ChatRequest, CompletionRequest, Decoding
 from server.worker.model_files import ModelError
 

@@ -25,7 +25,6 @@ from server.translate.generation_defaults import max_tokens, min_tokens, with_de
 from server.translate.logits import check_ids, logits_params
 from server.translate.plan import Plan, Prompt, Shown
 from server.translate.prompts import completion_prompts, embedding_prompts, refuse_longer
-from server.translate.strategy import num_beside, num_second_context
 from server.translate.structure import grammar_of
 from server.translate.texts import bad_word_ids, derived, latent_thoughts, pause_ids
 from server.translate.tool_grammar import message_grammar
@@ -158,8 +157,7 @@ class TokenLimit:
     def within(self, request: Request, context: int) -> int:
         """max_tokens: what was asked, or the default as far as the context goes. Raises ApiError 400."""
         num_prompt = len(request.prompt_ids) + request.num_beside
-        second = 0 if request.source_ids else num_second_context(request.strategy)
-        taken = max(num_prompt, second) + num_beside(request.strategy)
+        taken = request.num_opened + request.strategy.num_behind
         told = f"{num_prompt} in the {self.field}" + (
             f", {taken} with the strategy's own" if taken > num_prompt else ""
         )

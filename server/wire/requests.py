@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.wire.base import MAX_INT, Count, Deadline, Items, Positive, TokenId, Wire, option
+from decoding.contract.params.declared import MAX_INT
+from server.wire.base import Count, Deadline, Items, Positive, TokenId, Wire, option
 from server.wire.chat import ConversationFields, Messages, ToolFields
 from server.wire.strategies import Context, SearchFields
 from server.wire.structure import StructureFields

@@ -22,7 +22,8 @@ def strategy_row(strategy: Strategy) -> str:
 
 def inner(strategy: Strategy) -> list[str]:
     """The fields of the object that holds its parameters."""
-    options = properties()[strategy.within]["anyOf"] if strategy.within else []
+    within = strategy.params.WITHIN
+    options = properties()[within]["anyOf"] if within else []
     return [name for option in options for name in option.get("properties", ())]
 
 
