@@ -51,9 +51,9 @@ def compiled_attention(shapes: Sequence[LayerShape]) -> AttentionBackend | None:
     """None where kernels cannot be compiled."""
     if not kernels.available():
         return None
-    from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
+    from decoding.attention.compiled import CompiledAttention  # noqa: PLC0415 - needs numba
 
-    return KernelAttention(shapes)
+    return CompiledAttention(shapes)
 
 
 def has_triton() -> bool:

@@ -18,11 +18,11 @@ import numpy as np
 
 from decoding.attention.interface import Batch
 from decoding.contract.params import Request
-from decoding.engine.ahead import Ahead
 from decoding.engine.cache import PageCache
 from decoding.engine.encoder_memory import EncoderMemory
-from decoding.engine.forwarding import Enqueued, Forwarded, Model, enqueue_reads, forward
+from decoding.engine.forward import Enqueued, Forwarded, Model, enqueue_reads, forward
 from decoding.engine.isolation import ALL_EXCLUDED, Isolation, failure_of
+from decoding.engine.launch_ahead import LaunchAhead
 from decoding.engine.output import Failure, Output, Usage
 from decoding.engine.packing import Span, pack_sources
 from decoding.engine.reading import HostCopy, Unreadable
@@ -97,7 +97,7 @@ class Engine:
         self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
         self._encoding = Isolation(self._encode, self.scheduler.give_way, self._fail)
         self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
-        self.ahead = Ahead(models, caches, is_on=launches_ahead)
+        self.launch_ahead = LaunchAhead(models, caches, is_on=launches_ahead)
         self.tick_rows = 0
         self.tick_tokens = 0
         self.computed_tokens = 0
@@ -173,7 +173,7 @@ class Engine:
     # pack
 
     def _pack(self) -> list[Scheduled]:
-        self.ahead.settle()
+        self.launch_ahead.settle()
         for live in self.scheduler.admit(self._clock()):
             self._output(live)  # says that the request no longer waits, long before its first token
         scheduled = self.scheduler.schedule()
@@ -216,15 +216,15 @@ class Engine:
         parts = [enqueue_reads(forwarded, copy) for forwarded in self._forward(scheduled)]
         copy.send()
         if len(scheduled) == self.tick_rows:
-            self.ahead.launch(parts)  # before the wait for this tick's numbers
+            self.launch_ahead.launch(parts)  # before the wait for this tick's numbers
         self._read(parts, copy)
 
     def _forward(self, scheduled: Sequence[Scheduled]) -> Iterator[Forwarded]:
         """Each to be read before the next runs. What was launched ahead has only to be taken."""
-        guesses = self.ahead.take()
+        guesses = self.launch_ahead.take()
         for name, model in self._models.items():
             own = [s for s in scheduled if s.span.row.model == name]
-            taken, rest = self.ahead.split(model, guesses.get(name), own)
+            taken, rest = self.launch_ahead.split(model, guesses.get(name), own)
             if taken is not None:
                 yield taken
             if rest:

@@ -1,8 +1,8 @@
 """Linear layers whose row results do not depend on how many rows are multiplied, and several of them in one product.
 
 Owns the packed weights and the start-up self-test that decides, per weight shape, how this machine reaches
-that promise. Knows nothing of models: `rewrite.py` puts these in place of a model's own linears. The largest thread
-count must be settled before the test runs: its verdict holds for that count and for what it goes down to beside others.
+that promise. Knows nothing of models: `replace_modules.py` puts these in place of a model's own linears. The largest
+thread count must be settled before the test runs: its verdict holds for that count and for all smaller ones.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the loaded weights and the way into them: tokens -> hidden states -> logits. Which rows are in a batch, and where
 their pages are, it is told (`Batch`); how attention is computed is the backend's. Model code is transformers' own:
-our attention comes in through its attention interface, our linears by replacing modules (`rewrite.py`).
+our attention comes in through its attention interface, our linears by replacing modules (`replace_modules.py`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from decoding.attention.choice import AttentionMaker, default_attention, uniform
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
 from decoding.device import to_device
 from decoding.kernels import cpu as kernels
+from decoding.model.attention_function import TracedAttention, carrying, register, trace
 from decoding.model.checkpoint import has_head, load_weights
+from decoding.model.compatibility import Agreement, UnsupportedModel, check_class, check_config, position_limit, trials
 from decoding.model.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.model.linear import weight_bytes
-from decoding.model.plug import PluggedAttention, carrying, register, trace
 from decoding.model.quantize import COMPUTES_IN, ROUNDED, Quantize, check_machine, check_model, round_linears
-from decoding.model.rewrite import (
+from decoding.model.replace_modules import (
     NotRowExact,
     Progress,
     RowExactProducts,
@@ -37,7 +38,6 @@ from decoding.model.rewrite import (
     make_fast,
     make_row_exact,
 )
-from decoding.model.support import Agreement, UnsupportedModel, check_class, check_config, position_limit, trials
 from decoding.model.torchao_weights import quantise_linears
 
 __all__ = ["Hidden", "Model", "ModelInfo", "UnsupportedModel", "load", "wrap"]
@@ -85,7 +85,7 @@ class Model:
         causal_lm: Any,
         info: ModelInfo,
         attention: AttentionBackend,
-        plugged: PluggedAttention,
+        traced: TracedAttention,
         *,
         is_compiled: bool = False,
         capture: Capture | None = None,
@@ -93,7 +93,7 @@ class Model:
         self.info = info
         self.is_compiled = is_compiled
         self.attention = attention
-        self._plugged = plugged
+        self._traced = traced
         self._base: nn.Module = causal_lm.base_model
         self._embedding: nn.Module = causal_lm.get_input_embeddings()
         self._lm_head: nn.Module = causal_lm.get_output_embeddings()
@@ -120,7 +120,7 @@ class Model:
         inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
         kept: dict[int, torch.Tensor] = {}
         positions = to_device(batch.positions + shift, device)[None]
-        bound = carrying(self._plugged.bind(self.attention, plan))
+        bound = carrying(self._traced.bind(self.attention, plan))
         with self._products, self._keeping(layers, kept), bound as keywords:
             out = self._base(**inputs, position_ids=positions, use_cache=False, **keywords)
         last: torch.Tensor = out.last_hidden_state[0]
@@ -151,7 +151,7 @@ class Model:
     def _decode(self, inputs: DecodeInputs) -> Callable[[], torch.Tensor]:
         """The forward of one token a row, as something to be recorded: its plan is made now, its work done later."""
         attention = cast(CapturableAttention, self.attention)
-        bound = self._plugged.bind(attention, attention.decode_plan(inputs))
+        bound = self._traced.bind(attention, attention.decode_plan(inputs))
 
         def run() -> torch.Tensor:  # [R, hidden]
             ids, positions = inputs.token_ids[None], inputs.positions[None]
@@ -325,14 +325,14 @@ def _wrap(
         quantise_linears(causal_lm, quantize)
     agreement = Agreement(causal_lm, rounds_inputs=is_rounded)
     register(causal_lm)
-    plugged, shapes = trace(causal_lm)
-    backend = attention(shapes, device, dtype)
+    traced = trace(causal_lm)
+    backend = attention(traced.shapes, device, dtype)
     is_compiled = False
     if quantize != "none" and not is_rounded:
         pass  # made fast already
     elif device.type == "cpu":
         if dtype == torch.float32 and kernels.available():
-            is_compiled = fuse(causal_lm, plugged, backend, progress, quantize)
+            is_compiled = fuse(causal_lm, traced, backend, progress, quantize)
         make_row_exact(causal_lm, progress, quantize)
         if quantize != "none":
             check_model(quantize, type(causal_lm).__name__, list(bare_products(causal_lm)))
@@ -342,8 +342,8 @@ def _wrap(
         make_fast(causal_lm)
     if capture is None and device.type == "cuda" and hasattr(backend, "decode_plan"):
         capture = CudaCapture()
-    info = _describe(causal_lm, len(shapes), agreement)
-    model = Model(causal_lm, info, backend, plugged, is_compiled=is_compiled, capture=capture)
+    info = _describe(causal_lm, len(traced.shapes), agreement)
+    model = Model(causal_lm, info, backend, traced, is_compiled=is_compiled, capture=capture)
     agreement.check(model)
     return model
 
@@ -356,20 +356,20 @@ def invariant(causal_lm: Any) -> None:
 
 
 def fuse(
-    causal_lm: Any, plugged: PluggedAttention, backend: AttentionBackend, progress: Progress, quantize: Quantize
+    causal_lm: Any, traced: TracedAttention, backend: AttentionBackend, progress: Progress, quantize: Quantize
 ) -> bool:
     """Compile the layers that can be, where the backend can work inside them; returns whether all were."""
-    from decoding.attention.kernel import KernelAttention  # noqa: PLC0415 - needs numba
+    from decoding.attention.compiled import CompiledAttention  # noqa: PLC0415 - needs numba
     from decoding.kernels.cpu.tile import Format  # noqa: PLC0415 - needs numba
     from decoding.model.fused import fuse_layers  # noqa: PLC0415 - needs numba
 
-    if not isinstance(backend, KernelAttention):
+    if not isinstance(backend, CompiledAttention):
         return False
     try:
-        blocks = decoder_layers(causal_lm.base_model, len(plugged.specs))
+        blocks = decoder_layers(causal_lm.base_model, len(traced.specs))
     except UnsupportedModel:  # no list of layers: each part is compiled by itself
         return False
-    return fuse_layers(blocks, plugged, backend, progress, None if quantize == "none" else Format(quantize))
+    return fuse_layers(blocks, traced, backend, progress, None if quantize == "none" else Format(quantize))
 
 
 def _describe(causal_lm: Any, num_layers: int, agreement: Agreement) -> ModelInfo:

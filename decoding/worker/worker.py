@@ -54,7 +54,7 @@ from decoding.model.loading import load
 from decoding.seam import Emit
 from decoding.strategies import build
 from decoding.worker.assembly import AnyModel, build_engine
-from decoding.worker.fault import kind_and_place, load_cause, trace_of
+from decoding.worker.error_report import kind_and_place, load_cause, trace_of
 from decoding.worker.link import Link, ParentGone
 from decoding.worker.memory import give_back
 from decoding.worker.threads import Threads, default_threads

@@ -19,12 +19,12 @@ from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import AttentionBackend, Batch, Memories
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
+from decoding.model.compatibility import TOLERANCE, UnsupportedModel, architecture_of, trials
 from decoding.model.model import Given, Hidden, ModelInfo, eos_token_ids
-from decoding.model.rewrite import Progress, make_row_exact, merge_only
+from decoding.model.replace_modules import Progress, make_row_exact, merge_only
 from decoding.model.seq2seq.decoder import Decoder
 from decoding.model.seq2seq.encoder import Encoder
 from decoding.model.seq2seq.stack import BART_TYPES, T5_TYPES, read_stack
-from decoding.model.support import TOLERANCE, UnsupportedModel, architecture_of, trials
 
 UNBOUNDED_POSITIONS = 4096
 """Positions of a model that has no table of them: relative biases go on for ever, but pages must be counted."""

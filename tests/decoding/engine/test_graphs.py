@@ -349,7 +349,7 @@ def test_recorded_forwards_that_are_launched_ahead_say_what_plain_ones_say() -> 
                 engine.add(2, Request((4,), stopping=stopping, seed=4), build)
             for output in engine.tick():
                 found[output.request_id].take(output)
-        assert bool(engine.ahead.counters.taken) is launches_ahead
+        assert bool(engine.launch_ahead.counters.taken) is launches_ahead
         return [answer.said for answer in found]
 
     assert answers(launches_ahead=True) == answers(launches_ahead=False)

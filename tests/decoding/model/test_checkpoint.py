@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from decoding.contract.frames import Start
 from decoding.model.checkpoint import odd_ones, read_headers, renaming_of
+from decoding.model.compatibility import UnsupportedModel, _trial
 from decoding.model.loading import load
 from decoding.model.model import wrap
-from decoding.model.support import UnsupportedModel, _trial
 from decoding.worker.assembly import build_engine
-from decoding.worker.fault import MAX_CHARS, load_cause
+from decoding.worker.error_report import MAX_CHARS, load_cause
 from tests.decoding.model.test_model import generate, greedy, prompts
 from tests.decoding.tiny import tiny
 

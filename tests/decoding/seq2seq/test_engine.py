@@ -294,4 +294,4 @@ def test_rows_that_only_draw_run_ahead_over_their_memories() -> None:
     asked = [request(SPECS["bart"], (*SOURCE, 3 + i), stopping=stopping, strategy=Sampling(2)) for i in range(3)]
     ahead = engine("bart", launches_ahead=True)
     assert [a.said for a in run(ahead, asked)] == [a.said for a in run(engine("bart"), asked)]
-    assert ahead.ahead.counters.taken > 20
+    assert ahead.launch_ahead.counters.taken > 20

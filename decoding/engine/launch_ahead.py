@@ -23,7 +23,7 @@ import torch
 from decoding.attention.interface import Batch
 from decoding.device import indices
 from decoding.engine.cache import PageCache
-from decoding.engine.forwarding import Enqueued, Forwarded, Model, hidden_layers
+from decoding.engine.forward import Enqueued, Forwarded, Model, hidden_layers
 from decoding.engine.packing import Span, pack
 from decoding.engine.reading import HiddenStates
 from decoding.engine.request import Work
@@ -65,7 +65,7 @@ class Counters:
     raised: int = 0
 
 
-class Ahead:
+class LaunchAhead:
     """At most one forward per model is ahead."""
 
     def __init__(self, models: Mapping[str, Model], caches: Mapping[str, PageCache], *, is_on: bool) -> None:

@@ -33,7 +33,7 @@ NO_WINDOW = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class KernelPlan:
+class CompiledPlan:
     """Arrays stay here for as long as the record holds their addresses."""
 
     record: np.ndarray  # BATCH [1]
@@ -47,7 +47,7 @@ class KernelPlan:
         return int(self.record.ctypes.data)
 
 
-class KernelAttention:
+class CompiledAttention:
     def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
         self.page_size = PAGE
         self.team = team or default_team()
@@ -74,7 +74,7 @@ class KernelAttention:
     def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
         copy_pages((*self.keys, *self.values), pairs)
 
-    def plan(self, batch: Batch) -> KernelPlan:
+    def plan(self, batch: Batch) -> CompiledPlan:
         most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
         pieces = cut(batch, most)
         tables = np.ascontiguousarray(batch.page_tables)
@@ -92,10 +92,10 @@ class KernelAttention:
             self._room,
             counts.ctypes.data,
         )
-        return KernelPlan(record, (pieces, tables, slots), counts, batch)
+        return CompiledPlan(record, (pieces, tables, slots), counts, batch)
 
     def forward(
-        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
+        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CompiledPlan
     ) -> torch.Tensor:
         self._check(spec, query, key, value, plan)
         parts = [_readable(part) for part in (query, key, value)]
@@ -110,7 +110,7 @@ class KernelAttention:
         return out[None].to(value.dtype)
 
     def _check(
-        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
+        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CompiledPlan
     ) -> None:
         """The kernel goes by the layer's shape, and would read and write past the ends of any other."""
         shape, tokens = self.shapes[spec.layer], plan.batch.num_tokens
@@ -123,7 +123,7 @@ class KernelAttention:
         if found != wanted:
             raise ValueError(f"layer {spec.layer} attends with {found} where its shapes are {wanted}")
 
-    def probed(self, plan: KernelPlan) -> dict[int, torch.Tensor]:
+    def probed(self, plan: CompiledPlan) -> dict[int, torch.Tensor]:
         return dict(plan.scores)
 
     def _record(self, spec: LayerSpec) -> np.ndarray:
@@ -133,7 +133,7 @@ class KernelAttention:
             self._records[spec.layer] = (spec, record)
         return record
 
-    def probe(self, spec: LayerSpec, queries: torch.Tensor, plan: KernelPlan) -> None:
+    def probe(self, spec: LayerSpec, queries: torch.Tensor, plan: CompiledPlan) -> None:
         """In the last layer, keep the scores of each probed row's last query: queries [T, heads, head_dim]."""
         if spec.layer != len(self.shapes) - 1:
             return

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("numba")
 
+from decoding.attention.compiled import CompiledAttention
 from decoding.attention.interface import LayerSpec
-from decoding.attention.kernel import KernelAttention
 from decoding.attention.pages import LayerShape
 from decoding.kernels.cpu.team import Team
 from tests.decoding.attention.test_cpu import (
@@ -29,8 +29,8 @@ from tests.decoding.layout import PageBook, Row
 MANY = SHAPES | {"wide-group": LayerShape(heads=32, kv_heads=1, head_dim=16, v_head_dim=16)}
 
 
-def backend(shape: LayerShape, *, threads: int = 1) -> KernelAttention:
-    made = KernelAttention([shape] * LAYERS, Team(threads))
+def backend(shape: LayerShape, *, threads: int = 1) -> CompiledAttention:
+    made = CompiledAttention([shape] * LAYERS, Team(threads))
     made.allocate(400)
     return made
 
@@ -131,7 +131,7 @@ def test_a_sink_above_every_score_takes_the_weight() -> None:
 
 def test_queries_keys_and_values_of_other_shapes_are_refused_before_the_kernel_runs() -> None:
     shape = LayerShape(6, 2, 8, 8)
-    attention = KernelAttention([shape])
+    attention = CompiledAttention([shape])
     attention.allocate(20)
     plan = attention.plan(PageBook(20, attention.page_size, 0).batch([(Row(list(range(3, 13))), 10)]))
     right = [torch.zeros(1, 6, 10, 8), torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 10, 8)]
