@@ -47,3 +47,33 @@ class Arriving:
         if self._done is not None:
             self._done.synchronize()
         return self._host.numpy()
+
+
+class HostCopy:
+    """Gathers device tensors and moves them to the host in one transfer. Ids travel as float64, exact below 2**53."""
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self._arriving: Arriving | None = None
+        self._arrays: list[np.ndarray] = []
+
+    def add(self, tensor: torch.Tensor) -> int:
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def send(self) -> None:
+        """Launch the transfer. Call once, after the last `add`; what is launched later does not hold it up."""
+        if self._tensors:
+            self._arriving = Arriving(torch.cat([t.detach().double().flatten() for t in self._tensors]))
+
+    def fetch(self) -> None:
+        """Wait for what was sent."""
+        if self._arriving is None:
+            return
+        flat = self._arriving.wait()
+        ends = np.cumsum([t.numel() for t in self._tensors])[:-1]
+        parts = np.split(flat, ends)
+        self._arrays = [p.reshape(tuple(t.shape)) for p, t in zip(parts, self._tensors, strict=True)]
+
+    def get(self, handle: int) -> np.ndarray:
+        return self._arrays[handle]

@@ -7,6 +7,7 @@ same result.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +18,10 @@ from decoding.engine.cache import PageTable
 
 @dataclass(slots=True, eq=False)
 class EncoderMemory:
-    """The pages of `table` hold the source's positions, all of them or none. mark: tells keys and values of rows that
-    read it from those of rows that read the request's own source."""
+    """The pages of `table` hold the source's positions, all of them or none.
+
+    mark: tells keys and values of rows that read it from those of rows that read the request's own source.
+    """
 
     model: str
     source_ids: np.ndarray  # int64 [S]
@@ -32,6 +35,11 @@ class EncoderMemory:
     @property
     def is_filled(self) -> bool:
         return self.table.length == self.length
+
+
+def source_digest(source_ids: np.ndarray) -> bytes:
+    """What tells keys and values that depend on this source from those that depend on another."""
+    return b"/" + hashlib.blake2b(source_ids.tobytes()).digest()
 
 
 def page_tables(memories: Sequence[EncoderMemory]) -> np.ndarray:

@@ -7,7 +7,6 @@ its request's source) alone; that is the exactness contract.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,20 +17,21 @@ import numpy as np
 
 from decoding.attention.interface import Batch
 from decoding.contract.params import Request
+from decoding.device import HostCopy
 from decoding.engine.cache import PageCache
-from decoding.engine.encoder_memory import EncoderMemory
+from decoding.engine.encoder_memory import EncoderMemory, source_digest
 from decoding.engine.forward import Enqueued, Forwarded, Model, enqueue_reads, forward
 from decoding.engine.isolation import ALL_EXCLUDED, Isolation, failure_of
 from decoding.engine.launch_ahead import LaunchAhead
+from decoding.engine.moves import Moves
 from decoding.engine.output import Failure, Output, Usage
 from decoding.engine.packing import Span, pack_sources
-from decoding.engine.reading import HostCopy, Unreadable
-from decoding.engine.request import LiveRequest, Work
-from decoding.engine.rows import Row
+from decoding.engine.reading import Unreadable
+from decoding.engine.request import LiveRequest
 from decoding.engine.scheduler import Scheduled, Scheduler
 from decoding.engine.tools import NotBegun, RowTools
 from decoding.logits.pipeline import NEUTRAL, Pipelines
-from decoding.seam import Feed, Move, Observation, Open, Reading, RowId, Strategy, Tools
+from decoding.seam import Move, Observation, Reading, Strategy, Tools
 from decoding.stopping import Stopping
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
@@ -93,7 +93,7 @@ class Engine:
         self._clock = clock
         self._live: dict[int, LiveRequest] = {}
         self._outputs: dict[int, Output] = {}
-        self._num_rows = 0
+        self._moves = Moves(caches, frozenset(self._encoders))
         self.scheduler = Scheduler(caches, max_rows=max_rows, tick_tokens=tick_tokens)
         self._encoding = Isolation(self._encode, self.scheduler.give_way, self._fail)
         self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
@@ -198,13 +198,13 @@ class Engine:
 
     def _encode(self, sources: Sequence[SourceDue]) -> None:
         for name, encoder in self._encoders.items():
-            due = [source for source in sources if source.memory.model == name]
+            due = [s for s in sources if s.memory.model == name and not s.memory.is_filled]
             if due:
                 encoder.encode(pack_sources([d.memory for d in due], self._models[name].attention.page_size))
                 self.encoded_sources += len(due)
             for source in due:
                 length = source.memory.length
-                source.memory.table.length = length
+                self._caches[name].commit(source.memory.table, length)
                 source.live.num_encoded += length
                 self.tick_tokens += length
                 self.computed_tokens += length
@@ -245,11 +245,11 @@ class Engine:
 
     def _commit(self, live: LiveRequest, span: Span) -> None:
         """The span's keys and values are in the cache now."""
-        row = span.row
-        row.table.length += span.count
+        row, cache = span.row, self._caches[span.row.model]
+        cache.commit(row.table, span.count)
         live.num_computed += span.count
         self.computed_tokens += span.count
-        self._caches[row.model].publish(row.table, row.log.ids, row.salted(live.salt), row.indexable_length)
+        cache.publish(row.table, row.log.ids, row.salted(live.salt), row.indexable_length)
 
     def _note(self, scheduled: Scheduled, reading: Reading | Unreadable) -> None:
         live = scheduled.live
@@ -275,30 +275,12 @@ class Engine:
                     self._fail(live, failure_of(error))
 
     def _apply(self, live: LiveRequest, move: Move) -> None:
-        """Commit what the move emits and turn its feeds into works; rows neither fed nor held are freed."""
+        """Say what the move emits, and do to the rows what it says; without feeds the request is over."""
         self._tell(live, move)
-        if not move.feeds:
+        if move.feeds:
+            self._moves.apply(live, move)
+        else:
             self._end(live)
-            return
-        rows: dict[RowId, Row] = {row_id: live.rows[row_id] for row_id in move.hold}
-        works = self._feed_all(live, move)
-        rows |= {work.row.id: work.row for work in works}
-        for row_id, row in live.rows.items():
-            if row_id not in rows:
-                self._caches[row.model].free(row.table)
-        live.rows, live.works = rows, works
-
-    def _feed_all(self, live: LiveRequest, move: Move) -> list[Work]:
-        """The works of the move's feeds. New rows are the request's at once: it may fail before the last feed."""
-        kept = set(move.hold)
-        last_use = {feed.parent: at for at, feed in enumerate(move.feeds) if not isinstance(feed.parent, Open)}
-        works = []
-        for at, feed in enumerate(move.feeds):
-            is_reused = not isinstance(feed.parent, Open) and last_use[feed.parent] == at and feed.parent not in kept
-            row = self._row_for(live, feed, is_reused=is_reused)
-            live.rows[row.id] = row
-            works.append(self._feed(row, feed))
-        return works
 
     def _tell(self, live: LiveRequest, move: Move) -> None:
         """What the move has to say, to the output and to the counters."""
@@ -312,57 +294,6 @@ class Engine:
             output.prompt = move.prompt or output.prompt
             output.vector = move.vector or output.vector
             output.trace.extend(move.trace)
-
-    def _row_for(self, live: LiveRequest, feed: Feed, *, is_reused: bool) -> Row:
-        """The row a feed continues: a new one, the parent itself at its last use, or a fork of it."""
-        if isinstance(feed.parent, Open):
-            if feed.parent.model not in self._models:
-                raise ValueError(f"no model {feed.parent.model!r}")
-            num_prompt = len(feed.tokens) - feed.num_injected
-            memory = self._memory(live, feed.parent)
-            return Row(self._new_row_id(), feed.parent.model, num_prompt=num_prompt, memory=memory)
-        parent = live.rows[feed.parent]
-        if is_reused:
-            return parent
-        return Row(
-            self._new_row_id(),
-            parent.model,
-            parent.log.fork(),
-            self._caches[parent.model].fork(parent.table),
-            parent.num_prompt,
-            embeds=dict(parent.embeds),
-            memory=parent.memory,
-        )
-
-    def _memory(self, live: LiveRequest, opened: Open) -> EncoderMemory | None:
-        """A source as that model's encoder reads it: one for all of the request's rows that have it."""
-        if opened.model not in self._encoders:
-            return None
-        key = (opened.model, opened.source_ids)
-        if key not in live.memories:
-            ids = np.array(opened.source_ids or live.request.source_ids, dtype=np.int64)
-            mark = _digest(ids) if opened.source_ids else b""
-            live.memories[key] = EncoderMemory(opened.model, ids, mark=mark)
-        return live.memories[key]
-
-    def _feed(self, row: Row, feed: Feed) -> Work:
-        """Write the feed into the row's log and forget what it drops."""
-        cache = self._caches[row.model]
-        if feed.drop:
-            row.truncate_log(row.log.length - feed.drop)
-            cache.truncate(row.table, row.log.length)
-        first = row.log.length
-        if feed.embeds is not None:
-            row.append_embeds(feed.embeds)
-        num_seen = len(feed.tokens) - feed.num_injected
-        row.append_tokens(feed.tokens[:num_seen], is_injected=False)
-        row.append_tokens(feed.tokens[num_seen:], is_injected=True)
-        if row.log.length == 0:
-            raise ValueError("a feed left its row empty")
-        if row.log.length == first:  # nothing new: run the last position again to read it
-            first -= 1
-            cache.truncate(row.table, first)
-        return Work(row, feed, first)
 
     def _end(self, live: LiveRequest, failure: Failure | None = None) -> None:
         now = self._clock()
@@ -392,7 +323,7 @@ class Engine:
     def _new_live(self, request_id: int, request: Request) -> LiveRequest:
         salt = (request.cache_salt if self._shares_prefixes else f"{request_id}/{request.cache_salt}").encode()
         if request.source_ids:  # what rows cache depends on it
-            salt += _digest(np.array(request.source_ids, dtype=np.int64))
+            salt += source_digest(np.array(request.source_ids, dtype=np.int64))
         return LiveRequest(
             id=request_id,
             request=request,
@@ -402,10 +333,6 @@ class Engine:
             arrival=self.scheduler.next_arrival(),
             submitted_at=self._clock(),
         )
-
-    def _new_row_id(self) -> RowId:
-        self._num_rows += 1
-        return RowId(self._num_rows)
 
     def _refusal(self, request: Request) -> Failure | None:
         """Why the request can never run here, if so."""
@@ -428,10 +355,6 @@ class Engine:
             and all(len(s) <= encoder.max_source_len for encoder in self._encoders.values() for s in request.sources)
             and all(_can_hold(self._caches[name], request, count) for name, count in request.max_rows_in.items())
         )
-
-
-def _digest(source_ids: np.ndarray) -> bytes:
-    return b"/" + hashlib.blake2b(source_ids.tobytes()).digest()
 
 
 def _needs(has_encoder: bool) -> str:

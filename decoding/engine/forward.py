@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 
 from decoding.attention.interface import Batch
+from decoding.device import HostCopy
 from decoding.engine.packing import pack
-from decoding.engine.reading import HiddenStates, HostCopy, Read, ReadSlice, enqueue
+from decoding.engine.reading import HiddenStates, Read, ReadSlice, enqueue
 from decoding.engine.scheduler import Scheduled
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import decoding.engine.reading
+import decoding.device
 from decoding.attention.interface import Batch
 from decoding.contract.params import (
     Beam,
@@ -205,7 +205,7 @@ def test_the_next_forward_is_launched_before_the_host_reads_what_this_one_drew(m
             events.append("read")
             return self._tensor.numpy()
 
-    monkeypatch.setattr(decoding.engine.reading, "Arriving", Late)
+    monkeypatch.setattr(decoding.device, "Arriving", Late)
     run(engine_of(Noting(events)), [ask(max_tokens=4)])
     first, second = ["forward", "send", "read"], ["forward", "send", "ahead", "read"]
     assert events == [*first, *second, "send", "ahead", "read", "send", "read"]
