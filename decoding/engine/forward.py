@@ -8,37 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
 
 from decoding.attention.interface import Batch
 from decoding.device import HostCopy
 from decoding.engine.packing import pack
+from decoding.engine.placed import Model
 from decoding.engine.reading import HiddenStates, Read, ReadSlice, enqueue
 from decoding.engine.scheduler import Scheduled
-
-
-class Pages(Protocol):
-    """What the engine needs of an attention backend."""
-
-    @property
-    def page_size(self) -> int: ...
-
-    def copy_pages(self, pairs: list[tuple[int, int]]) -> None: ...
-
-
-class Model(Protocol):
-    """What the engine needs of a model; `model.py` and the tests' table-driven model both are one."""
-
-    @property
-    def attention(self) -> Pages: ...
-
-    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> HiddenStates: ...
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
-
-    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

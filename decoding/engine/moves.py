@@ -9,19 +9,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from decoding.engine.cache import PageCache
 from decoding.engine.encoder_memory import EncoderMemory, source_digest
+from decoding.engine.placed import Placed
 from decoding.engine.request import LiveRequest, Work
 from decoding.engine.rows import Row
 from decoding.seam import Feed, Move, Open, RowId
 
 
 class Moves:
-    """Of all requests; hands out the rows' ids. encoded: the models that have an encoder."""
+    """Of all requests; hands out the rows' ids."""
 
-    def __init__(self, caches: Mapping[str, PageCache], encoded: frozenset[str]) -> None:
-        self._caches = caches
-        self._encoded = encoded
+    def __init__(self, placed: Mapping[str, Placed]) -> None:
+        self._placed = placed
         self._num_rows = 0
 
     def apply(self, live: LiveRequest, move: Move) -> None:
@@ -31,7 +30,7 @@ class Moves:
         rows |= {work.row.id: work.row for work in works}
         for row_id, row in live.rows.items():
             if row_id not in rows:
-                self._caches[row.model].free(row.table)
+                self._placed[row.model].cache.free(row.table)
         live.rows, live.works = rows, works
 
     def _feed_all(self, live: LiveRequest, move: Move) -> list[Work]:
@@ -51,7 +50,7 @@ class Moves:
         return works
 
     def _open(self, live: LiveRequest, feed: Feed, opened: Open) -> Row:
-        if opened.model not in self._caches:
+        if opened.model not in self._placed:
             raise ValueError(f"no model {opened.model!r}")
         num_prompt = len(feed.tokens) - feed.num_injected
         return Row(self._new_id(), opened.model, num_prompt=num_prompt, memory=self._memory(live, opened))
@@ -61,7 +60,7 @@ class Moves:
             self._new_id(),
             parent.model,
             parent.log.fork(),
-            self._caches[parent.model].fork(parent.table),
+            self._placed[parent.model].cache.fork(parent.table),
             parent.num_prompt,
             embeds=dict(parent.embeds),
             memory=parent.memory,
@@ -69,7 +68,7 @@ class Moves:
 
     def _memory(self, live: LiveRequest, opened: Open) -> EncoderMemory | None:
         """A source as that model's encoder reads it: one for all of the request's rows that have it."""
-        if opened.model not in self._encoded:
+        if self._placed[opened.model].model.encoder is None:
             return None
         key = (opened.model, opened.source_ids)
         if key not in live.memories:
@@ -80,7 +79,7 @@ class Moves:
 
     def _feed(self, row: Row, feed: Feed) -> Work:
         """Write the feed into the row's log and forget what it drops."""
-        cache = self._caches[row.model]
+        cache = self._placed[row.model].cache
         if feed.drop:
             row.truncate_log(row.log.length - feed.drop)
             cache.truncate(row.table, row.log.length)

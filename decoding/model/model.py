@@ -80,6 +80,8 @@ class Model:
     is_compiled: nothing but small operations is left to torch, and its threads are better not called.
     """
 
+    encoder: None = None
+
     def __init__(
         self,
         causal_lm: Any,

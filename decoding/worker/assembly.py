@@ -12,6 +12,9 @@ from decoding.contract.frames import EncoderInfo, Loaded, Start
 from decoding.contract.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
+from decoding.engine.limits import Limits
+from decoding.engine.placed import Placed
+from decoding.engine.vocabulary import Vocabulary
 from decoding.model.model import Model, ModelInfo
 from decoding.model.seq2seq.model import Seq2SeqModel
 from decoding.strategies import build
@@ -145,16 +148,20 @@ def _pages_each(backend: AttentionBackend, *lengths: int) -> int:
 
 def _engine(start: Start, models: dict[str, AnyModel], sizes: Sizes) -> Engine:
     info = models[MAIN].info
+    placed = {
+        name: Placed(model, PageCache(sizes.num_pages[name], model.attention.page_size))
+        for name, model in models.items()
+    }
+    vocabulary = Vocabulary(
+        ending_ids(start, info),
+        start.token_bytes[: info.vocab_size],
+        tuple((i, name) for i, name in start.special_tokens if i < info.vocab_size),
+    )
+    tick_tokens = start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS)
     return Engine(
-        models,
-        {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
-        encoders={name: model for name, model in models.items() if isinstance(model, Seq2SeqModel)},
-        eos_token_ids=ending_ids(start, info),
-        token_bytes=start.token_bytes[: info.vocab_size],
-        special_tokens=tuple((i, name) for i, name in start.special_tokens if i < info.vocab_size),
-        max_rows=start.max_rows,
-        tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
-        max_model_len=sizes.max_model_len,
+        placed,
+        vocabulary,
+        Limits(start.max_rows, tick_tokens, sizes.max_model_len),
         shares_prefixes=start.prefix_cache,
         launches_ahead=launches_ahead(start, info.device),
     )

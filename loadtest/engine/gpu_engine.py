@@ -16,7 +16,10 @@ from decoding.attention.interface import Batch
 from decoding.contract.params import MAIN, LogitsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
+from decoding.engine.limits import Limits
 from decoding.engine.output import Output
+from decoding.engine.placed import Placed
+from decoding.engine.vocabulary import Vocabulary
 from decoding.model.model import Model
 from decoding.strategies import build as build_strategy
 from loadtest.engine.gpu_box import seconds
@@ -74,11 +77,9 @@ class Bench:
         num_pages = 2 + needed + num_rows  # beams copy a page before they write to it
         model.attention.allocate(num_pages)
         self.engine = Engine(
-            {MAIN: model},
-            {MAIN: PageCache(num_pages, size, has_prefix_index=False)},
-            eos_token_ids=(),
-            max_rows=num_rows,
-            tick_tokens=8192 if options.device.type == "cuda" else 512,
+            {MAIN: Placed(model, PageCache(num_pages, size, has_prefix_index=False))},
+            Vocabulary(()),
+            Limits(max_rows=num_rows, tick_tokens=8192 if options.device.type == "cuda" else 512),
             launches_ahead=options.device.type == "cuda",
         )
         self._vocab = model.info.vocab_size

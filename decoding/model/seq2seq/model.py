@@ -46,6 +46,10 @@ class Seq2SeqModel:
 
     is_compiled = False
 
+    @property
+    def encoder(self) -> Seq2SeqModel:
+        return self
+
     def __init__(self, seq2seq_lm: Any, info: ModelInfo, encoder: Encoder, decoder: Decoder, head: nn.Module) -> None:
         self.info = info
         self.generation = read_generation(seq2seq_lm)

@@ -35,6 +35,7 @@ from decoding.strategies import build
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.table_model import TableHidden, TableModel, table_engine
 from tests.decoding.tiny import tiny
 
@@ -72,7 +73,7 @@ def drawing_requests(rng: random.Random, count: int, vocab: int, others: int) ->
 
 def small_engine(num_pages: int, *, launches_ahead: bool) -> Engine:
     models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
-    return Engine(
+    return make_engine(
         models,
         {name: PageCache(num_pages, 4) for name in models},
         eos_token_ids=(3,),
@@ -108,7 +109,7 @@ def llama() -> Model:
 def test_a_real_model_that_runs_ahead_says_the_same_bits(llama: Model) -> None:
     def make(num_pages: int, *, launches_ahead: bool) -> Engine:
         caches = {"main": PageCache(num_pages, llama.attention.page_size)}
-        return Engine(
+        return make_engine(
             {"main": llama},
             caches,
             eos_token_ids=(3,),

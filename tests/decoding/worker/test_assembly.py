@@ -120,4 +120,4 @@ def test_a_text_ends_at_the_tokenizers_end_too_and_at_no_id_beyond_the_logits(mo
     begun = start(1 << 20, **own)
     engine, loaded = build_engine(begun, model)
     assert loaded.eos_token_ids == (*model.info.eos_token_ids, width - 1)
-    assert engine._special == {width - 1: b"<end>"}
+    assert engine._vocabulary.special_tokens == ((width - 1, "<end>"),)
