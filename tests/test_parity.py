@@ -17,7 +17,8 @@ import decoding.engine.reading
 from decoding.contract.params import PARAMS, LogitsParams, Request
 from decoding.engine.cache import IntegrityError, PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.strategies import STRATEGIES
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, random_requests, run_crowd

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from decoding.attention.interface import AttentionBackend, LayerSpec
+from decoding.attention.interface import LayerSpec, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.model.compatibility import UnsupportedModel, position_limit
 
@@ -81,7 +81,7 @@ def register(causal_lm: PreTrainedModel) -> None:
 @dataclass(frozen=True, slots=True)
 class _Bound:
     specs: tuple[LayerSpec, ...]
-    attention: AttentionBackend
+    attention: PagedAttention
     plan: Any
 
     def receive(
@@ -102,7 +102,7 @@ class TracedAttention:
     shapes: tuple[LayerShape, ...]
     num_positions: int
 
-    def bind(self, attention: AttentionBackend, plan: Any) -> Receiver:
+    def bind(self, attention: PagedAttention, plan: Any) -> Receiver:
         return _Bound(self.specs, attention, plan)
 
 

@@ -143,14 +143,14 @@ class FusedStack:
             self._buffers = {name: torch.empty(rows, width) for name, width in self._widths().items()}
             widest = max(buffer.shape[1] for buffer in self._buffers.values())
             self._buffers["rounded"] = torch.empty(rounded_bytes(rows, widest), dtype=torch.uint8)
-        if self._bound_to == (rows, self._attention.num_allocations):
+        if self._bound_to == (rows, self._attention.generation):
             return
         for name, buffer in self._buffers.items():
             self._records[name] = buffer.data_ptr()
         for index in self._weights:
             self._attention_records[index] = self._attention_record(index)
             self._records[index]["attention"] = self._attention_records[index].ctypes.data
-        self._bound_to = (rows, self._attention.num_allocations)
+        self._bound_to = (rows, self._attention.generation)
 
     def _widths(self) -> dict[str, int]:
         """Of what a layer's steps hand to each other; the widest layer decides."""
@@ -313,13 +313,5 @@ class _Trial:
         return bool((found - expected).norm() < TOLERANCE[form] * (expected - self._x).norm())
 
     def _plan(self) -> CompiledPlan:
-        tokens = np.arange(self._x.shape[1])
-        batch = Batch(
-            token_ids=tokens,
-            positions=tokens,
-            slots=tokens + self._attention.page_size,
-            query_starts=np.array([0, len(tokens)]),
-            kv_lengths=np.array([len(tokens)]),
-            page_tables=np.array([[1]]),
-        )
-        return self._attention.plan(batch)
+        ids = np.arange(self._x.shape[1])
+        return self._attention.plan(Batch.of_one_row(ids, self._attention.page_size))

@@ -53,17 +53,14 @@ class PlainLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def merge_only(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
-    """Merge linears that share an input; leave everything else to torch. build: makes the merged one."""
+def make_fast(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
+    """For a GPU: merge linears that share an input, fuse norms; leave everything else to torch.
+
+    build: makes the merged linear.
+    """
     for parent in list(model.modules()):
         for names in MERGED_NAMES:
             _merge(parent, names, build)
-
-
-def make_fast(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
-    """For a GPU: merge linears, fuse norms; leave everything else to torch."""
-    merge_only(model, build)
-    for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             fused = fuse_norm(child) if type(child).__name__.endswith("RMSNorm") else None
             if fused is not None:

@@ -24,7 +24,7 @@ import torch
 
 from decoding.attention.choice import default_attention, uniform_attention
 from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from loadtest.engine.gpu_box import Box, measure
 from loadtest.engine.gpu_engine import GREEDY, Bench, Options
 from loadtest.engine.gpu_peers import PEERS, seconds_of

@@ -22,7 +22,7 @@ from decoding.engine.limits import Limits
 from decoding.engine.placed import Placed
 from decoding.engine.vocabulary import Vocabulary
 from decoding.gguf.embedded import ensure_directory
-from decoding.model.model import load
+from decoding.model.loading import load
 from decoding.strategies import build
 from decoding.topk.scores import RowScores, log_softmax_topk
 

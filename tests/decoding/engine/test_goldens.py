@@ -11,7 +11,8 @@ import pytest
 from decoding.contract.params import LogitsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import run
 from tests.decoding.engines import make_engine
 from tests.goldens.tiny import TinySpec, build

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from decoding.attention.choice import AttentionMaker
-from decoding.attention.interface import AttentionBackend, Batch, DecodeInputs
+from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.contract.params import Beam, LogitsParams, Request, Sampling, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.model.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
@@ -275,7 +275,7 @@ def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_oth
     assert recorded
 
 
-def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> PagedAttention:
     from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - triton may be absent
 
     return TritonAttention(shapes, device=device, dtype=dtype, block=16)

@@ -14,7 +14,7 @@ from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.isolation import BROKEN_AFTER
 from decoding.logits.pipeline import Pipelines
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.seam import Draw, Feed, Move, Observation, Open, RowId, Strategy, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies import build

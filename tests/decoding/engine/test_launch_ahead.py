@@ -28,7 +28,8 @@ from decoding.device import Arriving
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.launch_ahead import PAUSE_TICKS
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.seam import Draw, Feed, Move, Observation, Open, Reading, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies import build

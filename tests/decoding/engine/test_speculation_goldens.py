@@ -14,7 +14,7 @@ import pytest
 from decoding.contract.params import Assisted, LogitsParams, PromptLookup, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from tests.decoding.conftest import one_thread
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine

@@ -274,14 +274,16 @@ def test_hidden_states_and_project_are_the_decoder_s() -> None:
 def test_a_source_that_cannot_be_encoded_fails_alone(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [request(SPECS["bart"], source) for source in (SOURCE, (3, 59, 59, 59), SOURCE[::-1])]
     alone = [run(engine("bart"), [each])[0] for each in asked]
-    encode = model("bart").encode
+    encoder = model("bart").encoder
+    assert encoder is not None
+    encode = encoder.encode
 
     def unless_59(sources: Batch) -> None:
         if (sources.token_ids == 59).any():
             raise error
         encode(sources)
 
-    monkeypatch.setattr(model("bart"), "encode", unless_59)
+    monkeypatch.setattr(encoder, "encode", unless_59)
     crowded = engine("bart")
     first, failed, last = run(crowded, asked)
     assert failed.failure is not None

@@ -9,7 +9,8 @@ from typing import Any
 from decoding.contract.params import LogitsParams, Request, Sampling, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.seq2seq.model import Seq2SeqModel, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.engines import make_engine
 from tests.goldens.seq2seq import MODELS, Seq2SeqSpec, build, perturbed_twin
 
@@ -18,7 +19,7 @@ MOST_PAGES = 400
 
 
 @cache
-def model(name: str, draft_noise: int = 0) -> Seq2SeqModel:
+def model(name: str, draft_noise: int = 0) -> Model:
     wrapped = wrap(perturbed_twin(SPECS[name], draft_noise) if draft_noise else build(SPECS[name]))
     wrapped.attention.allocate(MOST_PAGES)
     return wrapped

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from decoding.contract.params import BestOf, Request, Sampling
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine

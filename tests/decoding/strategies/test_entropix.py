@@ -18,7 +18,7 @@ from decoding.contract.params import (
     StoppingParams,
 )
 from decoding.engine.cache import PageCache
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.sampling import draw, uniforms
 from decoding.seam import FinishReason, Purpose
 from decoding.strategies.parts.quadrants import Metrics, Quadrant, Settings, filtered, settings

@@ -30,7 +30,8 @@ from decoding.contract.params import (
 from decoding.contract.params.dola import premature_layers
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_divergence, of_model

@@ -21,7 +21,8 @@ from decoding.contract.params import (
     StrategyParams,
 )
 from decoding.engine.cache import PageCache
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
 from tests.decoding.strategies.branching import assert_same_in_a_crowd, changed

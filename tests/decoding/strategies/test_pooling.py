@@ -12,7 +12,8 @@ import torch
 from decoding.contract.params import PoolBy, Pooling, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.strategies import pooling
 from tests.decoding.crowd import DraftTableModel
 from tests.decoding.drive import run

@@ -47,7 +47,7 @@ from decoding.contract.params import (
     StoppingParams,
 )
 from decoding.engine.cache import PageCache
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.worker.link import Link
 from decoding.worker.worker import _build
 from tests.decoding.drive import run

@@ -24,7 +24,8 @@ from decoding.contract.params import (
 )
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_model
