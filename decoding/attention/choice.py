@@ -7,6 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -25,7 +26,8 @@ def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype:
     kind = next(kind for kind in _kinds(device) if kind.knows_biases or not has_bias)
     if kind is ReferenceAttention and not has_bias:
         warnings.warn("attention is slow: it takes the package triton and a C compiler", stacklevel=2)
-    return kind.make(shapes, device, dtype)
+    made: PagedAttention = kind(shapes) if device.type == "cpu" else kind(shapes, device=device, dtype=dtype)
+    return made
 
 
 def uniform_attention(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> PagedAttention:
@@ -39,8 +41,8 @@ def uniform_attention(shapes: Sequence[LayerShape], device: torch.device, dtype:
     return TritonAttention(shapes, device=device, dtype=dtype, is_uniform=True)
 
 
-def _kinds(device: torch.device) -> Iterator[type[PagedAttention]]:
-    """Those that work here, the fastest first."""
+def _kinds(device: torch.device) -> Iterator[Any]:
+    """The backends that work here, the fastest first; those of a CPU need not be told where they are."""
     if device.type != "cpu":
         if has_triton():
             from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - needs triton

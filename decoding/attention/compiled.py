@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Self
 
 import numpy as np
 import torch
@@ -78,10 +77,6 @@ class CompiledAttention(PagedAttention):
         self._records: dict[int, tuple[LayerSpec, np.ndarray]] = {}
         self._sinks: dict[int, torch.Tensor] = {}
         self._kernel = attention.address
-
-    @classmethod
-    def make(cls, shapes: Sequence[LayerShape], _device: torch.device, _dtype: torch.dtype) -> Self:
-        return cls(shapes)
 
     def allocate(self, num_pages: int) -> None:
         self._records = {}

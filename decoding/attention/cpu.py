@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Self
 
 import torch
 
@@ -44,10 +43,6 @@ class CPUAttention(PagedAttention):
         super().__init__(Pages(shapes, page_size, torch.float32, torch.device("cpu")))
         self._widest = max(shapes, key=lambda shape: shape.heads * shape.head_dim)
         self._gathered = (torch.empty(0), torch.empty(0))
-
-    @classmethod
-    def make(cls, shapes: Sequence[LayerShape], _device: torch.device, _dtype: torch.dtype) -> Self:
-        return cls(shapes)
 
     def plan(self, batch: Batch) -> CPUPlan:
         groups = group(cut(batch, self._widest.heads), self._widest)

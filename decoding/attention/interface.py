@@ -8,14 +8,13 @@ alone: not on its neighbours, not on how the row was cut into chunks, not on whe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
-from decoding.attention.pages import LayerShape, Pages
+from decoding.attention.pages import Pages
 from decoding.device import to_device
 
 
@@ -50,18 +49,27 @@ class Batch:
     drawn: torch.Tensor | None = None  # int64 [T], on the device
 
     @classmethod
-    def of_one_row(cls, token_ids: np.ndarray, page_size: int, *, first_page: int = 1, start: int = 0) -> Batch:
-        """One row's ids [T] at positions `start` on, in pages that follow each other."""
-        end = start + len(token_ids)
-        positions = np.arange(start, end)
+    def of_rows(
+        cls, token_ids: np.ndarray, starts: np.ndarray, counts: np.ndarray, page_tables: np.ndarray, page_size: int
+    ) -> Batch:
+        """Rows that feed so many tokens each, from these positions on: int64 [T], [R], [R] and [R, P]."""
+        query_starts = np.concatenate(([0], np.cumsum(counts)))
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
         return cls(
             token_ids=token_ids,
             positions=positions,
-            slots=positions + first_page * page_size,
-            query_starts=np.array([0, len(token_ids)]),
-            kv_lengths=np.array([end]),
-            page_tables=np.arange(first_page, first_page + -(-end // page_size))[None],
+            slots=page_tables[row_of, positions // page_size] * page_size + positions % page_size,
+            query_starts=query_starts,
+            kv_lengths=starts + counts,
+            page_tables=page_tables,
         )
+
+    @classmethod
+    def of_one_row(cls, token_ids: np.ndarray, page_size: int, *, first_page: int = 1, start: int = 0) -> Batch:
+        """One row, in pages that follow each other."""
+        table = np.arange(first_page, first_page + -(-(start + len(token_ids)) // page_size))
+        return cls.of_rows(token_ids, np.array([start]), np.array([len(token_ids)]), table[None], page_size)
 
     def ids_on(self, device: torch.device) -> torch.Tensor:  # int64 [T]
         return to_device(self.token_ids, device) if self.drawn is None else self.drawn
@@ -118,11 +126,6 @@ class PagedAttention(ABC):
         self.page_size = pages.page_size
         self.pages = pages
         self.generation = 0  # counts calls of `allocate`: what holds addresses of an earlier one is void
-
-    @classmethod
-    def make(cls, shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> Self:
-        """With its own choice of everything else."""
-        return cls(shapes, device=device, dtype=dtype)  # type: ignore[arg-type, call-arg]
 
     def allocate(self, num_pages: int) -> None:
         """Allocate keys and values for every layer: num_pages pages of page_size positions."""

@@ -8,7 +8,6 @@ same result.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,11 +39,3 @@ class EncoderMemory:
 def source_digest(source_ids: np.ndarray) -> bytes:
     """What tells keys and values that depend on this source from those that depend on another."""
     return b"/" + hashlib.blake2b(source_ids.tobytes()).digest()
-
-
-def page_tables(memories: Sequence[EncoderMemory]) -> np.ndarray:
-    """int64 [memories, longest], padded with page 0."""
-    tables = np.zeros((len(memories), max(len(m.table.pages) for m in memories)), dtype=np.int64)
-    for row, memory in zip(tables, memories, strict=True):
-        row[: len(memory.table.pages)] = memory.table.pages
-    return tables

@@ -29,9 +29,8 @@ from decoding.engine.placed import Placed
 from decoding.engine.reading import Unreadable
 from decoding.engine.request import LiveRequest
 from decoding.engine.scheduler import Scheduled, Scheduler
-from decoding.engine.tools import NotBegun, RowTools
+from decoding.engine.tools import RowTools
 from decoding.engine.vocabulary import Vocabulary
-from decoding.logits.pipeline import NEUTRAL
 from decoding.seam import Move, Observation, Reading, Strategy, Tools
 from decoding.stopping import Stopping
 
@@ -76,8 +75,8 @@ class Engine:
         self._moves = Moves(placed)
         caches = {name: each.cache for name, each in placed.items()}
         self.scheduler = Scheduler(caches, max_rows=limits.max_rows, tick_tokens=limits.tick_tokens)
-        self._encoding = Isolation(self._encode, self.scheduler.give_way, self._fail)
-        self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._fail)
+        self._encoding = Isolation(self._encode, self.scheduler.give_way, self._end)
+        self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._end)
         self.launch_ahead = LaunchAhead(placed, is_on=launches_ahead)
         self.tick_rows = 0
         self.tick_tokens = 0
@@ -102,14 +101,14 @@ class Engine:
         self.scheduler.enqueue(live)
         failure = refusal(request, self._placed, self._limits)
         if failure is not None:
-            self._fail(live, failure)
+            self._end(live, failure)
             return
         try:
             live.pipeline = self._pipelines.build(request.logits, request.stopping)
             live.strategy = build(request, self._vocabulary.stopping(request.stopping), RowTools(live, self._pipelines))
             self._apply(live, live.strategy.begin(request.prompt_ids))
         except Exception as error:
-            self._fail(live, failure_of(error))
+            self._end(live, failure_of(error))
 
     def read_vocabulary(self) -> None:
         """What grammars need of it, at once rather than when the first one comes."""
@@ -135,7 +134,7 @@ class Engine:
     def tick(self) -> list[Output]:
         """One step of everybody. Returns what there is to say, one Output per request concerned."""
         scheduled = self._pack()
-        self._encoding.run(self._sources_due())
+        self._encoding.run([SourceDue(live, memory) for live in self.scheduler.running for memory in live.reserved])
         self._decoding.run([s for s in scheduled if s.live.is_running])  # forward and read
         self._advance()
         self._pipelines.settle()
@@ -158,7 +157,7 @@ class Engine:
             self._output(live)  # says that the request no longer waits, long before its first token
         scheduled = self.scheduler.schedule()
         for live in self.scheduler.starved:
-            self._fail(live, Failure("never_fits", "the request outgrew the KV cache"))
+            self._end(live, Failure("never_fits", "the request outgrew the KV cache"))
         self.tick_rows = len(scheduled)
         self.tick_tokens = sum(s.span.count for s in scheduled)
         self._copy_pages(scheduled)
@@ -172,9 +171,6 @@ class Engine:
                 each.model.attention.copy_pages(copies)
 
     # encode
-
-    def _sources_due(self) -> list[SourceDue]:
-        return [SourceDue(live, memory) for live in self.scheduler.running for memory in live.reserved]
 
     def _encode(self, sources: Sequence[SourceDue]) -> None:
         for name, each in self._placed.items():
@@ -237,7 +233,7 @@ class Engine:
         if live.id not in self._live:  # failed by an earlier reading of this tick
             return
         if isinstance(reading, Unreadable):
-            self._fail(live, ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
+            self._end(live, ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
         else:
             scheduled.work.readings.append(reading)
 
@@ -253,7 +249,7 @@ class Engine:
                     seen = Observation(tuple(w.view for w in live.works))
                     self._apply(live, live.strategy.step(seen))
                 except Exception as error:
-                    self._fail(live, failure_of(error))
+                    self._end(live, failure_of(error))
 
     def _apply(self, live: LiveRequest, move: Move) -> None:
         """Say what the move emits, and do to the rows what it says; without feeds the request is over."""
@@ -295,9 +291,6 @@ class Engine:
         del self._live[live.id]
         self.scheduler.remove(live)
 
-    def _fail(self, live: LiveRequest, failure: Failure) -> None:
-        self._end(live, failure)
-
     def _output(self, live: LiveRequest) -> Output:
         return self._outputs.setdefault(live.id, Output(live.id))
 
@@ -308,8 +301,6 @@ class Engine:
         return LiveRequest(
             id=request_id,
             request=request,
-            strategy=NotBegun(),
-            pipeline=NEUTRAL,
             salt=salt,
             arrival=self.scheduler.next_arrival(),
             submitted_at=self._clock(),

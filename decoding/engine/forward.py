@@ -68,23 +68,12 @@ def _reads(scheduled: Scheduled, batch_row: int, offset: int) -> list[Read]:
     wanted = range(max(work.next_read, span.start), span.end)
     if work.feed.inner.is_empty:
         wanted = range(work.last, span.end) if span.end > work.last and not work.readings else range(0)
+    of_row = (live.pipeline, live.request.seed, row.log, row.num_prompt)
     reads = []
     for position in wanted:
         want = work.want_at(position)
         if not want.is_empty:
             following = int(row.log.ids[position + 1]) if position < work.last else None
             index = offset + position - span.start
-            reads.append(
-                Read(
-                    index,
-                    batch_row,
-                    position,
-                    want,
-                    live.pipeline,
-                    live.request.seed,
-                    row.log,
-                    row.num_prompt,
-                    following,
-                )
-            )
+            reads.append(Read(index, batch_row, position, want, *of_row, following))
     return reads

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
 from decoding.attention.interface import Batch
 from decoding.engine.cache import PageCache
-from decoding.engine.reading import HiddenStates
+from decoding.engine.reading import Head, HiddenStates
 
 
 class Pages(Protocol):
@@ -31,7 +29,7 @@ class Encoder(Protocol):
         """Run whole sources, and write what the decoder's rows will read of them into their slots."""
 
 
-class Model(Protocol):
+class Model(Head, Protocol):
     """What the engine needs of a model; `model/model.py` and the tests' table-driven model both are one."""
 
     @property
@@ -42,10 +40,6 @@ class Model(Protocol):
         """Where there is one, every request to the model brings a source."""
 
     def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> HiddenStates: ...
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
-
-    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,11 +84,9 @@ class CausalBody(nn.Module):
         ids = batch.ids_on(self._device)[None]
         inputs = {"inputs_embeds": self._embed(ids, batch)} if batch.embeds else {"input_ids": ids}
         kept: dict[int, torch.Tensor] = {}
-        positions = to_device(batch.positions + shift, self._device)[None]
-        bound = carrying(self._traced.bind(self._attention, plan))
-        with self._products, self._keeping(layers, kept), bound as keywords:
-            out = self.base(**inputs, position_ids=positions, use_cache=False, **keywords)
-        last: torch.Tensor = out.last_hidden_state[0]
+        positions = to_device(batch.positions + shift, self._device)
+        with self._keeping(layers, kept):
+            last = self._run(plan, positions, **inputs)
         num_layers = len(self._traced.specs)
         if num_layers in layers:
             kept[num_layers] = last
@@ -96,16 +94,14 @@ class CausalBody(nn.Module):
 
     def _decode(self, inputs: DecodeInputs) -> Callable[[], torch.Tensor]:
         """The forward of one token a row, as something to be recorded: its plan is made now, its work done later."""
-        bound = self._traced.bind(self._attention, self._attention.decode_plan(inputs))
+        plan = self._attention.decode_plan(inputs)
+        return lambda: self._run(plan, inputs.positions, input_ids=inputs.token_ids[None])
 
-        def run() -> torch.Tensor:  # [R, hidden]
-            ids, positions = inputs.token_ids[None], inputs.positions[None]
-            with self._products, carrying(bound) as keywords:
-                out = self.base(input_ids=ids, position_ids=positions, use_cache=False, **keywords)
-            last: torch.Tensor = out.last_hidden_state[0]
-            return last
-
-        return run
+    def _run(self, plan: Any, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:  # [T, hidden]
+        with self._products, carrying(self._traced.bind(self._attention, plan)) as keywords:
+            out = self.base(**inputs, position_ids=positions[None], use_cache=False, **keywords)
+        last: torch.Tensor = out.last_hidden_state[0]
+        return last
 
     def _embed(self, ids: torch.Tensor, batch: Batch) -> torch.Tensor:  # [1, T] -> [1, T, hidden]
         embeds: torch.Tensor = self._embedding(ids).clone()

@@ -30,7 +30,8 @@ class UnsupportedModel(Exception):
 
 @contextmanager
 def trials(architecture: str) -> Iterator[None]:
-    """Whatever a model's code raises while it is tried out is a reason not to serve it. Not: no memory, no support."""
+    """Whatever a model's code raises while it is tried out is a reason not to serve it; want of memory, or that it
+    cannot be quantised, is not, and goes on as it is."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

@@ -7,7 +7,7 @@ Which rows are in a batch, and where their pages are, it is told (`Batch`); how 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,35 +17,17 @@ from decoding.model.head import Head
 from decoding.model.info import ModelInfo
 from decoding.model.linear import weight_bytes
 
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """What an encoder-decoder model's configuration says of its decoder's first and last tokens, and never to say."""
-
-    decoder_start_token_id: int
-    forced_bos_token_id: int | None
-    forced_eos_token_ids: tuple[int, ...]
-    bad_words: tuple[tuple[int, ...], ...]
+if TYPE_CHECKING:
+    from decoding.model.seq2seq.build import SourceEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """last: after the final norm. layers: the hidden states asked for, by transformers' index (0 is the embeddings).
-    probed: scaled scores of the last layer for the last query of every probed row."""
+    """What a forward gives. probed: by row of the batch, the last layer's scaled scores for the row's last query."""
 
-    last: torch.Tensor  # [T, hidden]
-    layers: dict[int, torch.Tensor]  # [T, hidden] each
-    probed: dict[int, torch.Tensor]  # row of the batch -> [heads, keys]
-
-
-class Encoder(Protocol):
-    """The half that reads sources, of a model that has one."""
-
-    generation: Generation
-    max_source_len: int
-
-    def encode(self, sources: Batch) -> None:
-        """Run whole sources and write what the decoder's rows will read of them into their slots."""
+    last: torch.Tensor  # [T, hidden], after the final norm
+    layers: dict[int, torch.Tensor]  # by transformers' index (0 is the embeddings), [T, hidden] each
+    probed: dict[int, torch.Tensor]  # [heads, keys] each
 
 
 class Model:
@@ -62,7 +44,7 @@ class Model:
         head: Head,
         attention: PagedAttention,
         *,
-        encoder: Encoder | None = None,
+        encoder: SourceEncoder | None = None,
         is_compiled: bool = False,
     ) -> None:
         self.info = info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 
 import torch
@@ -16,7 +16,7 @@ from decoding.engine.limits import Limits
 from decoding.engine.placed import Placed
 from decoding.engine.vocabulary import Vocabulary
 from decoding.model.info import ModelInfo
-from decoding.model.model import Generation, Model
+from decoding.model.model import Model
 from decoding.strategies import build
 from decoding.worker.memory import available_memory
 
@@ -31,12 +31,11 @@ GPU_CANARY_TOKENS = 300
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the memory and the models allow. num_pages: of each model, page 0 included. max_source_len: 0 where there is
-    no encoder."""
+    """What the memory and the models allow."""
 
     max_model_len: int
-    num_pages: dict[str, int]
-    max_source_len: int = 0
+    num_pages: dict[str, int]  # of each model, page 0 included
+    max_source_len: int = 0  # 0 where there is no encoder
 
 
 def build_engine(start: Start, model: Model, draft: Model | None = None) -> tuple[Engine, Loaded]:
@@ -44,17 +43,19 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
 
     Raises ValueError where the memory is too small or the draft model does not go with the other.
     """
-    models = {MAIN: model} | ({} if draft is None else {DRAFT: draft})
-    _check_widths(models)
-    _check_encoders(models)
-    _check_heads(models)
+    models = {MAIN: model}
+    if draft is not None:
+        _check_draft(model, draft)
+        models[DRAFT] = draft
     sizes = size_caches(start, models)
     for name, each in models.items():
         each.attention.allocate(sizes.num_pages[name])
         own = Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]}, sizes.max_source_len)
         for prompt in canaries(each, own):
             _decode_canary(_engine(start, {MAIN: each}, own), prompt, has_encoder=each.encoder is not None)
-    info = model.info
+    info, encoder = model.info, None
+    if model.encoder is not None:
+        encoder = EncoderInfo(sizes.max_source_len, *astuple(model.encoder.generation))
     loaded = Loaded(
         vocab_size=info.vocab_size,
         max_model_len=sizes.max_model_len,
@@ -68,7 +69,7 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         num_layers=info.num_layers if info.reads_layers else 0,
         ties_embeddings=info.ties_embeddings,
         has_draft=draft is not None,
-        encoder=None if model.encoder is None else _encoder_info(model.encoder.generation, sizes),
+        encoder=encoder,
         has_head=info.has_head,
     )
     engine = _engine(start, models, sizes)
@@ -76,35 +77,15 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
     return engine, loaded
 
 
-def _check_widths(models: dict[str, Model]) -> None:
-    """A draft model proposes the other's token ids and is weighed against it id by id."""
-    widths = {name: model.info.vocab_size for name, model in models.items()}
-    if widths.get(DRAFT, widths[MAIN]) != widths[MAIN]:
-        raise ValueError(
-            f"the draft model has another vocabulary: {widths[DRAFT]} token ids, where the model has {widths[MAIN]}"
-        )
-
-
-def _check_encoders(models: dict[str, Model]) -> None:
-    """A draft model reads what the other reads."""
-    if len({model.encoder is None for model in models.values()}) > 1:
+def _check_draft(model: Model, draft: Model) -> None:
+    """It reads what the model reads, proposes the model's token ids and is weighed against it id by id."""
+    width, own = draft.info.vocab_size, model.info.vocab_size
+    if width != own:
+        raise ValueError(f"the draft model has another vocabulary: {width} token ids, where the model has {own}")
+    if (model.encoder is None) != (draft.encoder is None):
         raise ValueError("of the model and the draft model only one has an encoder")
-
-
-def _check_heads(models: dict[str, Model]) -> None:
-    """Drafting is about tokens."""
-    if len(models) > 1 and not all(model.info.has_head for model in models.values()):
+    if not (model.info.has_head and draft.info.has_head):
         raise ValueError("of the model and the draft model one was saved without its language head")
-
-
-def _encoder_info(words: Generation, sizes: Sizes) -> EncoderInfo:
-    return EncoderInfo(
-        sizes.max_source_len,
-        words.decoder_start_token_id,
-        words.forced_bos_token_id,
-        words.forced_eos_token_ids,
-        words.bad_words,
-    )
 
 
 def size_caches(start: Start, models: dict[str, Model]) -> Sizes:

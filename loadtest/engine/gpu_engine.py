@@ -99,14 +99,8 @@ class Bench:
         size = self._model.attention.page_size
         pages = -(-context // size)
         tables = 1 + np.arange(num_rows * pages).reshape(num_rows, pages)
-        batch = Batch(
-            token_ids=np.zeros(num_rows, dtype=np.int64),
-            positions=np.full(num_rows, context - 1),
-            slots=tables[:, -1] * size + (context - 1) % size,
-            query_starts=np.arange(num_rows + 1),
-            kv_lengths=np.full(num_rows, context),
-            page_tables=tables,
-        )
+        ones = np.ones(num_rows, dtype=np.int64)
+        batch = Batch.of_rows(0 * ones, (context - 1) * ones, ones, tables, size)
         return seconds(lambda: self._model.forward(batch), self._options.device)
 
     def run(self, requests: Sequence[Request]) -> Run:

@@ -5,6 +5,7 @@ Its layers are our own (`stack.py` reads the weights); the head is transformers'
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from decoding.model.agreement import Agreement
 from decoding.model.compatibility import UnsupportedModel
 from decoding.model.head import Head, headless
 from decoding.model.info import describe
-from decoding.model.model import Generation, Model
+from decoding.model.model import Model
 from decoding.model.prepare import Recipe
 from decoding.model.replace_modules import Progress
 from decoding.model.seq2seq.decoder import Decoder
@@ -25,6 +26,16 @@ from decoding.model.seq2seq.stack import T5_TYPES, read_stack
 
 UNBOUNDED_POSITIONS = 4096
 """Positions of a model that has no table of them: relative biases go on for ever, but pages must be counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What the configuration says of the decoder's first and last tokens, and of those never to say."""
+
+    decoder_start_token_id: int
+    forced_bos_token_id: int | None
+    forced_eos_token_ids: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
 
 
 class SourceEncoder:
