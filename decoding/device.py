@@ -1,4 +1,4 @@
-"""Numbers on their way between host and device, without either waiting for more than it must.
+"""Numbers on their way between host and device, without either waiting for more than it must; and what runs there.
 
 A plain `.to("cuda")` of a host tensor waits for the whole stream; from pinned memory it is only queued. torch keeps
 pinned memory from being used again before its copy is done. The other way, what was launched behind a copy is not
@@ -7,6 +7,9 @@ waited for.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +19,12 @@ import torch
 def is_asynchronous(device: torch.device) -> bool:
     """Whether the host would have to wait for a result that it wants to look at."""
     return device.type == "cuda"
+
+
+def has_triton() -> bool:
+    """It is installed and finds a C compiler where it looks for one, without which it cannot launch anything."""
+    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang"))
+    return has_compiler and importlib.util.find_spec("triton") is not None
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

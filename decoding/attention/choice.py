@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,6 +12,7 @@ from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
+from decoding.device import has_triton
 from decoding.kernels import cpu as kernels
 
 AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], PagedAttention]
@@ -55,9 +53,3 @@ def _kinds(device: torch.device) -> Iterator[Any]:
 
         yield CompiledAttention
     yield CPUAttention
-
-
-def has_triton() -> bool:
-    """It is installed and finds a C compiler where it looks for one, without which it cannot launch anything."""
-    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang"))
-    return has_compiler and importlib.util.find_spec("triton") is not None
