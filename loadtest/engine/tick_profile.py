@@ -17,7 +17,8 @@ import torch
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.gguf.embedded import ensure_directory
-from decoding.model.model import Model, load
+from decoding.model.loading import load
+from decoding.model.model import Model
 from decoding.model.quantize import Quantize
 from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
 

@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 from decoding.kernels import cpu as kernels
 from decoding.kernels.cpu.rounding import LARGEST_INPUT
 from decoding.model.fused import FusedLayer
-from decoding.model.model import load, wrap
+from decoding.model.loading import load, wrap
 from decoding.model.quantize import Quantize, QuantizeUnsupported, round_linears
 from loadtest.engine.perplexity import perplexity
 from tests.decoding.layout import PageBook, Row
