@@ -59,7 +59,6 @@ class Scores(Enum):
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
-    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +70,10 @@ class Draw:
 
 
 class NothingToDraw(Exception):
-    """The request's own masks leave no token where it has to have one. A strategy's `step` may raise this."""
+    """The request's own masks leave no token where it needs one: the whole request fails. Strategies may raise it."""
+
+    def __init__(self, message: str = "the request's own masks exclude every token") -> None:
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)

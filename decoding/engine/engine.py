@@ -22,7 +22,7 @@ from decoding.engine.ahead import Ahead
 from decoding.engine.cache import PageCache
 from decoding.engine.encoder_memory import EncoderMemory
 from decoding.engine.forwarding import Enqueued, Forwarded, Model, enqueue_reads, forward
-from decoding.engine.isolation import ALL_EXCLUDED, Isolation, failure_of
+from decoding.engine.isolation import Isolation, failure_of
 from decoding.engine.output import Failure, Output, Usage
 from decoding.engine.packing import Span, pack_sources
 from decoding.engine.reading import HostCopy, Unreadable
@@ -31,7 +31,7 @@ from decoding.engine.rows import Row
 from decoding.engine.scheduler import Scheduled, Scheduler
 from decoding.engine.tools import NotBegun, RowTools
 from decoding.logits.pipeline import NEUTRAL, Pipelines
-from decoding.seam import Feed, Move, Observation, Open, Reading, RowId, Strategy, Tools
+from decoding.seam import Feed, Move, NothingToDraw, Observation, Open, Reading, RowId, Strategy, Tools
 from decoding.stopping import Stopping
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
@@ -256,7 +256,7 @@ class Engine:
         if live.id not in self._live:  # failed by an earlier reading of this tick
             return
         if isinstance(reading, Unreadable):
-            self._fail(live, ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
+            self._fail(live, failure_of(NothingToDraw()) if reading.is_excluded else _NOT_FINITE)
         else:
             scheduled.work.readings.append(reading)
 

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import normalize
 
 from decoding.contract.params import Contrastive, Request
-from decoding.seam import Feed, Move, Observation, Reading, RowView, Scores, Tools, TraceEvent, Want
+from decoding.seam import Feed, Move, NothingToDraw, Observation, Reading, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.choice import Choice, TokenScores
 from decoding.strategies.parts.hidden_bank import HiddenBank
@@ -55,8 +55,7 @@ class ContrastiveStrategy:
         self._num_steps += 1
         if self._choice.is_over:
             return Move(emit=(emit,), trace=trace)
-        move = self._branch(seen.rows[best])
-        return dataclasses.replace(move, emit=(emit, *move.emit), trace=trace)
+        return dataclasses.replace(self._branch(seen.rows[best]), emit=(emit,), trace=trace)
 
     def _after_prompt(self, prompt: RowView) -> Move:
         self._bank.extend(_units(prompt.readings))
@@ -68,7 +67,7 @@ class ContrastiveStrategy:
         self._parent = view.last
         candidates = self._candidates(view.last)
         if not candidates:
-            return Move(emit=(self._choice.fail(),))
+            raise NothingToDraw
         want = Want(hidden=True) if self._choice.is_last_token_due else self._want()
         return Move(tuple(Feed(view.row, (token,), want=want) for token, _ in candidates))
 

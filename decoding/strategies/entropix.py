@@ -17,7 +17,7 @@ import torch
 
 from decoding.contract.params import Entropix, Request
 from decoding.logits.step import EXCLUDED
-from decoding.seam import Draw, Feed, Json, Move, Observation, Purpose, Reading, Tools, TraceEvent
+from decoding.seam import Draw, Feed, Json, Move, NothingToDraw, Observation, Purpose, Reading, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.parts.choice import Choice, is_possible, token_scores, whole, whole_logits
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
@@ -65,7 +65,7 @@ class EntropixStrategy:
         prompt = prompt_scores(self._request, view.readings) if self._num_steps == 0 else None
         z = self._tools.process(view.row, (), whole_logits(view.last), warps=False)
         if not is_possible(z):
-            return Move(emit=(self._choice.fail(),), prompt=prompt)
+            raise NothingToDraw
         m = self._metrics(view.last)
         decided = self._decide(m, whole_logits(view.last), z, view.last.position)
         self._last_token = decided.token

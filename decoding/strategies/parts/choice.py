@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from decoding.contract.params import Request
-from decoding.seam import Draw, Emit, Finish, FinishReason, Reading, Scores, Tools, Want
+from decoding.seam import Draw, Emit, Finish, Reading, Scores, Tools, Want
 from decoding.stopping import START, Stopping
 from decoding.topk.scores import log_softmax_topk
 
@@ -48,11 +48,6 @@ class Choice:
         if finish is not None:
             finish = Finish(finish.reason, finish.stop_reason, self._score)
         return Emit(self.index, (token,), (scores.logprob,), (scores.top,), (scores.raw,), finish)
-
-    def fail(self) -> Emit:
-        """Every token is excluded here: the choice cannot go on."""
-        self.is_over = True
-        return Emit(self.index, (), finish=Finish(FinishReason.ERROR))
 
 
 def whole(request: Request) -> Want:

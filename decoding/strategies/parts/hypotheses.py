@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from decoding.contract.params import Request
-from decoding.seam import Emit, Figure, Finish, FinishReason
+from decoding.seam import Emit, Figure, Finish, NothingToDraw
 from decoding.stopping import START, Progress
 
 Top = tuple[tuple[int, float], ...]
@@ -95,12 +95,10 @@ class Answers:
         return tuple(self._emit(choice, tokens) for choice in range(self._n) if tokens)
 
     def end(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...] = ()) -> tuple[Emit, ...]:
-        """The rest of every choice; those that no hypothesis is left for end with an error."""
+        """The rest of every choice; there must be a hypothesis for each."""
+        if len(hypotheses) < self._n:
+            raise NothingToDraw("the request's own masks leave fewer answers than it asks for")
         return tuple(self._rests(hypotheses, figures))
-
-    def empty(self, finish: Finish) -> tuple[Emit, ...]:
-        """Every choice ends before its first token."""
-        return tuple(self._emit(choice, [], finish) for choice in range(self._n))
 
     def _rests(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...]) -> Iterator[Emit]:
         for choice, hypothesis in enumerate(hypotheses[: self._n]):
@@ -108,8 +106,6 @@ class Answers:
             assert path.finish is not None
             finish = Finish(path.finish.reason, path.finish.stop_reason, hypothesis.score, figures)
             yield self._emit(choice, path.tokens_after(self._settled.length), finish)
-        for choice in range(len(hypotheses), self._n):
-            yield self._emit(choice, [], Finish(FinishReason.ERROR, figures=figures))
 
     def _emit(self, choice: int, tokens: Sequence[Token], finish: Finish | None = None) -> Emit:
         ids = tuple(t.id for t in tokens)

@@ -14,7 +14,20 @@ from dataclasses import dataclass
 import torch
 
 from decoding.contract.params import Request
-from decoding.seam import Emit, Feed, Json, Move, Observation, Open, RowView, Scores, Tools, TraceEvent, Want
+from decoding.seam import (
+    Emit,
+    Feed,
+    Json,
+    Move,
+    NothingToDraw,
+    Observation,
+    Open,
+    RowView,
+    Scores,
+    Tools,
+    TraceEvent,
+    Want,
+)
 from decoding.stopping import Stopping
 from decoding.strategies.parts.choice import Choice, is_possible, pick, token_scores, whole
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
@@ -86,10 +99,10 @@ class LockStep:
 
     def _emit(self, choice: Choice, c: RowView, verdict: Verdict) -> Emit:
         if not is_possible(verdict.scores):
-            return choice.fail()
+            raise NothingToDraw
         token = pick(self._tools, verdict.scores, choice.index, c.last.position, is_greedy=verdict.is_greedy)
         return choice.emit(token, token_scores(self._request, token, c.last, verdict.scores))
 
     def _event(self, emit: Emit, verdict: Verdict) -> TraceEvent:
-        token = emit.token_ids[0] if emit.token_ids else None
-        return TraceEvent(self._num_steps, self._kind, {"choice": emit.choice, "token": token, **verdict.trace})
+        values = {"choice": emit.choice, "token": emit.token_ids[0], **verdict.trace}
+        return TraceEvent(self._num_steps, self._kind, values)

@@ -14,13 +14,9 @@ import numpy as np
 from decoding.contract.params import LogitsParams, Request
 from decoding.logits.step import EXCLUDED
 from decoding.seam import (
-    Feed,
-    Finish,
-    FinishReason,
     Json,
     Move,
     Observation,
-    Open,
     Reading,
     RowView,
     Scores,
@@ -29,7 +25,7 @@ from decoding.seam import (
 )
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Answers, Path, Token, Top
-from decoding.strategies.parts.prompt import inner_want, open_prompt, prompt_scores
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 
 Extension = tuple[int, Path]
 """The number of the path that is continued, and what it becomes."""
@@ -54,21 +50,14 @@ class Search(ABC):
         """The next Move. The first call gets the prompt's row, the others the rows of the Move before."""
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
-        if self._stopping.max_tokens > 0:
-            return Move((open_prompt(self._request, self._want),))
-        inner = inner_want(self._request)
-        if inner.is_empty or len(prompt_ids) == 1:
-            return self._nothing_to_search(())
-        return Move((Feed(Open(), tuple(prompt_ids), inner=inner),))
+        return Move((open_prompt(self._request, self._want),))
 
     def step(self, seen: Observation) -> Move:
         self._num_steps += 1
         if self._num_steps > 1:
             return self._advance(seen.rows)
-        readings = seen.rows[0].readings
-        if self._stopping.max_tokens == 0:
-            return self._nothing_to_search(readings)
-        return dataclasses.replace(self._advance(seen.rows), prompt=prompt_scores(self._request, readings))
+        prompt = prompt_scores(self._request, seen.rows[0].readings)
+        return dataclasses.replace(self._advance(seen.rows), prompt=prompt)
 
     def _path(self, parent: Path, token: Token, score: float) -> Path:
         """`parent` and one more token."""
@@ -78,11 +67,6 @@ class Search(ABC):
     def _event(self, kind: str, values: dict[str, Json]) -> tuple[TraceEvent, ...]:
         """A trace of this step, where the request asked for one."""
         return (TraceEvent(self._num_steps, kind, values),) if self._request.trace else ()
-
-    def _nothing_to_search(self, readings: Sequence[Reading]) -> Move:
-        """max_tokens = 0: every choice is empty; the prompt may still be scored."""
-        empty = self._answers.empty(Finish(FinishReason.LENGTH))
-        return Move(emit=empty, prompt=prompt_scores(self._request, readings))
 
 
 def search_want(request: Request, width: int, scores: Scores = Scores.BEAM) -> Want:
