@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import NewType, Protocol
+from typing import NamedTuple, NewType, Protocol
 
 import torch
 
@@ -234,12 +234,13 @@ class Finish:
     figures: tuple[tuple[str, Figure], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(NamedTuple):  # of tuples the cheapest: every token makes one
     """Commit tokens to a choice; never retracted.
 
-    logprobs (in the request's mode) and top are parallel to token_ids, or None when not asked. raw_logprobs are there
-    for a strategy that ranks what another one emitted; the engine does not read them.
+    logprobs: of each token, in the request's mode; None where it asks for none.
+    top: in each token's place the best (id, log-prob); None likewise.
+    raw_logprobs: for a strategy that ranks what another one emitted; the engine does not read them.
+    finish: with the choice's last tokens.
     """
 
     choice: int

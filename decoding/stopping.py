@@ -8,14 +8,13 @@ names a special token is looked for in those with the hidden ones, too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from decoding.contract.params import StoppingParams
 from decoding.seam import Finish, FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a row is: output tokens so far, and the last bytes that a stop sequence may have begun in.
 
     whole_tail: the same of all bytes, those of hidden tokens too.
@@ -66,10 +65,7 @@ class Stopping:
     def push(self, progress: Progress, token: int) -> tuple[Progress, Finish | None]:
         """The row after one more output token, and whether that ended it. Ids win over sequences, these over length."""
         num_tokens = progress.num_tokens + 1
-        found, tail = self._look(self._stops, self._shown, progress.tail, token)
-        named, whole_tail = self._look(self._named_stops, self._special, progress.whole_tail, token)
-        found = (found if found is not None else named) if num_tokens >= self._min_tokens else None
-        after = Progress(num_tokens, tail, whole_tail)
+        found, after = self._look(progress, token) if self._stops else (None, Progress(num_tokens))
         if token in self._eos:
             return after, Finish(FinishReason.STOP)
         if token in self._stop_ids:
@@ -80,11 +76,20 @@ class Stopping:
             return after, Finish(FinishReason.LENGTH)
         return after, None
 
-    def _look(self, stops: _Stops, special: Mapping[int, bytes], tail: bytes, token: int) -> tuple[int | None, bytes]:
-        """The stop that the token completes, and the bytes to look on in."""
+    def _look(self, progress: Progress, token: int) -> tuple[int | None, Progress]:
+        """The stop that the token completes, if it may end the row yet, and the row after it."""
+        found, tail = self._look_in(progress.tail, self._stops, self._shown, token)
+        named, whole_tail = self._look_in(progress.whole_tail, self._named_stops, self._special, token)
+        after = Progress(progress.num_tokens + 1, tail, whole_tail)
+        if after.num_tokens < self._min_tokens:
+            return None, after
+        return named if found is None else found, after
+
+    def _look_in(self, tail: bytes, stops: _Stops, named: Mapping[int, bytes], token: int) -> tuple[int | None, bytes]:
+        """The stop that the token completes behind `tail`, and the bytes to look on in. named: of special tokens."""
         if not stops:
             return None, b""
-        window = tail + (special.get(token) or self._bytes_of(token))
+        window = tail + (named.get(token) or self._bytes_of(token))
         return _find(stops, window, len(tail)), window[-self._tail_length :] if self._tail_length else b""
 
     def _bytes_of(self, token: int) -> bytes:

@@ -26,16 +26,15 @@ from decoding.logits.step import EXCLUDED
 from decoding.seam import Feed, Move, Reading, RowView, Scores, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.coverage import Coverage
-from decoding.strategies.parts.hypotheses import Hypothesis, Path, Token
+from decoding.strategies.parts.hypotheses import Hypothesis, Path
 from decoding.strategies.parts.ranking import LengthPenalty
+from decoding.strategies.parts.report import Token
 from decoding.strategies.parts.search import (
     MOST_LISTED,
     Extension,
     Search,
     descending,
     described,
-    reported,
-    search_want,
 )
 
 Continuation = tuple[float, int, int, Token]
@@ -49,7 +48,7 @@ class BeamStrategy(Search):
         self._params = params
         self._ending_ids = stopping.ending_ids
         self._num_candidates = max(2, 1 + len(self._ending_ids)) * params.num_beams  # M
-        super().__init__(request, stopping, params.n, self._wanted(request))
+        super().__init__(request, stopping)
         self._penalty = LengthPenalty(params.length_penalty, params.length_penalty_type)
         self._prune = params.prune if isinstance(params, Beam) else None
         beta = params.coverage_penalty if isinstance(params, Beam) else 0.0
@@ -57,11 +56,11 @@ class BeamStrategy(Search):
         self._beams = [self._answers.root]
         self._finished: list[Hypothesis] = []
 
-    def _wanted(self, request: Request) -> Want:
+    def _wanted(self) -> Want:
         is_wide = self._num_candidates > MOST_LISTED
-        scores = Scores.PROCESSED if request.logits.warps else Scores.BEAM
-        want = search_want(request, 0 if is_wide else self._num_candidates, scores)
-        has_coverage = isinstance(request.strategy, Beam) and request.strategy.coverage_penalty > 0
+        scores = Scores.PROCESSED if self._request.logits.warps else Scores.BEAM
+        want = self._report.want(top_k=0 if is_wide else self._num_candidates, scores=scores)
+        has_coverage = isinstance(self._params, Beam) and self._params.coverage_penalty > 0
         return dataclasses.replace(want, full=is_wide, attention=has_coverage)
 
     def _advance(self, rows: Sequence[RowView]) -> Move:
@@ -106,13 +105,13 @@ class BeamStrategy(Search):
             for at, (token_id, score) in enumerate(reading.top):
                 if score > EXCLUDED:
                     raw = reading.top_logprobs[at] if reading.top_logprobs else 0.0
-                    yield -(total + score), beam, at, reported(self._request, reading, token_id, score, raw)
+                    yield -(total + score), beam, at, self._report.token(reading, token_id, score, raw)
             return
         scores = reading.full.numpy()
         for at, token_id in enumerate(descending(scores, 2 * self._params.num_beams)):
             score = float(scores[token_id])
             raw = 0.0 if reading.full_logprobs is None else float(reading.full_logprobs[token_id])
-            yield -(total + score), beam, at, reported(self._request, reading, token_id, score, raw)
+            yield -(total + score), beam, at, self._report.token(reading, token_id, score, raw)
 
     def _surely_ends(self, token_id: int) -> bool:
         """Before it is looked at what the text would be."""

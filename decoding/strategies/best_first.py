@@ -24,12 +24,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from decoding.contract.params import BestFirst, Request
-from decoding.logits.step import EXCLUDED
-from decoding.seam import Feed, Figure, Json, Move, Reading, RowId, RowView, Tools, TraceEvent
+from decoding.seam import Feed, Figure, Json, Move, Reading, RowId, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Hypothesis, Path
 from decoding.strategies.parts.ranking import LengthPenalty
-from decoding.strategies.parts.search import Search, reported, search_want
+from decoding.strategies.parts.search import Search
 
 
 class BestFirstStrategy(Search):
@@ -37,7 +36,7 @@ class BestFirstStrategy(Search):
         params = request.strategy
         assert isinstance(params, BestFirst)
         self._params = params
-        super().__init__(request, stopping, params.n, search_want(request, params.num_beams))
+        super().__init__(request, stopping)
         self._penalty = LengthPenalty(params.length_penalty)
         self._queues: dict[int, list[Path]] = {}  # length -> best first
         self._popped: Counter[int] = Counter()  # length -> how many
@@ -47,6 +46,9 @@ class BestFirstStrategy(Search):
         self._fed = self._answers.root
         self._num_forwards = 1
         self._depth = 0  # of the longest path fed
+
+    def _wanted(self) -> Want:
+        return self._report.want(top_k=self._params.num_beams, scores=Scores.BEAM)
 
     def _advance(self, rows: Sequence[RowView]) -> Move:
         self._rows[self._fed] = rows[0].row
@@ -61,14 +63,11 @@ class BestFirstStrategy(Search):
         return Move(emit=self._answers.end(self._results, self._figures()), trace=tuple(trace))
 
     def _enqueue(self, parent: Path, reading: Reading) -> None:
-        for rank, (token_id, score) in enumerate(reading.top[: self._params.num_beams]):
-            if score > EXCLUDED:
-                raw = reading.top_logprobs[rank] if reading.top_logprobs else 0.0
-                token = reported(self._request, reading, token_id, score, raw)
-                child = self._path(parent, token, parent.score + score)
-                insort(self._queues.setdefault(child.length, []), child, key=lambda path: -path.score)
-                self._num_queued[parent] += 1
-                self._answers.keep(child)
+        for token, score in self._report.candidates(reading, self._params.num_beams):
+            child = self._path(parent, token, parent.score + score)
+            insort(self._queues.setdefault(child.length, []), child, key=lambda path: -path.score)
+            self._num_queued[parent] += 1
+            self._answers.keep(child)
         self._answers.drop(parent)
         self._trim()
 

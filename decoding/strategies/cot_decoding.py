@@ -47,9 +47,10 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import START, Progress, Stopping
+from decoding.strategies.parts.choice import stop_sequence, text_ids
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 from decoding.strategies.parts.ranking import Vote, by_agreement, surest
-from decoding.strategies.parts.tokens import Token, candidates, drawn, emit, stop_sequence, text_ids, token_want
+from decoding.strategies.parts.report import Report, Token
 
 
 @dataclass(slots=True)
@@ -85,6 +86,7 @@ class CotDecodingStrategy:
         assert isinstance(request.strategy, CotDecoding)
         self._params = request.strategy
         self._request = request
+        self._report = Report(request)
         self._stopping = stopping
         self._tools = tools
         regex = self._params.answer_regex
@@ -111,15 +113,15 @@ class CotDecodingStrategy:
 
     def _want(self, branch: _Branch) -> Want:
         is_crossing = len(branch.tokens) == self._params.branch_at
-        return token_want(self._request, Draw(branch.index), top_k=self._params.k if is_crossing else 0, raw_top=2)
+        return self._report.want(Draw(branch.index), top_k=self._params.k if is_crossing else 0, raw_top=2)
 
     def _grown(self, branch: _Branch, row: RowView) -> list[tuple[_Branch, Feed | None]]:
         """What becomes of a branch: itself one token on, or k of it at the crossing; no feed where it is over."""
         if branch.finish is not None:
             return [(branch, self._say(branch, row))]
         if len(branch.tokens) != self._params.branch_at:
-            return [(branch, self._take(branch, row, drawn(self._request, row.last)))]
-        firsts = candidates(self._request, row.last, self._params.k)
+            return [(branch, self._take(branch, row, self._report.drawn(row.last)))]
+        firsts = self._report.candidates(row.last, self._params.k)
         self._note("branching", candidates=[{"token": t.id, "probability": math.exp(score)} for t, score in firsts])
         self._branches = [branch.twin(i) for i in range(len(firsts))]
         return [(b, self._take(b, row, token)) for b, (token, _) in zip(self._branches, firsts, strict=True)]
@@ -160,7 +162,7 @@ class CotDecodingStrategy:
     def _emit(self, choice: int, branch: _Branch) -> Emit:
         assert branch.finish is not None
         finish = Finish(branch.finish.reason, branch.finish.stop_reason, branch.score, branch.figures)
-        return emit(self._request, choice, branch.tokens, finish)
+        return self._report.emit(choice, branch.tokens, finish)
 
     def _ranked(self) -> list[_Branch]:
         for branch in self._branches:

@@ -19,7 +19,7 @@ from decoding.contract.params import Entropix, Request
 from decoding.logits.step import EXCLUDED
 from decoding.seam import Draw, Feed, Json, Move, NothingToDraw, Observation, Purpose, Reading, Tools, TraceEvent
 from decoding.stopping import Stopping
-from decoding.strategies.parts.choice import Choice, is_possible, token_scores, whole, whole_logits
+from decoding.strategies.parts.choice import Choice
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 from decoding.strategies.parts.quadrants import (
     Attention,
@@ -31,6 +31,7 @@ from decoding.strategies.parts.quadrants import (
     quadrant,
     settings,
 )
+from decoding.strategies.parts.report import Report, is_possible, whole_logits
 
 BITS = 1.4426950408889634
 """Per nat."""
@@ -52,8 +53,10 @@ class EntropixStrategy:
         self._request = request
         self._params = request.strategy
         self._tools = tools
-        self._choice = Choice(stopping)
-        self._want = dataclasses.replace(whole(request), entropy=True, attention=self._params.uses_attention)
+        self._report = Report(request)
+        self._choice = Choice(self._report, stopping)
+        logits, has_attention = self._report.want_logits(), self._params.uses_attention
+        self._want = dataclasses.replace(logits, entropy=True, attention=has_attention)
         self._last_token = request.prompt_ids[-1]
         self._num_steps = 0
 
@@ -69,11 +72,11 @@ class EntropixStrategy:
         m = self._metrics(view.last)
         decided = self._decide(m, whole_logits(view.last), z, view.last.position)
         self._last_token = decided.token
-        emit = self._choice.emit(decided.token, token_scores(self._request, decided.token, view.last, decided.scores))
+        self._choice.push(self._report.picked(view.last, decided.token, decided.scores))
         trace = (self._event(m, decided),) if self._request.trace else ()
         self._num_steps += 1
         feeds = () if self._choice.is_over else (Feed(view.row, (decided.token,), want=self._want),)
-        return Move(feeds, emit=(emit,), prompt=prompt, trace=trace)
+        return Move(feeds, emit=(self._choice.emit(),), prompt=prompt, trace=trace)
 
     def _metrics(self, reading: Reading) -> Metrics:
         assert reading.entropy is not None

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from decoding.contract.params import Request, Sed
 from decoding.seam import (
     Draw,
-    Emit,
     Feed,
     Finish,
     Json,
@@ -36,9 +35,10 @@ from decoding.seam import (
     TraceEvent,
     Want,
 )
-from decoding.stopping import START, Progress, Stopping
+from decoding.stopping import Progress, Stopping
+from decoding.strategies.parts.choice import Choice, text_ids
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
-from decoding.strategies.parts.tokens import Token, candidates, drawn, emit, text_ids, token_want
+from decoding.strategies.parts.report import Report, Token
 
 LEAST_GOOD = 1e-3
 """Evaluations of which none reaches this speak against all candidates."""
@@ -77,16 +77,14 @@ class SedStrategy:
         self._params = request.strategy
         self._request = request
         self._stopping = stopping
-        self._progress = START
-        self._finish: Finish | None = None
-        self._score = 0.0
+        self._report = Report(request, has_score=True)
+        self._choice = Choice(self._report, stopping)
         self._rollouts: list[_Rollout] = []
         self._point: _Point | None = None
         self._text: list[int] = []
         self._num_points = 0
         self._num_forwards = 1
         self._num_steps = 0
-        self._settled: list[Token] = []
         self._trace: list[TraceEvent] = []
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
@@ -97,8 +95,9 @@ class SedStrategy:
         self._num_steps += 1
         feeds = self._look_ahead(seen.rows) if self._rollouts else self._go_on(seen.rows[0].row, seen.rows[0].last)
         self._num_forwards += len(feeds)
-        emits = (self._emit(),) if self._settled else ()
-        trace, self._trace, self._settled = tuple(self._trace), [], []
+        figures = (("points", self._num_points), ("forwards", self._num_forwards))
+        emits = (self._choice.emit(figures),) if self._choice.has_new_tokens else ()
+        trace, self._trace = tuple(self._trace), []
         return Move(feeds, self._held(feeds), emits, prompt, trace=trace)
 
     def _held(self, feeds: Sequence[Feed]) -> tuple[RowId, ...]:
@@ -110,7 +109,7 @@ class SedStrategy:
 
     def _want(self) -> Want:
         reads_entropy = self._params.delta_entropy is not None or self._request.trace
-        return token_want(self._request, Draw(), top_k=self._params.k + 1, entropy=reads_entropy)
+        return replace(self._report.want(Draw(), top_k=self._params.k + 1), entropy=reads_entropy)
 
     # what is settled
 
@@ -121,14 +120,14 @@ class SedStrategy:
             self._rollouts, other = self._candidates(reading)
             self._point = _Point(row, drop, other)
             return tuple(self._feed(rollout, row, drop) for rollout in self._rollouts)
-        token = drawn(self._request, reading)
+        token = self._report.drawn(reading)
         self._settle(token)
-        return () if self._finish else (Feed(row, (token.id,), drop=drop, want=self._want()),)
+        return () if self._choice.is_over else (Feed(row, (token.id,), drop=drop, want=self._want()),)
 
     def _is_chaotic(self, reading: Reading) -> bool:
         if self._num_points == self._params.max_points:
             return False
-        best = candidates(self._request, reading, 2)
+        best = self._report.candidates(reading, 2)
         if len(best) < 2:
             return False
         limit = self._params.delta_entropy
@@ -139,27 +138,18 @@ class SedStrategy:
 
     def _candidates(self, reading: Reading) -> tuple[list[_Rollout], Token | None]:
         """The k likeliest, and the next."""
-        best = candidates(self._request, reading, self._params.k + 1)
+        best = self._report.candidates(reading, self._params.k + 1)
         rollouts = []
         for token, score in best[: self._params.k]:
-            rollouts.append(_Rollout([token], math.exp(score), *self._stopping.push(self._progress, token.id)))
+            rollouts.append(_Rollout([token], math.exp(score), *self._stopping.push(self._choice.progress, token.id)))
         entropy = {} if reading.entropy is None else {"entropy": reading.entropy * BITS}
         p1, p2 = (rollout.p_gen for rollout in rollouts[:2])
-        self._note("point", token_index=self._progress.num_tokens, probability=p1, ratio=p2 / p1, **entropy)
+        self._note("point", token_index=self._choice.progress.num_tokens, probability=p1, ratio=p2 / p1, **entropy)
         return rollouts, best[-1][0] if len(best) > self._params.k else None
 
     def _settle(self, token: Token) -> None:
-        self._progress, self._finish = self._stopping.push(self._progress, token.id)
-        self._score += token.raw_logprob
+        self._choice.push(token)
         self._text.append(token.id)
-        self._settled.append(token)
-
-    def _emit(self) -> Emit:
-        finish = self._finish
-        if finish is not None:
-            figures = (("points", self._num_points), ("forwards", self._num_forwards))
-            finish = Finish(finish.reason, finish.stop_reason, self._score, figures)
-        return emit(self._request, 0, self._settled, finish)
 
     # what is tried
 
@@ -177,7 +167,7 @@ class SedStrategy:
             return None
         rollout.readings.append(row.last)
         if len(rollout.tokens) <= self._params.max_rollout:
-            token = drawn(self._request, row.last)
+            token = self._report.drawn(row.last)
             rollout.tokens.append(token)
             rollout.progress, rollout.finish = self._stopping.push(rollout.progress, token.id)
         return self._feed(rollout, row.row)
@@ -206,7 +196,7 @@ class SedStrategy:
             assert point.other is not None
             self._settle(point.other)
             feed = Feed(point.row, (point.other.id,), drop=point.drop, want=self._want())
-            return () if self._finish else (feed,)
+            return () if self._choice.is_over else (feed,)
         self._settle(winner.tokens[0])
         for at, reading in enumerate(winner.readings, start=1):
             if at == len(winner.tokens) or self._is_chaotic(reading):

@@ -10,21 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from decoding.contract.params import Request
 from decoding.seam import Emit, Figure, Finish, NothingToDraw
 from decoding.stopping import START, Progress
-
-Top = tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An output token, and what is reported of it: logprob is in the request's mode; both are 0 where nobody asks."""
-
-    id: int
-    logprob: float = 0.0
-    raw_logprob: float = 0.0
-    top: Top = ()
+from decoding.strategies.parts.report import Report, Token
 
 
 @dataclass(slots=True, eq=False)
@@ -68,8 +56,8 @@ class Hypothesis:
 class Answers:
     """The n choices of a search: a common prefix while it runs, the best hypotheses at its end."""
 
-    def __init__(self, request: Request, n: int) -> None:
-        self._has_logprobs = request.logprobs.output is not None
+    def __init__(self, report: Report, n: int) -> None:
+        self._report = report
         self._n = n
         self.root = Path()
         self._settled = self.root
@@ -92,7 +80,7 @@ class Answers:
             self._settled = self._settled.living[0]
             assert self._settled.token is not None
             tokens.append(self._settled.token)
-        return tuple(self._emit(choice, tokens) for choice in range(self._n) if tokens)
+        return tuple(self._report.emit(choice, tokens) for choice in range(self._n) if tokens)
 
     def end(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...] = ()) -> tuple[Emit, ...]:
         """The rest of every choice; there must be a hypothesis for each."""
@@ -105,11 +93,4 @@ class Answers:
             path = hypothesis.path
             assert path.finish is not None
             finish = Finish(path.finish.reason, path.finish.stop_reason, hypothesis.score, figures)
-            yield self._emit(choice, path.tokens_after(self._settled.length), finish)
-
-    def _emit(self, choice: int, tokens: Sequence[Token], finish: Finish | None = None) -> Emit:
-        ids = tuple(t.id for t in tokens)
-        if not self._has_logprobs:
-            return Emit(choice, ids, finish=finish)
-        raw = tuple(t.raw_logprob for t in tokens)
-        return Emit(choice, ids, tuple(t.logprob for t in tokens), tuple(t.top for t in tokens), raw, finish)
+            yield self._report.emit(choice, path.tokens_after(self._settled.length), finish)

@@ -17,15 +17,14 @@ from decoding.seam import (
     Json,
     Move,
     Observation,
-    Reading,
     RowView,
-    Scores,
     TraceEvent,
     Want,
 )
 from decoding.stopping import Stopping
-from decoding.strategies.parts.hypotheses import Answers, Path, Token, Top
+from decoding.strategies.parts.hypotheses import Answers, Path
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.report import Report, Token
 
 Extension = tuple[int, Path]
 """The number of the path that is continued, and what it becomes."""
@@ -37,13 +36,18 @@ MOST_LISTED = 512
 class Search(ABC):
     """One request's search for its n best outputs."""
 
-    def __init__(self, request: Request, stopping: Stopping, n: int, want: Want) -> None:
+    def __init__(self, request: Request, stopping: Stopping) -> None:
         self._request = request
+        self._report = Report(request)
         self._stopping = stopping
-        self._n = n
-        self._want = want
-        self._answers = Answers(request, n)
+        self._n = request.strategy.n
+        self._want = self._wanted()
+        self._answers = Answers(self._report, self._n)
         self._num_steps = 0
+
+    @abstractmethod
+    def _wanted(self) -> Want:
+        """What to read at the end of every row."""
 
     @abstractmethod
     def _advance(self, rows: Sequence[RowView]) -> Move:
@@ -67,16 +71,6 @@ class Search(ABC):
     def _event(self, kind: str, values: dict[str, Json]) -> tuple[TraceEvent, ...]:
         """A trace of this step, where the request asked for one."""
         return (TraceEvent(self._num_steps, kind, values),) if self._request.trace else ()
-
-
-def search_want(request: Request, width: int, scores: Scores = Scores.BEAM) -> Want:
-    """The `width` best continuations, and of each what the request wants reported."""
-    num_top = request.logprobs.output
-    if num_top is None:
-        return Want(top_k=width, scores=scores)
-    if request.logprobs.mode == "raw":
-        return Want(logprobs=True, top_k=width, raw_top=num_top, scores=scores)
-    return Want(logprobs=True, top_k=max(width, num_top), scores=scores)
 
 
 def descending(scores: np.ndarray, first: int) -> Iterator[int]:
@@ -113,19 +107,6 @@ def is_plain(request: Request) -> bool:
         min_tokens_to_keep=logits.min_tokens_to_keep,
     )
     return logits == neutral and request.stopping.min_tokens == 0
-
-
-def reported(
-    request: Request, reading: Reading, token_id: int, score: float, raw_logprob: float, *, ranked: Top | None = None
-) -> Token:
-    """A token of `reading`. In processed mode its log-prob is the score that the search adds up, and the best beside it
-    are `ranked`, by the same score; those of the reading unless given."""
-    num_top = request.logprobs.output
-    if num_top is None:
-        return Token(token_id)
-    if request.logprobs.mode == "raw":
-        return Token(token_id, raw_logprob, raw_logprob, reading.raw_top)
-    return Token(token_id, score, raw_logprob, (reading.top if ranked is None else ranked)[:num_top])
 
 
 def described(extensions: Sequence[Extension], num_parents: int) -> dict[str, Json]:
