@@ -3,8 +3,7 @@
     draw M of all y . v without replacement from softmax(s(y) + log p(v | y)), p after the warpers
     go on as beam search does with its M best, in the order drawn: only the first K drawn may finish
 
-Each draw inverts the distribution function of what the draws before left over. Where fewer than M continuations have
-a chance at all, there are fewer candidates.
+Where fewer than M continuations have a probability above 0, there are fewer candidates.
 """
 
 from __future__ import annotations
@@ -64,9 +63,8 @@ class BeamSampleStrategy(BeamStrategy):
 
     def _drawn(self, beam: int, reading: Reading, token_id: int) -> Path:
         score = float(_full(reading)[token_id])
-        raw = 0.0 if reading.full_logprobs is None else float(reading.full_logprobs[token_id])
         parent = self._beams[beam]
-        return self._path(parent, self._report.token(reading, token_id, score, raw), parent.score + score)
+        return self._path(parent, self._report.full(reading, token_id, score), parent.score + score)
 
 
 def _full(reading: Reading) -> np.ndarray:

@@ -4,12 +4,14 @@
     Delta_k = mean over the answer's tokens t of p(x1_t) - p(x2_t), the two likeliest tokens at t
     return the surest branch: of all (largest Delta), or of the answer whose branches' Deltas sum to most (aggregate)
 
-p in Delta is the model's own (raw) and takes the two likeliest at the branch too, whichever token the branch took
-there; the k tokens are the likeliest that the logits pipeline leaves. A branch without an answer comes last; if none
-has one, Delta is over all tokens. Branches draw as the request says: greedily at temperature 0, which is the paper's.
-The suffix, if any, is fed behind the text without the EOS or stop id that ended it. The answer is then what is said
-behind it, up to a line break, and its tokens are those of the text that say the same for the last time; where none do,
-they are those behind the suffix.
+p in Delta is the model's own (raw). Also at the branching position it is that of the two likeliest tokens, whichever
+one the branch took. The k tokens are the likeliest that the logits pipeline leaves. A branch without an answer comes
+last; if none has one, Delta is over all tokens. Branches draw as the request says; the paper's are greedy (temperature
+0).
+
+With a suffix, it is fed behind the text, without the EOS or stop id that ended that. The answer is then what the model
+says behind the suffix, up to a line break. Its tokens are the last ones in the text that say the same; if there are
+none, those behind the suffix.
 """
 
 from __future__ import annotations
@@ -55,9 +57,13 @@ from decoding.strategies.parts.report import Report, Token
 
 @dataclass(slots=True)
 class _Branch:
-    """gaps: p(x1) - p(x2) where each token was taken. said: what comes after the suffix, likewise.
+    """A path, and what it is worth.
 
-    answer, delta, score (what it is ranked by) are known at the end; delta stays None where others alone have answers.
+    gaps: p(x1) - p(x2) where each token was taken.
+    said, said_gaps, said_progress: the same of what comes behind the suffix.
+    answer: known at the end, as what follows.
+    delta: None where other branches have an answer and this one has none.
+    score: what it is ranked by.
     """
 
     index: int = 0

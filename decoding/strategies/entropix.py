@@ -1,8 +1,10 @@
 """entropix (xjdr-alt/entropix): how sure the model is decides how its next token is chosen.
 
-    metrics of z and of the last layer's attention -> quadrant -> sampling parameters (`logits/quadrants.py`)
-    certain: the best token. thinking: the think token, unless it was the last one. adaptive: of several draws the
-    likeliest by the model's own word (the reference adds a confidence to each score, the same for all). else: one draw
+    metrics of z and of the last layer's attention -> quadrant -> sampling parameters (`parts/quadrants.py`)
+    certain: the best token
+    thinking: the think token, unless it was the last one
+    adaptive: of several draws the one with the largest z (the reference adds a confidence, the same for all)
+    else: one draw
 
 The metrics are those of the untouched z; the choice is made from what the request's masks and penalties leave of it.
 """
@@ -39,7 +41,10 @@ BITS = 1.4426950408889634
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """scores: float32 [vocab], what the token was picked from. settings: None where nothing was drawn."""
+    """scores: float32 [vocab], what the token was picked from.
+
+    settings: None where nothing was drawn.
+    """
 
     quadrant: Quadrant
     token: int

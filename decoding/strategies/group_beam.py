@@ -24,14 +24,7 @@ from decoding.seam import Feed, FinishReason, Move, RowView, Scores, Tools, Trac
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Hypothesis, Path
 from decoding.strategies.parts.ranking import LengthPenalty
-from decoding.strategies.parts.search import (
-    MOST_LISTED,
-    Extension,
-    Search,
-    descending,
-    described,
-    is_plain,
-)
+from decoding.strategies.parts.search import MOST_LISTED, Extension, Search, descending, described, is_plain
 
 Ranked = tuple[int, float, float]
 """A token's id, its score after the penalty and the processors, its raw log-prob."""
@@ -39,7 +32,10 @@ Ranked = tuple[int, float, float]
 
 @dataclass(slots=True)
 class _Group:
-    """beams: the open paths, none once the group is over. finished: the K' best, oldest first."""
+    """beams: the open paths; none once the group is over.
+
+    finished: the K' best, oldest first.
+    """
 
     beams: list[Path]
     finished: list[Hypothesis] = field(default_factory=list)

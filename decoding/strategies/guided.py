@@ -3,9 +3,10 @@
     logp = gamma * (log p(. | c, y_<t) - log p(. | u, y_<t)) + log p(. | u, y_<t)
     the request's pipeline on logp; pick y_t; both contexts read it
 
-A token without any chance in one of the contexts: what the other says decides, if it counts there (c for gamma >= 1, u
-for gamma = 0), else it stays excluded. gamma = 1 is plain decoding; the guided scores are not normalised before the
-pipeline (as in Hugging Face).
+gamma = 1 is plain decoding. The guided scores are not normalised before the pipeline (as in Hugging Face).
+
+A token whose probability is 0 in c is excluded, except for gamma = 0, where u alone counts. One whose probability is 0
+in u alone has the score log p(. | c, y_<t) for gamma >= 1, and is excluded otherwise.
 """
 
 from __future__ import annotations

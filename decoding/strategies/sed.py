@@ -4,13 +4,15 @@
     speculate: force each of the k likeliest tokens j and continue it greedily, at most max_rollout tokens
     evaluate: feed the question behind it, or all of it to a judge's own context; p_se(j) = P(yes)
     commit the token with the largest alpha * p_se(j) + (1 - alpha) * p_gen(j), and go on;
-    where no p_se(j) reaches 0.001 none of the k is taken, but the next likeliest token
+    where no p_se(j) reaches 0.001, commit the next likeliest token after the k instead
 
-As the authors' code has it, but that their judge writes a text and P(yes) is that of the last [[Y]] in it, here that of
-the next token. p1, p2 and p_gen are those after the logits pipeline, so that no token it excludes is tried; entropy and
-the answer to the question are the model's own. The winner's rollout is what greedy decoding would do next,
-so it is kept up to its own next chaotic point; inside a rollout such points are passed over. Rows draw as the request
-says: greedily at temperature 0, which is the paper's. An EOS or stop id that ended a rollout is not fed.
+This is what the authors' code does, with one difference: their judge writes a text and P(yes) is that of the last [[Y]]
+in it; here it is that of the next token. p1, p2 and p_gen are taken after the logits pipeline, so that no token it
+excludes is tried; entropy and the answer to the question are the model's own.
+
+Chaotic points inside a rollout do not count while it is tried. The winner's rollout is what greedy decoding would do
+next, so it is kept up to its first chaotic point. Rows draw as the request says; the paper's are greedy (temperature
+0). An EOS or stop id that ended a rollout is not fed.
 """
 
 from __future__ import annotations
@@ -41,14 +43,20 @@ from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 from decoding.strategies.parts.report import Report, Token
 
 LEAST_GOOD = 1e-3
-"""Evaluations of which none reaches this speak against all candidates."""
+"""Where no candidate's p_se reaches this, none of them is taken."""
 BITS = 1 / math.log(2)
 """Per nat."""
 
 
 @dataclass(slots=True)
 class _Rollout:
-    """A candidate and what follows it: readings[i] was read after tokens[i]. row: its own, num_fed past the point."""
+    """A candidate and what follows it.
+
+    readings: readings[i] was read behind tokens[i].
+    row: its own.
+    num_fed: so many tokens of it come behind the chaotic point.
+    p_se, p_no: the probabilities of yes and no, once it has been asked.
+    """
 
     tokens: list[Token]
     p_gen: float
@@ -64,7 +72,12 @@ class _Rollout:
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """row: to go on from, without its last `drop` tokens. other: the token behind the k candidates, if there is one."""
+    """A chaotic point.
+
+    row: the row to go on from.
+    drop: without so many of its last tokens.
+    other: the next likeliest token after the k candidates, if there is one.
+    """
 
     row: RowId
     drop: int
@@ -206,7 +219,7 @@ class SedStrategy:
         return ()
 
     def _winner(self) -> _Rollout | None:
-        """None where the judge has no good word for any, and there is another token."""
+        """None where no p_se is good enough and there is another token."""
         assert self._point is not None
         scores = [self._params.alpha * (r.p_se or 0.0) + (1 - self._params.alpha) * r.p_gen for r in self._rollouts]
         is_none_good = max(r.p_se or 0.0 for r in self._rollouts) < LEAST_GOOD and self._point.other is not None

@@ -1,8 +1,8 @@
 """Paths that share their past, and the answers that a search over them gives.
 
-An answer cannot be taken back, so a search commits only what it knows: the tokens that every path which may still be
-returned has in common. Paths form a tree; a path that is over drops out of it, and the committed prefix goes on as far
-as each path has one living continuation. Every path is entered and dropped once, so this costs O(1) a path.
+Tokens cannot be taken back, so a search commits only those that all paths which may still be returned have in common.
+Paths form a tree. Those that can neither be returned nor continued are taken out; as long as one continuation alone is
+left, it is committed. Each path enters and leaves the tree once, so this costs O(1) a path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from decoding.strategies.parts.report import Report, Token
 
 @dataclass(slots=True, eq=False)
 class Path:
-    """A token sequence by its last token; the root has none. score: what the search has added up so far."""
+    """A token sequence: its last token and the path before that. The root has no token.
+
+    score: what the search has added up so far.
+    living: its continuations that are in the tree.
+    """
 
     token: Token | None = None
     parent: Path | None = None
@@ -68,13 +72,13 @@ class Answers:
         path.parent.living.append(path)
 
     def drop(self, path: Path) -> None:
-        """The path itself can neither be returned nor be continued any more; its continuations are not concerned."""
+        """The path itself can neither be returned nor be continued any more; its continuations may be."""
         while not path.living and path.parent is not None and path in path.parent.living:
             path.parent.living.remove(path)
             path = path.parent
 
     def settle(self) -> tuple[Emit, ...]:
-        """What has become certain since the last call, once for every choice."""
+        """The tokens that have become certain since the last call, for every choice."""
         tokens: list[Token] = []
         while len(self._settled.living) == 1:
             self._settled = self._settled.living[0]
@@ -83,7 +87,7 @@ class Answers:
         return tuple(self._report.emit(choice, tokens) for choice in range(self._n) if tokens)
 
     def end(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...] = ()) -> tuple[Emit, ...]:
-        """The rest of every choice; there must be a hypothesis for each."""
+        """The rest of every choice. Raises NothingToDraw where there are fewer hypotheses than choices."""
         if len(hypotheses) < self._n:
             raise NothingToDraw("the request's own masks leave fewer answers than it asks for")
         return tuple(self._rests(hypotheses, figures))

@@ -79,9 +79,18 @@ class Report:
 
     def candidates(self, reading: Reading, k: int) -> list[tuple[Token, float]]:
         """The k best of `reading.top`, best first, with their scores there; excluded ones are no candidates."""
-        raw = reading.top_logprobs or (0.0,) * k
-        best = zip(reading.top[:k], raw, strict=False)
-        return [(self.token(reading, t, score, logp), score) for (t, score), logp in best if score > EXCLUDED]
+        best = enumerate(reading.top[:k])
+        return [(self.listed(reading, at), score) for at, (_, score) in best if score > EXCLUDED]
+
+    def listed(self, reading: Reading, at: int) -> Token:
+        """The token in that place of `reading.top`."""
+        token_id, score = reading.top[at]
+        return self.token(reading, token_id, score, reading.top_logprobs[at] if reading.top_logprobs else 0.0)
+
+    def full(self, reading: Reading, token_id: int, score: float) -> Token:
+        """Any token, of a reading of all scores, given its own."""
+        raw = 0.0 if reading.full_logprobs is None else float(reading.full_logprobs[token_id])
+        return self.token(reading, token_id, score, raw)
 
     def kept(self, reading: Reading, token_id: int) -> Token:
         """Any token, of a reading that kept its scores."""

@@ -1,4 +1,4 @@
-"""What the searches over paths have in common: the prompt, what they report of a token, and their trace.
+"""What the searches over paths have in common: the prompt, walking down the best scores, and their trace.
 
 feed the prompt; repeat: advance by what the rows of the last move read
 """
@@ -13,14 +13,7 @@ import numpy as np
 
 from decoding.contract.params import LogitsParams, Request
 from decoding.logits.step import EXCLUDED
-from decoding.seam import (
-    Json,
-    Move,
-    Observation,
-    RowView,
-    TraceEvent,
-    Want,
-)
+from decoding.seam import Json, Move, Observation, RowView, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Answers, Path
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores

@@ -1,7 +1,7 @@
-"""What the speculating strategies share: a choice under way, and the commitment of what a verified window leaves.
+"""What the speculating strategies share: a choice's next window, and what is committed of it once it is verified.
 
-A window is the last committed token x_0 and its drafts x_1 … x_g in one feed, read at every position; reading i tells
-what the target makes of the text up to x_i. What is rejected of it the choice's next feed drops.
+A window is the last committed token x_0 and its drafts x_1 … x_g in one feed, read at every position; reading i is the
+target's, of the text up to x_i. Rejected drafts are dropped from the row by the choice's next feed.
 """
 
 from __future__ import annotations
@@ -18,15 +18,11 @@ from decoding.strategies.parts.report import Report, Token
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What became of a window: what it commits, its drafts and how many of them that takes in."""
+    """What became of a window: what it commits, its drafts, and how many of those are among it."""
 
     emit: Emit
     drafts: tuple[int, ...]
     num_accepted: int
-
-    @property
-    def is_last(self) -> bool:
-        return self.emit.finish is not None
 
     def event(self, step: int, **probabilities: Sequence[float]) -> TraceEvent:
         """The round for the trace. probabilities: of the drafts, in the target (p) and the draft model (q)."""
@@ -58,7 +54,7 @@ class Window:
         return Feed(self.row, (self.last, *drafts), drop=self.num_rejected, want=want, inner=inner)
 
     def commit(self, row: RowId, tokens: Sequence[Token]) -> Round:
-        """Commit what the window leaves, all but the last of `tokens` drafts, up to the one that ends the choice."""
+        """Commit `tokens`, accepted drafts and one token more, up to the one that ends the choice."""
         num_kept = 0
         while num_kept < len(tokens) and not self.choice.is_over:
             self.choice.push(tokens[num_kept])
@@ -68,8 +64,7 @@ class Window:
         self.num_rejected = len(self.drafts) - (len(tokens) - 1)
         self.num_drafted += len(self.drafts)
         self.num_accepted += num_accepted
-        emit = self.choice.emit(_figures(self.num_drafted, self.num_accepted))
-        return Round(emit, self.drafts, num_accepted)
+        return Round(self.choice.emit(_figures(self.num_drafted, self.num_accepted)), self.drafts, num_accepted)
 
 
 def moved(
