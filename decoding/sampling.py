@@ -54,11 +54,13 @@ _BLOCK = 256
 
 
 def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Invert the distribution function, ids in order: scores [rows, vocab] (-inf: excluded), uniform [rows] -> ids
-    [rows]. A row with NaN or nothing but -inf gives some id of the vocabulary.
+    """Draw one id from softmax of each row: the first whose cumulative probability exceeds the uniform number.
 
-    Two levels, blocks of ids and then ids of one block, because a running sum over a whole vocabulary costs more than
-    the rest of a draw. Sums over blocks and within the chosen block are float64.
+    scores [rows, vocab] (-inf: excluded), uniform [rows] -> ids [rows]. A row with NaN or nothing but -inf gives some
+    id of the vocabulary.
+
+    Sums run over blocks of ids, then over the ids of one block: a running sum over the whole vocabulary would cost more
+    than the rest of a draw. Both are float64.
     """
     num_rows, vocab = scores.shape
     weights = scores.softmax(dim=-1)  # row by row, where exp would depend on how the batch divides into vectors
@@ -75,10 +77,10 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
 
 
 def draw_without_replacement(weights: np.ndarray, uniforms: Sequence[float]) -> list[int]:
-    """Indices in the order drawn, one for each uniform: each proportional to what is left of weights [n] >= 0.
+    """Draw one index for each uniform number, with probabilities proportional to weights [n] >= 0; in the order drawn.
 
-    Ends early when no weight is left. Two levels of sums as in `draw`; a drawn index leaves its block, and only that
-    block is added up again.
+    Ends early when no weight is left. Sums are over blocks, as in `draw`; when an index is drawn, only its block is
+    added up again.
     """
     blocks = np.zeros((-(-len(weights) // _BLOCK), _BLOCK), dtype=weights.dtype)
     blocks.ravel()[: len(weights)] = weights
@@ -101,9 +103,12 @@ def draw_without_replacement(weights: np.ndarray, uniforms: Sequence[float]) -> 
 
 
 def draw_many_without_replacement(weights: np.ndarray, count: int, key: float) -> list[int]:
-    """The same for a large count, in time that grows with n alone; `key`: one uniform number, from which all follow.
+    """The same for a large count, in time that grows with n alone.
 
-    Each index arrives after an exponential time of rate weight; the first to arrive are a draw without replacement.
+    Each index gets an exponential random time whose rate is its weight; the `count` earliest, in order, are a draw
+    without replacement.
+
+    key: a uniform number, the seed of all the random numbers here.
     """
     possible = np.flatnonzero(weights > 0)
     numbers = np.random.Generator(np.random.Philox(key=int(key * 2.0**53))).random(len(possible))

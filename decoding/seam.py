@@ -1,14 +1,21 @@
 """The seam between the engine and the strategies: what a strategy may ask for and what it gets to see.
 
-A strategy is a small state machine over rows. A row is one token sequence with its own page table and side state. Once
-per tick in which all rows of its last Move ran, the engine calls `step(Observation)` and gets the next Move. Between
-the two stand only the words of this file, so the engine never learns a strategy's name and a strategy never sees a
-page.
+A strategy is a small state machine over rows. A row is one token sequence with its own page table and side state. When
+all rows of its last Move have run, the engine calls `step(Observation)` and gets the next Move. The two know only the
+words of this file: the engine knows no strategy by name, and no strategy sees a page.
 
-The ten primitives (decoding-methods 4) and where they are: feed ids `Feed.tokens`; feed embeddings `Feed.embeds`; want
-`Want`; fork: two feeds of one parent; truncate `Feed.drop`; drop: a row neither fed nor held; open another model or
-context `Open`; emit and finish `Emit`; counter-based RNG `Draw`, `Tools.uniform`; the logits pipeline at a hypothetical
-history: `Feed.inner` (every position sees its own history) and `Tools.process`.
+What a strategy can do, and where:
+
+feed ids: `Feed.tokens`
+feed embeddings: `Feed.embeds`
+read a position: `Want`
+fork a row: two feeds of one parent
+forget the end of a row: `Feed.drop`
+free a row: neither feed nor hold it
+open a row, in another model or context too: `Open`
+answer: `Emit`, `Finish`
+random numbers: `Draw`, `Tools.uniform`
+the logits pipeline at a history that was not fed: `Feed.inner` (every position sees its own history), `Tools.process`
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import NewType, Protocol
+from typing import NamedTuple, NewType, Protocol
 
 import torch
 
@@ -42,11 +49,13 @@ class Purpose(IntEnum):
 
 
 class Scores(Enum):
-    """Which scores `top_k`, `gather`, `gather_next` and `full` report, all float32 [vocab].
+    """A kind of score, float32 [vocab]; z are the model's logits.
 
-    RAW: log_softmax(z). PROCESSED: log_softmax of the row's whole logits pipeline. BEAM: the pipeline's processors
-    applied to log_softmax(z) and not normalised again, as Hugging Face's beam search does. WARPED: as BEAM, and the
-    warpers after the processors, as its beam sample does. LOGITS: z itself.
+    RAW: log_softmax(z).
+    PROCESSED: log_softmax of what the row's whole logits pipeline makes of z.
+    BEAM: the pipeline's processors on log_softmax(z), not normalised again, as in Hugging Face's beam search.
+    WARPED: as BEAM, with the warpers after the processors, as in its beam sample.
+    LOGITS: z itself.
     """
 
     RAW = "raw"
@@ -59,7 +68,6 @@ class Scores(Enum):
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
-    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +79,35 @@ class Draw:
 
 
 class NothingToDraw(Exception):
-    """The request's own masks leave no token where it has to have one. A strategy's `step` may raise this."""
+    """The request's own masks leave no token where it needs one: the whole request fails. Strategies may raise it."""
+
+    def __init__(self, message: str = "the request's own masks exclude every token") -> None:
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
     """What to read at a position. The default reads nothing: the feed only fills the cache.
 
-    draws: tokens drawn (argmax where the row's temperature is 0). logprobs: report the drawn tokens' raw log-probs, and
-    their scores in the kind that `scores` names; of the ids in `top_k`, `gather` and `full` the raw log-probs too.
-    top_k: the k best (id, score). raw_top: the k best (id, raw log-prob), whatever `scores` says.
-    gather: scores of these ids. gather_next: score of the token that follows in the feed. entropy: entropy and
-    varentropy in nats of softmax(z). hidden: last hidden state after the final norm. layers: logits of these hidden
-    layers through the head, without final norm. attention: last layer's scores of the last query.
-    contrast: hidden layers to contrast z with before the pipeline sees it, among ids at least relative_top times as
-    likely as the likeliest (`logits/contrast.py`); raw log-probs and entropy stay those of the untouched z. keep: as
-    full, but the scores stay on the model's device (with logprobs the raw ones too), and those of the drawn tokens are
-    reported. is_tentative: the text may never come here; where masks leave nothing to draw, the Reading is empty and
-    the request goes on.
+    draws: tokens to draw; the best one where the row's temperature is 0.
+    logprobs: the raw log-probs of drawn tokens and their scores; raw log-probs of the ids in top_k, gather and full.
+    top_k: the k best (id, score).
+    raw_top: the k best (id, raw log-prob).
+    gather: the scores of these ids.
+    gather_next: the score of the token that follows in the feed.
+    full: the scores of the whole vocabulary.
+    entropy: entropy and varentropy of softmax(z), in nats.
+    hidden: the last hidden state, after the final norm.
+    layers: the logits that the head makes of these hidden layers, without the final norm.
+    attention: the last layer's attention scores of this position's query.
+    contrast: hidden layers, one of which z is contrasted with before the pipeline sees it (`logits/contrast.py`). Raw
+        log-probs and entropy stay those of z itself.
+    relative_top: the contrast excludes ids that are less than so many times as likely as the likeliest.
+    keep: as full, but the scores stay on the model's device, with logprobs the raw ones too; the scores of drawn tokens
+        are reported.
+    is_tentative: the text may never come here. Where masks leave nothing to draw, the request does not fail and the
+        Reading is empty.
+    scores: the kind that all scores here have.
     """
 
     draws: tuple[Draw, ...] = ()
@@ -134,9 +153,9 @@ NOTHING = Want()
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A new, empty row in a model. The tokens of its first feed are its prompt, for penalties and minimum lengths.
+    """A new, empty row in a model. For penalties and minimum lengths, the tokens of its first feed are its prompt.
 
-    source_ids: what the row reads through the model's encoder, where it is not the request's source.
+    source_ids: what the row reads through the model's encoder, if not the request's source.
     """
 
     model: str = MAIN
@@ -145,11 +164,18 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Continue `parent`: forget its last `drop` tokens, then read `tokens` (or `embeds`, [m, hidden]).
+    """Continue a row. Two feeds of one parent fork it.
 
-    Two feeds of one parent fork it. Injected tokens enter the cache but not the history that penalties and counts see;
-    embeddings are always injected; of `tokens` the last `num_injected` are. `want` is read at the feed's last position,
-    `inner` at each one before it. A feed without tokens and embeds re-reads the last position that `drop` leaves.
+    Injected tokens enter the cache, but not the history that penalties and counts see; embeddings are always injected.
+    A feed without tokens and embeds reads the row's last position again.
+
+    parent: the row to continue.
+    tokens: what to append.
+    embeds: vectors in the place of tokens, [m, hidden].
+    drop: forget so many of the parent's last tokens first.
+    want: what to read at the feed's last position.
+    inner: what to read at each position before that.
+    num_injected: so many of the last tokens are injected.
     """
 
     parent: RowId | Open
@@ -163,13 +189,28 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read at one position; fields not wanted are empty. Tensors are on the host, but for the kept, float32.
+    """What was read at one position; fields not wanted are empty. Scores are of the kind that `Want.scores` names.
 
-    tokens, logprobs (raw) and drawn_scores (in Want.scores) follow Want.draws; top and raw_top are best first (ties:
-    lower id first); gathered follows Want.gather; top_logprobs, gathered_logprobs and full_logprobs are the raw
-    log-probs of their ids. next_score is None at the feed's last position. full: [vocab]. hidden: [hidden]. layers:
-    index -> [vocab]. attention: [heads, keys]. contrasted: the layer of Want.contrast that z was contrasted with. kept,
-    kept_raw: scores and raw log-probs [vocab].
+    Tensors are float32 and on the host, but for the kept ones.
+
+    tokens: drawn, in the order of Want.draws.
+    logprobs: their raw log-probs.
+    drawn_scores: their scores.
+    top: (id, score), best first; the lower id first among equals.
+    top_logprobs: their raw log-probs.
+    raw_top: (id, raw log-prob), in the same order.
+    gathered: scores in the order of Want.gather.
+    gathered_logprobs: their raw log-probs.
+    next_score: None at the feed's last position.
+    full: scores [vocab].
+    full_logprobs: raw log-probs [vocab].
+    entropy, varentropy: of softmax(z), in nats.
+    hidden: [hidden].
+    layers: index -> logits [vocab].
+    attention: [heads, keys].
+    contrasted: the layer of Want.contrast that z was contrasted with.
+    kept: scores [vocab], on the model's device.
+    kept_raw: raw log-probs [vocab], there too.
     """
 
     position: int
@@ -198,7 +239,9 @@ class Reading:
 class RowView:
     """One fed row.
 
-    Its id (a parent for the next Move), its length in positions, one Reading per position with a non-empty Want.
+    row: its id, a parent for the next Move.
+    length: in positions.
+    readings: one for each position of the feed with a Want that is not empty.
     """
 
     row: RowId
@@ -221,9 +264,9 @@ class Observation:
 class Finish:
     """A choice is over.
 
-    stop_reason: the stop token's id or "stop:<index>". score: what the strategy ranks by (cumulative raw log-prob
-    unless its file says otherwise), if known. figures: what else it has to say of the choice, by name
-    (`cot_confidence`, `forwards`, …).
+    stop_reason: the stop token's id, or "stop:" and the index of the stop sequence; None for EOS and length.
+    score: what the strategy ranks by, if known: the cumulative raw log-prob unless its file says otherwise.
+    figures: what else it says of the choice, by name (`cot_confidence`, `forwards`, …).
     """
 
     reason: FinishReason
@@ -232,12 +275,13 @@ class Finish:
     figures: tuple[tuple[str, Figure], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(NamedTuple):  # of tuples the cheapest: every token makes one
     """Commit tokens to a choice; never retracted.
 
-    logprobs (in the request's mode) and top are parallel to token_ids, or None when not asked. raw_logprobs are there
-    for a strategy that ranks what another one emitted; the engine does not read them.
+    logprobs: of each token, in the request's mode; None where it asks for none.
+    top: in each token's place the best (id, log-prob); None likewise.
+    raw_logprobs: for a strategy that ranks what another one emitted; the engine does not read them.
+    finish: with the choice's last tokens.
     """
 
     choice: int
@@ -272,11 +316,15 @@ class TraceEvent:
 class Move:
     """What a strategy does next. Rows neither fed nor held are dropped. No feeds: the request is over.
 
-    drafted, accepted: tokens proposed and accepted in the round that this Move ends. trace: only where the request
-    asked for one. vector: the answer of a request that asks for numbers, not tokens.
+    The engine may spread a Move's rows over several ticks; `step` is called when all of them have run.
 
-    The engine may spread a Move's rows over several ticks (a row's numbers do not depend on when it ran); `step` is
-    called when all of them have run.
+    feeds: the rows to continue, and how.
+    hold: rows to keep without feeding them.
+    emit: tokens of the answer.
+    prompt: the prompt's scores, once.
+    drafted, accepted: tokens proposed and accepted in the round that this Move ends.
+    trace: only where the request asked for one.
+    vector: the answer of a request that asks for numbers instead of tokens.
     """
 
     feeds: tuple[Feed, ...] = ()

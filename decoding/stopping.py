@@ -1,24 +1,25 @@
 """When a row ends: EOS, stop ids, stop sequences over token bytes, length. No text here: bytes come from a table.
 
-A stop sequence is looked for in the bytes of the output alone, so it ends every strategy's rows in the same tick in
-which its last byte was drawn, and nothing is computed beyond it. These are the bytes that the answer shows; a stop that
-names a special token is looked for in those with the hidden ones, too.
+Stop sequences are looked for here, among the output's bytes, so that a row ends with the very token that completes one
+and nothing is computed beyond it. These are the bytes that the answer shows. A stop sequence that names a special token
+is also looked for among the bytes with the special tokens that the answer hides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from decoding.contract.params import StoppingParams
 from decoding.seam import Finish, FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a row is: output tokens so far, and the last bytes that a stop sequence may have begun in.
+class Progress(NamedTuple):
+    """How far a row is.
 
-    whole_tail: the same of all bytes, those of hidden tokens too.
+    num_tokens: output tokens so far.
+    tail: the last bytes that the answer shows, in which a stop sequence may have begun.
+    whole_tail: the same with the bytes of hidden special tokens.
     """
 
     num_tokens: int = 0
@@ -33,9 +34,10 @@ _Stops = Sequence[tuple[int, bytes]]  # each with its place among the request's
 
 
 class Stopping:
-    """One request's rules; the state lives in Progress, so that forked rows share nothing.
+    """One request's rules. What changes from token to token is in Progress, of which each fork of a row has its own.
 
-    special: the names of the special tokens, whose entries in token_bytes are empty.
+    token_bytes: of each id; empty for special tokens.
+    special: the names of those.
     """
 
     def __init__(
@@ -64,12 +66,11 @@ class Stopping:
         return self._eos | self._stop_ids
 
     def push(self, progress: Progress, token: int) -> tuple[Progress, Finish | None]:
-        """The row after one more output token, and whether that ended it. Ids win over sequences, these over length."""
+        """The row after one more output token, and how that ended it, if so: by its id before a stop sequence, and by a
+        stop sequence before the length.
+        """
         num_tokens = progress.num_tokens + 1
-        found, tail = self._look(self._stops, self._shown, progress.tail, token)
-        named, whole_tail = self._look(self._named_stops, self._special, progress.whole_tail, token)
-        found = (found if found is not None else named) if num_tokens >= self._min_tokens else None
-        after = Progress(num_tokens, tail, whole_tail)
+        found, after = self._look(progress, token) if self._stops else (None, Progress(num_tokens))
         if token in self._eos:
             return after, Finish(FinishReason.STOP)
         if token in self._stop_ids:
@@ -80,11 +81,20 @@ class Stopping:
             return after, Finish(FinishReason.LENGTH)
         return after, None
 
-    def _look(self, stops: _Stops, special: Mapping[int, bytes], tail: bytes, token: int) -> tuple[int | None, bytes]:
-        """The stop that the token completes, and the bytes to look on in."""
+    def _look(self, progress: Progress, token: int) -> tuple[int | None, Progress]:
+        """The stop that the token completes, if it may end the row yet, and the row after it."""
+        found, tail = self._look_in(progress.tail, self._stops, self._shown, token)
+        named, whole_tail = self._look_in(progress.whole_tail, self._named_stops, self._special, token)
+        after = Progress(progress.num_tokens + 1, tail, whole_tail)
+        if after.num_tokens < self._min_tokens:
+            return None, after
+        return named if found is None else found, after
+
+    def _look_in(self, tail: bytes, stops: _Stops, named: Mapping[int, bytes], token: int) -> tuple[int | None, bytes]:
+        """The stop that the token completes behind `tail`, and the bytes to look on in. named: of special tokens."""
         if not stops:
             return None, b""
-        window = tail + (special.get(token) or self._bytes_of(token))
+        window = tail + (named.get(token) or self._bytes_of(token))
         return _find(stops, window, len(tail)), window[-self._tail_length :] if self._tail_length else b""
 
     def _bytes_of(self, token: int) -> bytes:
@@ -96,9 +106,9 @@ def _at(special: Mapping[int, bytes], ids: Iterable[int]) -> dict[int, bytes]:
 
 
 def _find(stops: _Stops, window: bytes, num_old: int) -> int | None:
-    """Index of the stop sequence that ends first behind the window's old bytes; the earlier listed among equals.
+    """Index of the stop sequence that ends first, and behind the window's old bytes; the earlier listed among equals.
 
-    One among the old bytes came before min_tokens were out, and ends nothing.
+    A stop sequence within the old bytes came before min_tokens were reached, and ends nothing.
     """
     starts = [(i, stop, window.find(stop, max(num_old - len(stop) + 1, 0))) for i, stop in stops]
     ends = [(at + len(stop), i) for i, stop, at in starts if at >= 0]

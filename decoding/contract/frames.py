@@ -135,8 +135,8 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one choice; with finish_reason set it is the choice's last.
 
-    logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop | length |
-    error. stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
+    logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop |
+    length. stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
     score: what the strategy ranks by (mostly the cumulative raw log-prob), on the last chunk only, when it was
     computed; figures: what else it says of the choice, there too.
     """

@@ -19,7 +19,7 @@ from decoding.contract.params import Request
 from decoding.device import HostCopy
 from decoding.engine.encoder_memory import EncoderMemory, source_digest
 from decoding.engine.forward import Enqueued, Forwarded, enqueue_reads, forward
-from decoding.engine.isolation import ALL_EXCLUDED, Isolation, failure_of
+from decoding.engine.isolation import Isolation, failure_of
 from decoding.engine.launch_ahead import LaunchAhead
 from decoding.engine.limits import Limits, refusal
 from decoding.engine.moves import Moves
@@ -31,7 +31,7 @@ from decoding.engine.request import LiveRequest
 from decoding.engine.scheduler import Scheduled, Scheduler
 from decoding.engine.tools import RowTools
 from decoding.engine.vocabulary import Vocabulary
-from decoding.seam import Move, Observation, Reading, Strategy, Tools
+from decoding.seam import Move, NothingToDraw, Observation, Reading, Strategy, Tools
 from decoding.stopping import Stopping
 
 Build = Callable[[Request, Stopping, Tools], Strategy]
@@ -233,7 +233,7 @@ class Engine:
         if live.id not in self._live:  # failed by an earlier reading of this tick
             return
         if isinstance(reading, Unreadable):
-            self._end(live, ALL_EXCLUDED if reading.is_excluded else _NOT_FINITE)
+            self._end(live, failure_of(NothingToDraw()) if reading.is_excluded else _NOT_FINITE)
         else:
             scheduled.work.readings.append(reading)
 

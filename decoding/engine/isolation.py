@@ -17,8 +17,6 @@ from decoding.engine.output import Failure
 from decoding.engine.request import LiveRequest
 from decoding.seam import NothingToDraw
 
-ALL_EXCLUDED = Failure("nothing_to_draw", "the request's own masks exclude every token")
-
 BROKEN_AFTER = 4
 """Requests that fail alone, one after the other with no success between, before the model counts as broken."""
 
@@ -88,7 +86,7 @@ def failure_of(error: Exception) -> Failure:
     if is_out_of_memory(error):
         return Failure("out_of_memory", "the request needs more memory than there is", error)
     if isinstance(error, NothingToDraw):
-        return ALL_EXCLUDED
+        return Failure("nothing_to_draw", str(error))
     return Failure("internal", "the request failed", error)
 
 

@@ -1,12 +1,17 @@
 """Which rows run in the next tick. Owns the waiting and the running requests; knows pages and rows, not what they mean.
 
-Admission is by rows and pages, in order but for what `shares.py` says of several clients. Running rows get their pages
-oldest request first; when a model has none left, the youngest request that holds some loses all of its pages and waits
-again, to be re-fed later. Before the youngest, one goes that holds far more than its share of the pages: it waits
-behind all who are there, and does so again only once it has doubled. So nobody is made to wait for his size more than a
-few times, and else the oldest always goes on; should it outgrow a whole cache by itself it is `starved`, and the engine
-ends it. So nothing can block for ever. Where a model has an encoder, a request's memory takes pages like a row, and its
-rows run from the tick after the one that fills it.
+Admission: requests start in order of priority and arrival (`shares.py`: in turns where there are several clients), each
+when rows and pages suffice.
+
+Preemption: running requests get pages in the same order. When a model's pages run out, one request loses all of its
+pages and waits to be admitted again; its tokens are fed again then. It is the youngest that holds pages there, unless
+one holds far more than an equal share. A request preempted for its size goes to the end of the queue, and is preempted
+for it again only when it holds twice as much as the last time, so this happens to it a few times at most. Otherwise the
+oldest request is never preempted, so there is always progress. If it needs more than a whole cache, it is `starved` and
+the engine ends it.
+
+Encoders: the memory of a request's source takes pages like a row. Its rows run from the tick after the one that fills
+the memory.
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ SHORT_FEED = 32
 """Feeds of up to this many tokens (decode steps, verification windows) run in every tick, ahead of longer ones."""
 
 LARGE = 1.5
-"""Times an equal share of a cache's pages: who holds more gives way before others must."""
+"""A request that holds more pages than this many equal shares of a cache is preempted before younger ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,12 @@ class Counters:
 
 
 class Scheduler:
-    """tick_tokens: how many tokens of long feeds (prefill) one tick may run. max_rows: rows that may live at once."""
+    """Plans ticks.
+
+    max_rows: rows that may be alive at once.
+    tick_tokens: how many tokens of long feeds (prefill) one tick may run.
+    chunk: parts of a long feed end at multiples of so many tokens.
+    """
 
     def __init__(self, caches: Mapping[str, PageCache], *, max_rows: int, tick_tokens: int, chunk: int = 64) -> None:
         self._caches = caches
@@ -99,7 +109,7 @@ class Scheduler:
             live.stepped_at = now
 
     def give_way(self, lives: Iterable[LiveRequest]) -> None:
-        """Preempt them for want of memory beside the cache; nothing is admitted until another running one has ended."""
+        """Preempt them because memory beside the cache ran out; nothing is admitted until a running one has ended."""
         for live in lives:
             self._preempt(live)
         self._is_short = True
@@ -107,9 +117,10 @@ class Scheduler:
     def schedule(self) -> list[Scheduled]:
         """The spans of the next tick, pages reserved: first every short feed, then long ones while tick_tokens last.
 
-        Of long ones that go on with the same page one runs, and the others adopt what it publishes: prompts that begin
-        alike and come at once are computed once. Sources are encoded whole, within the budget of long ones unless they
-        exceed it alone. Sets `starved` to the requests that no preemption can make room for; they must be ended.
+        Where the next page of several long feeds would be the same, only one of them runs in this tick; the others take
+        the page from the prefix index in the next. So prompts that begin alike and come at once are computed once.
+        Sources are encoded whole. They count among tick_tokens; one that is longer runs as the tick's first.
+        Sets `starved` to the requests that no preemption can make room for; they must be ended.
         """
         self.starved = []
         chosen: dict[LiveRequest, list[Scheduled]] = {}
@@ -141,7 +152,8 @@ class Scheduler:
         live.resumed_at, live.stepped_at, live.passed_rows = now, None, 0
 
     def _make_way(self, live: LiveRequest, shares: Shares, now: float) -> bool:
-        """Preempt those that must yield to it; whether it has room then. Nobody, where too few rows would come free."""
+        """Preempt as many of the requests that must yield to it as it takes; whether it has room then. None, where not
+        enough rows would come free."""
         if self._is_short or not shares.is_entitled(live):
             return False
         yielding = list(shares.yielding(live, now))
@@ -168,7 +180,8 @@ class Scheduler:
         return all(needed[name] <= cache.num_available for name, cache in self._caches.items())
 
     def _pages_to_begin(self, live: LiveRequest) -> Counter[str]:
-        """For its next feeds; after a preemption what it held before, for rows that have parted share only a prompt."""
+        """For its next feeds. After a preemption, at least what it held before: its rows no longer share more than the
+        prompt."""
         needed: Counter[str] = Counter()
         for memory in live.unfilled:
             needed[memory.model] += self._caches[memory.model].pages_for(memory.length)
@@ -181,8 +194,8 @@ class Scheduler:
         return needed
 
     def _ready_works(self, live: LiveRequest) -> list[Work]:
-        """Works that may run now. Rows that start from nothing go one after the other, so that each can adopt the pages
-        that the one before published: re-fed forks share their prompt again, as they did before."""
+        """Works that may run now. Of rows without any pages one runs at a time: the next takes the pages that both have
+        in common from the prefix index, so that forks fed again after a preemption share their prompt as before."""
         if not live.is_running or live.unfilled:  # preempted earlier in this very tick, or not encoded yet
             return []
         ready = []
@@ -198,7 +211,7 @@ class Scheduler:
         return ready
 
     def _is_first(self, live: LiveRequest, work: Work, begun: set[tuple[str, bytes]]) -> bool:
-        """Whether nobody in this tick has begun the page that the work goes on with."""
+        """Whether no other work of this tick computes the same next page."""
         row = work.row
         limit = min(work.next_read, row.indexable_length)
         digest = self._caches[row.model].next_digest(row.table, row.log.ids, row.salted(live.salt), limit)
@@ -209,7 +222,7 @@ class Scheduler:
         return is_first
 
     def _chunk_length(self, work: Work, budget: int) -> int:
-        """Tokens of a long feed for this tick; borders lie on multiples of the chunk, whatever the load."""
+        """Tokens of a long feed for this tick. It ends at a multiple of the chunk, however much else runs."""
         start, pending = work.row.table.length, work.row.num_pending
         if pending <= budget:
             return pending
@@ -255,7 +268,7 @@ class Scheduler:
         return True
 
     def _victim(self, owners: list[LiveRequest], model: str) -> LiveRequest:
-        """Of the least urgent: the youngest, unless one is large, which then counts as the youngest of all."""
+        """The youngest of the least urgent, unless one of them is large. That one goes to the end of the queue."""
         most = LARGE * self._caches[model].num_usable / len(owners)
         last = owners[-1]
         for live in reversed(owners):

@@ -22,7 +22,6 @@ from decoding.seam import (
     NOTHING,
     Draw,
     Move,
-    NothingToDraw,
     Observation,
     Open,
     Purpose,
@@ -36,8 +35,9 @@ from decoding.seam import (
 from decoding.stopping import Stopping
 from decoding.strategies.parts.draft_row import DraftRow
 from decoding.strategies.parts.drafting import DraftLength, num_accepted, residual
-from decoding.strategies.parts.prompt import open_prompt, scores_kind
-from decoding.strategies.parts.window import Choice, Round, Token, begun, matched, moved, without_drafts
+from decoding.strategies.parts.prompt import open_prompt
+from decoding.strategies.parts.report import Report, Token
+from decoding.strategies.parts.window import Round, Window, begun, matched, moved, without_drafts
 from decoding.strategies.sampling import SamplingStrategy
 
 
@@ -49,7 +49,8 @@ class AssistedStrategy:
         self._stopping = stopping
         self._tools = tools
         self._plain = SamplingStrategy(dataclasses.replace(request, strategy=Sampling(self._params.n)), stopping, tools)
-        self._choices: list[tuple[Choice, DraftRow]] = []
+        self._report = Report(request)
+        self._drafting: list[tuple[Window, DraftRow]] = []
         self._num_steps = 0
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
@@ -66,41 +67,41 @@ class AssistedStrategy:
         rounds: list[Round] = []
         trace: list[TraceEvent] = []
         unfinished = []
-        for (choice, draft), view in zip(self._choices, seen.rows, strict=True):
-            if not self._is_drafted(choice, draft):
+        for (window, draft), view in zip(self._drafting, seen.rows, strict=True):
+            if not self._is_drafted(window, draft):
                 draft.take(view)
             else:
-                rounds.append(self._verified(choice, draft, view))
+                rounds.append(self._verified(window, draft, view))
                 trace += self._trace(rounds[-1], draft, view)
-                draft.restart(len(choice.drafts) - choice.num_rejected, choice.last)
-                if rounds[-1].is_last:
-                    continue
-            unfinished.append((choice, draft))
-        self._choices = unfinished
+                draft.restart(len(window.drafts) - window.num_rejected, window.last)
+            if not window.choice.is_over:
+                unfinished.append((window, draft))
+        self._drafting = unfinished
         return self._next(rounds, trace)
 
     def _first(self, seen: Observation) -> Move:
         move = self._plain.step(Observation(seen.rows[:1]))
         length = DraftLength(self._params.num_tokens, self._params.schedule)
-        for choice in begun(move, self._stopping):
-            self._choices.append((choice, DraftRow(seen.rows[1].row, (choice.last,), length)))
+        for window in begun(self._plain.unfinished, move):
+            self._drafting.append((window, DraftRow(seen.rows[1].row, (window.last,), length)))
         following = self._next((), ())
         return dataclasses.replace(move, feeds=following.feeds, hold=following.hold, emit=without_drafts(move.emit))
 
-    def _is_drafted(self, choice: Choice, draft: DraftRow) -> bool:
+    def _is_drafted(self, window: Window, draft: DraftRow) -> bool:
         """Whether the choice's round has its drafts: never more than it may still say."""
-        g = min(draft.length.num_tokens, self._stopping.max_tokens - choice.progress.num_tokens - 1)
+        g = min(draft.length.num_tokens, window.choice.num_left - 1)
         return draft.is_over(g, self._stopping.ending_ids, self._params.confidence_threshold)
 
     def _next(self, rounds: Sequence[Round], trace: Sequence[TraceEvent]) -> Move:
-        """Each choice feeds one of its rows and holds the other; without drafts the draft row has had its day."""
+        """Each choice feeds one of its rows and holds the other; a draft row that made no drafts is dropped."""
         feeds, hold = [], []
-        for choice, draft in self._choices:
-            if not self._is_drafted(choice, draft):
-                feeds.append(draft.feed(self._draft_want(choice.index)))
-                hold.append(choice.row)
+        for window, draft in self._drafting:
+            index = window.choice.index
+            if not self._is_drafted(window, draft):
+                feeds.append(draft.feed(self._draft_want(index)))
+                hold.append(window.row)
             else:
-                feeds.append(choice.feed(draft.tokens, *self._window_wants(choice.index)))
+                feeds.append(window.feed(draft.tokens, *self._window_wants(index)))
                 hold += [draft.row] if draft.tokens else []
         return moved(rounds, feeds, hold, trace)
 
@@ -113,50 +114,32 @@ class AssistedStrategy:
 
     def _window_wants(self, index: int) -> tuple[Want, Want]:
         """What to read at the window's last position and at those before it."""
-        draws, has_logprobs = (Draw(index),), self._request.logprobs.output is not None
-        num_top, kind = self._request.logprobs.output or 0, scores_kind(self._request)
         if self._request.logits.is_greedy:
-            gathers = self._request.trace
-            want = Want(draws, has_logprobs, num_top, gather_next=gathers, is_tentative=True, scores=kind)
+            want = self._report.want(Draw(index), scores=self._report.kind)
+            want = dataclasses.replace(want, gather_next=self._request.trace, is_tentative=True)
             return want, want
-        top_k, raw_top = (0, num_top) if kind is Scores.RAW else (num_top, 0)
-        want = Want(draws, has_logprobs, top_k, raw_top, is_tentative=True, scores=Scores.PROCESSED)
+        want = dataclasses.replace(self._report.want(Draw(index)), is_tentative=True)
         return want, dataclasses.replace(want, draws=(), gather_next=True, keep=True)
 
-    def _verified(self, choice: Choice, draft: DraftRow, view: RowView) -> Round:
+    def _verified(self, window: Window, draft: DraftRow, view: RowView) -> Round:
         if self._request.logits.is_greedy:
-            tokens = matched(choice.drafts, view.readings)
+            tokens = matched(self._report, window.drafts, view.readings)
         else:
-            tokens = self._rejection_sampled(choice.index, draft, view.readings)
-        return choice.commit(view.row, tokens, self._stopping)
+            tokens = self._rejection_sampled(window.choice.index, draft, view.readings)
+        return window.commit(view.row, tokens)
 
     def _rejection_sampled(self, index: int, draft: DraftRow, readings: Sequence[Reading]) -> list[Token]:
         log_p = [r.next_score for r in readings if r.next_score is not None]
         u = self._tools.uniforms(Draw(index, Purpose.SPECULATION_ACCEPT), [r.position for r in readings[:-1]])
         k = num_accepted(log_p, draft.log_q, u)
-        at = readings[k]
-        if k == len(draft.tokens) and not at.tokens:
-            raise NothingToDraw
+        accepted, at = draft.tokens[:k], readings[k]
+        tokens = [self._report.kept(reading, x) for reading, x in zip(readings, accepted, strict=False)]
         if k == len(draft.tokens):
-            following = at.tokens[0]
-        else:
-            assert at.kept is not None
-            replacement = Draw(index, Purpose.SPECULATION_RESIDUAL)
-            following = self._tools.draw(residual(at.kept, draft.q[k]), replacement, at.position)
-        return [self._token(r, x) for r, x in zip(readings, (*draft.tokens[:k], following), strict=False)]
-
-    def _token(self, reading: Reading, token: int) -> Token:
-        """With its log-probs, where the request reports them."""
-        if self._request.logprobs.output is None:
-            return Token(token)
-        if reading.tokens:
-            raw, processed = reading.logprobs[0], reading.drawn_scores[0]
-        else:
-            assert reading.kept is not None
-            assert reading.kept_raw is not None
-            raw, processed = float(reading.kept_raw[token]), float(reading.kept[token])
-        is_raw = scores_kind(self._request) is Scores.RAW
-        return Token(token, raw, raw if is_raw else processed, reading.raw_top if is_raw else reading.top)
+            return [*tokens, self._report.drawn(at)]
+        assert at.kept is not None
+        replacement = Draw(index, Purpose.SPECULATION_RESIDUAL)
+        following = self._tools.draw(residual(at.kept, draft.q[k]), replacement, at.position)
+        return [*tokens, self._report.kept(at, following)]
 
     def _trace(self, verified: Round, draft: DraftRow, view: RowView) -> list[TraceEvent]:
         """p: the target's probability of each draft; greedily raw or processed as the request's log-probs are."""

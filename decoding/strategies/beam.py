@@ -5,13 +5,14 @@
     the K best that do not end are the next beams
     over: K finished and no beam can beat the worst of them, or early_stopping and K finished, or all M end
 
-Of the M only those are looked at that can be among the K: where M is large, most of it could but end.
+Beyond the first K of the M, candidates that surely end are skipped: they can neither finish nor go on.
 
-log p are the processed scores, not normalised again, as there; where the request has a temperature or filters, it is
-log_softmax of what its whole pipeline leaves of the logits, and still nothing is drawn. A candidate excluded by a
-processor is never taken (there it may fill a beam with -inf), so K beams may be fewer. lp and cp: Wu et al. 2016
-(arXiv 1609.08144); a beam's cp is not bounded yet by what it may still attend to, so pruning and the bound on what it
-can reach leave it out.
+log p: the processed scores, not normalised again, as there. Where the request has a temperature or filters: log_softmax
+of what its whole pipeline leaves of the logits; still nothing is drawn. A candidate excluded by a processor is never
+taken, so there may be fewer than K beams (Hugging Face may fill them with candidates at -inf).
+
+lp and cp: Wu et al. 2016 (arXiv 1609.08144). A beam that goes on may still attend to more, which raises its cp; so
+pruning and the bound on what a beam can reach leave cp out.
 """
 
 from __future__ import annotations
@@ -26,17 +27,10 @@ from decoding.logits.step import EXCLUDED
 from decoding.seam import Feed, Move, Reading, RowView, Scores, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.coverage import Coverage
-from decoding.strategies.parts.hypotheses import Hypothesis, Path, Token
+from decoding.strategies.parts.hypotheses import Hypothesis, Path
 from decoding.strategies.parts.ranking import LengthPenalty
-from decoding.strategies.parts.search import (
-    MOST_LISTED,
-    Extension,
-    Search,
-    descending,
-    described,
-    reported,
-    search_want,
-)
+from decoding.strategies.parts.report import Token
+from decoding.strategies.parts.search import MOST_LISTED, Extension, Search, descending, described
 
 Continuation = tuple[float, int, int, Token]
 """-score of the path, its beam, the token's rank there, the token: in the order of their ranking."""
@@ -49,7 +43,7 @@ class BeamStrategy(Search):
         self._params = params
         self._ending_ids = stopping.ending_ids
         self._num_candidates = max(2, 1 + len(self._ending_ids)) * params.num_beams  # M
-        super().__init__(request, stopping, params.n, self._wanted(request))
+        super().__init__(request, stopping)
         self._penalty = LengthPenalty(params.length_penalty, params.length_penalty_type)
         self._prune = params.prune if isinstance(params, Beam) else None
         beta = params.coverage_penalty if isinstance(params, Beam) else 0.0
@@ -57,11 +51,11 @@ class BeamStrategy(Search):
         self._beams = [self._answers.root]
         self._finished: list[Hypothesis] = []
 
-    def _wanted(self, request: Request) -> Want:
+    def _wanted(self) -> Want:
         is_wide = self._num_candidates > MOST_LISTED
-        scores = Scores.PROCESSED if request.logits.warps else Scores.BEAM
-        want = search_want(request, 0 if is_wide else self._num_candidates, scores)
-        has_coverage = isinstance(request.strategy, Beam) and request.strategy.coverage_penalty > 0
+        scores = Scores.PROCESSED if self._request.logits.warps else Scores.BEAM
+        want = self._report.want(top_k=0 if is_wide else self._num_candidates, scores=scores)
+        has_coverage = isinstance(self._params, Beam) and self._params.coverage_penalty > 0
         return dataclasses.replace(want, full=is_wide, attention=has_coverage)
 
     def _advance(self, rows: Sequence[RowView]) -> Move:
@@ -82,7 +76,7 @@ class BeamStrategy(Search):
     def _continued(self, readings: Sequence[Reading]) -> tuple[list[Extension], list[Extension]]:
         """Of the M best those that end among the first K, and the K best that go on.
 
-        Ties go to the earlier beam and then to the lower id, as flat indices would.
+        Among equals the earlier beam comes first, then the lower id.
         """
         num_beams = self._params.num_beams
         ended: list[Extension] = []
@@ -103,19 +97,17 @@ class BeamStrategy(Search):
         """Best first."""
         total = self._beams[beam].score
         if reading.full is None:
-            for at, (token_id, score) in enumerate(reading.top):
+            for at, (_, score) in enumerate(reading.top):
                 if score > EXCLUDED:
-                    raw = reading.top_logprobs[at] if reading.top_logprobs else 0.0
-                    yield -(total + score), beam, at, reported(self._request, reading, token_id, score, raw)
+                    yield -(total + score), beam, at, self._report.listed(reading, at)
             return
         scores = reading.full.numpy()
         for at, token_id in enumerate(descending(scores, 2 * self._params.num_beams)):
             score = float(scores[token_id])
-            raw = 0.0 if reading.full_logprobs is None else float(reading.full_logprobs[token_id])
-            yield -(total + score), beam, at, reported(self._request, reading, token_id, score, raw)
+            yield -(total + score), beam, at, self._report.full(reading, token_id, score)
 
     def _surely_ends(self, token_id: int) -> bool:
-        """Before it is looked at what the text would be."""
+        """Whether a path ends with this token, whatever its text."""
         return token_id in self._ending_ids or self._beams[0].length + 1 >= self._stopping.max_tokens
 
     def _finish(self, paths: Sequence[Path]) -> None:
@@ -127,7 +119,7 @@ class BeamStrategy(Search):
         return score if self._coverage is None else score + self._coverage.penalty(path)
 
     def _is_pruned(self, path: Path) -> bool:
-        """Only once all n choices have something to return."""
+        """Whether it is too far behind the best finished one. Never, until there are n finished ones to return."""
         if self._prune is None or len(self._finished) < self._n:
             return False
         return self._finished[0].score - self._penalty.score(path.score, path.length) > self._prune

@@ -3,8 +3,7 @@
     draw M of all y . v without replacement from softmax(s(y) + log p(v | y)), p after the warpers
     go on as beam search does with its M best, in the order drawn: only the first K drawn may finish
 
-Each draw inverts the distribution function of what the draws before left over. Where fewer than M continuations have
-a chance at all, there are fewer candidates.
+Where fewer than M continuations have a probability above 0, there are fewer candidates.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from decoding.seam import Draw, Purpose, Reading, Scores, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies.beam import BeamStrategy
 from decoding.strategies.parts.hypotheses import Path
-from decoding.strategies.parts.search import MOST_LISTED, Extension, reported, search_want
+from decoding.strategies.parts.search import MOST_LISTED, Extension
 
 NOISE = Draw(0, Purpose.BEAM_GUMBEL)
 
@@ -32,8 +31,8 @@ class BeamSampleStrategy(BeamStrategy):
         super().__init__(request, stopping, tools)
         self._tools = tools
 
-    def _wanted(self, request: Request) -> Want:
-        return dataclasses.replace(search_want(request, 0, Scores.WARPED), full=True)
+    def _wanted(self) -> Want:
+        return dataclasses.replace(self._report.want(scores=Scores.WARPED), full=True)
 
     def _continued(self, readings: Sequence[Reading]) -> tuple[list[Extension], list[Extension]]:
         """Of the M drawn those that end among the first K, and the K best that go on."""
@@ -64,9 +63,8 @@ class BeamSampleStrategy(BeamStrategy):
 
     def _drawn(self, beam: int, reading: Reading, token_id: int) -> Path:
         score = float(_full(reading)[token_id])
-        raw = 0.0 if reading.full_logprobs is None else float(reading.full_logprobs[token_id])
         parent = self._beams[beam]
-        return self._path(parent, reported(self._request, reading, token_id, score, raw), parent.score + score)
+        return self._path(parent, self._report.full(reading, token_id, score), parent.score + score)
 
 
 def _full(reading: Reading) -> np.ndarray:

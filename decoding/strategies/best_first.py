@@ -4,16 +4,18 @@
     pop the best of all Q; it takes a place at t
         finished: it keeps a place at every later t, as a finished hypothesis stays in its beam; it is a result
         else: feed it; its K best continuations enter Q_{t+1}
-    Q_t never holds more than the places left at t; none left at t: nothing shorter than t can be in the beam any more
+    Q_t holds no more paths than there are places left at t; when none is left, all shorter open paths are dropped
 
-A score s(y) only falls as y grows, so this pops what beam search keeps (finished hypotheses stay in the beam, it goes
-on until the n best of it are finished), and never feeds what it would drop. Only a processor that lifts a log-prob
-above 0 (a positive bias) breaks that; then the search is merely best-first. With a length penalty s(y) / |Y| ** alpha
-ranks the finished, and falls no more; the search then goes on until no open path y can reach the n-th best of them:
-at most s(y) / L ** alpha, L = max_tokens for alpha > 0 and |Y| below, or until it has the beam's K results.
+A score s(y) only falls as y grows. So the paths popped are those that beam search keeps, where finished hypotheses stay
+in the beam and the search ends when the n best of it are finished; and no path is fed that beam search would drop. This
+breaks only where a processor lifts a log-prob above 0 (a positive bias); then the search is merely best-first.
 
-A child is its parent's row and a token until it is popped; parents wait for their children. Of more than `max_rows`
-rows the worst parent's goes, and its children then start from the nearest ancestor that still has one.
+With a length penalty, finished paths are ranked by s(y) / |Y| ** alpha, which may also rise. The search then goes on
+until it has the beam's K results, or no open path y can reach the n-th best of them. It can reach s(y) / L ** alpha at
+most: L = max_tokens for alpha > 0, else |Y|.
+
+A child has no row of its own before it is popped: its parent's row is held until then. When there are more than
+`max_rows` rows, that of the worst parent is dropped; its children are then fed from the nearest ancestor with a row.
 """
 
 from __future__ import annotations
@@ -24,12 +26,11 @@ from collections import Counter
 from collections.abc import Sequence
 
 from decoding.contract.params import BestFirst, Request
-from decoding.logits.step import EXCLUDED
-from decoding.seam import Feed, Figure, Json, Move, Reading, RowId, RowView, Tools, TraceEvent
+from decoding.seam import Feed, Figure, Json, Move, Reading, RowId, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Hypothesis, Path
 from decoding.strategies.parts.ranking import LengthPenalty
-from decoding.strategies.parts.search import Search, reported, search_want
+from decoding.strategies.parts.search import Search
 
 
 class BestFirstStrategy(Search):
@@ -37,7 +38,7 @@ class BestFirstStrategy(Search):
         params = request.strategy
         assert isinstance(params, BestFirst)
         self._params = params
-        super().__init__(request, stopping, params.n, search_want(request, params.num_beams))
+        super().__init__(request, stopping)
         self._penalty = LengthPenalty(params.length_penalty)
         self._queues: dict[int, list[Path]] = {}  # length -> best first
         self._popped: Counter[int] = Counter()  # length -> how many
@@ -47,6 +48,9 @@ class BestFirstStrategy(Search):
         self._fed = self._answers.root
         self._num_forwards = 1
         self._depth = 0  # of the longest path fed
+
+    def _wanted(self) -> Want:
+        return self._report.want(top_k=self._params.num_beams, scores=Scores.BEAM)
 
     def _advance(self, rows: Sequence[RowView]) -> Move:
         self._rows[self._fed] = rows[0].row
@@ -61,14 +65,11 @@ class BestFirstStrategy(Search):
         return Move(emit=self._answers.end(self._results, self._figures()), trace=tuple(trace))
 
     def _enqueue(self, parent: Path, reading: Reading) -> None:
-        for rank, (token_id, score) in enumerate(reading.top[: self._params.num_beams]):
-            if score > EXCLUDED:
-                raw = reading.top_logprobs[rank] if reading.top_logprobs else 0.0
-                token = reported(self._request, reading, token_id, score, raw)
-                child = self._path(parent, token, parent.score + score)
-                insort(self._queues.setdefault(child.length, []), child, key=lambda path: -path.score)
-                self._num_queued[parent] += 1
-                self._answers.keep(child)
+        for token, score in self._report.candidates(reading, self._params.num_beams):
+            child = self._path(parent, token, parent.score + score)
+            insort(self._queues.setdefault(child.length, []), child, key=lambda path: -path.score)
+            self._num_queued[parent] += 1
+            self._answers.keep(child)
         self._answers.drop(parent)
         self._trim()
 

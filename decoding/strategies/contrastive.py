@@ -11,18 +11,18 @@ however few are left (Hugging Face fills up to k with them).
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import normalize
 
 from decoding.contract.params import Contrastive, Request
-from decoding.seam import Feed, Move, Observation, Reading, RowView, Scores, Tools, TraceEvent, Want
+from decoding.seam import Feed, Move, NothingToDraw, Observation, Reading, RowView, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
-from decoding.strategies.parts.choice import Choice, TokenScores
+from decoding.strategies.parts.choice import Choice
 from decoding.strategies.parts.hidden_bank import HiddenBank
 from decoding.strategies.parts.prompt import inner_want, open_prompt, prompt_scores
+from decoding.strategies.parts.report import Report, Token
 
 
 class ContrastiveStrategy:
@@ -31,9 +31,10 @@ class ContrastiveStrategy:
         self._request = request
         self._alpha = request.strategy.penalty_alpha
         self._k = request.strategy.k if self._alpha else 1  # the likeliest wins then
-        self._choice = Choice(stopping)
+        self._report = Report(request)
+        self._choice = Choice(self._report, stopping)
         self._bank = HiddenBank()
-        self._parent: Reading | None = None  # where the candidates under way come from
+        self._candidates: list[tuple[Token, float]] = []  # each with its log p
         self._num_steps = 0
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
@@ -41,22 +42,21 @@ class ContrastiveStrategy:
         return Move((open_prompt(self._request, self._want(), inner),))
 
     def step(self, seen: Observation) -> Move:
-        if self._parent is None:
+        if not self._candidates:
             return self._after_prompt(seen.rows[0])
         h = _units([view.last for view in seen.rows])  # [k, hidden]
-        candidates = self._candidates(self._parent)
-        p = torch.tensor([logp for _, logp in candidates]).exp()
+        p = torch.tensor([logp for _, logp in self._candidates]).exp()
         penalty = self._bank.nearest(h)
         score = (1 - self._alpha) * p - self._alpha * penalty
         best = int(score.argmax())
         self._bank.extend(h[best : best + 1])
-        emit = self._choice.emit(candidates[best][0], self._token_scores(self._parent, best))
+        self._choice.push(self._candidates[best][0])
+        emit = self._choice.emit()
         trace = (self._event(p, penalty, score, best),) if self._request.trace else ()
         self._num_steps += 1
         if self._choice.is_over:
             return Move(emit=(emit,), trace=trace)
-        move = self._branch(seen.rows[best])
-        return dataclasses.replace(move, emit=(emit, *move.emit), trace=trace)
+        return dataclasses.replace(self._branch(seen.rows[best]), emit=(emit,), trace=trace)
 
     def _after_prompt(self, prompt: RowView) -> Move:
         self._bank.extend(_units(prompt.readings))
@@ -65,41 +65,18 @@ class ContrastiveStrategy:
 
     def _branch(self, view: RowView) -> Move:
         """Feed each candidate for the next token to a fork of its own."""
-        self._parent = view.last
-        candidates = self._candidates(view.last)
-        if not candidates:
-            return Move(emit=(self._choice.fail(),))
-        want = Want(hidden=True) if self._choice.is_last_token_due else self._want()
-        return Move(tuple(Feed(view.row, (token,), want=want) for token, _ in candidates))
+        self._candidates = self._report.candidates(view.last, self._k)
+        if not self._candidates:
+            raise NothingToDraw
+        want = Want(hidden=True) if self._choice.num_left == 1 else self._want()
+        return Move(tuple(Feed(view.row, (token.id,), want=want) for token, _ in self._candidates))
 
     def _want(self) -> Want:
         """What a position has to tell for the candidates that follow it."""
-        num_top, is_raw = self._request.logprobs.output, self._request.logprobs.mode == "raw"
-        reported = num_top or 0
-        return Want(
-            logprobs=num_top is not None,
-            top_k=self._k if is_raw else max(self._k, reported),
-            raw_top=reported if is_raw else 0,
-            hidden=True,
-            scores=Scores.PROCESSED,
-        )
-
-    def _candidates(self, reading: Reading) -> list[tuple[int, float]]:
-        """(id, log p), likeliest first."""
-        return [(token, logp) for token, logp in reading.top[: self._k] if math.isfinite(logp)]
-
-    def _token_scores(self, reading: Reading, best: int) -> TokenScores | None:
-        num_top = self._request.logprobs.output
-        if num_top is None:
-            return None
-        raw = reading.top_logprobs[best]
-        if self._request.logprobs.mode == "raw":
-            return TokenScores(raw, reading.raw_top, raw)
-        return TokenScores(reading.top[best][1], reading.top[:num_top], raw)
+        return dataclasses.replace(self._report.want(top_k=self._k), hidden=True)
 
     def _event(self, p: torch.Tensor, penalty: torch.Tensor, score: torch.Tensor, best: int) -> TraceEvent:
-        assert self._parent is not None
-        ids = [token for token, _ in self._candidates(self._parent)]
+        ids = [token.id for token, _ in self._candidates]
         values = {"tokens": ids, "probabilities": p.tolist(), "penalties": penalty.tolist(), "scores": score.tolist()}
         return TraceEvent(self._num_steps, "candidates", {**values, "token": ids[best]})
 

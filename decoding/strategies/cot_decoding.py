@@ -4,12 +4,14 @@
     Delta_k = mean over the answer's tokens t of p(x1_t) - p(x2_t), the two likeliest tokens at t
     return the surest branch: of all (largest Delta), or of the answer whose branches' Deltas sum to most (aggregate)
 
-p in Delta is the model's own (raw) and takes the two likeliest at the branch too, whichever token the branch took
-there; the k tokens are the likeliest that the logits pipeline leaves. A branch without an answer comes last; if none
-has one, Delta is over all tokens. Branches draw as the request says: greedily at temperature 0, which is the paper's.
-The suffix, if any, is fed behind the text without the EOS or stop id that ended it. The answer is then what is said
-behind it, up to a line break, and its tokens are those of the text that say the same for the last time; where none do,
-they are those behind the suffix.
+p in Delta is the model's own (raw). Also at the branching position it is that of the two likeliest tokens, whichever
+one the branch took. The k tokens are the likeliest that the logits pipeline leaves. A branch without an answer comes
+last; if none has one, Delta is over all tokens. Branches draw as the request says; the paper's are greedy (temperature
+0).
+
+With a suffix, it is fed behind the text, without the EOS or stop id that ended that. The answer is then what the model
+says behind the suffix, up to a line break. Its tokens are the last ones in the text that say the same; if there are
+none, those behind the suffix.
 """
 
 from __future__ import annotations
@@ -47,16 +49,21 @@ from decoding.seam import (
     Want,
 )
 from decoding.stopping import START, Progress, Stopping
+from decoding.strategies.parts.choice import stop_sequence, text_ids
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 from decoding.strategies.parts.ranking import Vote, by_agreement, surest
-from decoding.strategies.parts.tokens import Token, candidates, drawn, emit, stop_sequence, text_ids, token_want
+from decoding.strategies.parts.report import Report, Token
 
 
 @dataclass(slots=True)
 class _Branch:
-    """gaps: p(x1) - p(x2) where each token was taken. said: what comes after the suffix, likewise.
+    """A path, and what it is worth.
 
-    answer, delta, score (what it is ranked by) are known at the end; delta stays None where others alone have answers.
+    gaps: p(x1) - p(x2) where each token was taken.
+    said, said_gaps, said_progress: the same of what comes behind the suffix.
+    answer: known at the end, as what follows.
+    delta: None where other branches have an answer and this one has none.
+    score: what it is ranked by.
     """
 
     index: int = 0
@@ -85,6 +92,7 @@ class CotDecodingStrategy:
         assert isinstance(request.strategy, CotDecoding)
         self._params = request.strategy
         self._request = request
+        self._report = Report(request)
         self._stopping = stopping
         self._tools = tools
         regex = self._params.answer_regex
@@ -111,15 +119,15 @@ class CotDecodingStrategy:
 
     def _want(self, branch: _Branch) -> Want:
         is_crossing = len(branch.tokens) == self._params.branch_at
-        return token_want(self._request, Draw(branch.index), top_k=self._params.k if is_crossing else 0, raw_top=2)
+        return self._report.want(Draw(branch.index), top_k=self._params.k if is_crossing else 0, raw_top=2)
 
     def _grown(self, branch: _Branch, row: RowView) -> list[tuple[_Branch, Feed | None]]:
         """What becomes of a branch: itself one token on, or k of it at the crossing; no feed where it is over."""
         if branch.finish is not None:
             return [(branch, self._say(branch, row))]
         if len(branch.tokens) != self._params.branch_at:
-            return [(branch, self._take(branch, row, drawn(self._request, row.last)))]
-        firsts = candidates(self._request, row.last, self._params.k)
+            return [(branch, self._take(branch, row, self._report.drawn(row.last)))]
+        firsts = self._report.candidates(row.last, self._params.k)
         self._note("branching", candidates=[{"token": t.id, "probability": math.exp(score)} for t, score in firsts])
         self._branches = [branch.twin(i) for i in range(len(firsts))]
         return [(b, self._take(b, row, token)) for b, (token, _) in zip(self._branches, firsts, strict=True)]
@@ -160,7 +168,7 @@ class CotDecodingStrategy:
     def _emit(self, choice: int, branch: _Branch) -> Emit:
         assert branch.finish is not None
         finish = Finish(branch.finish.reason, branch.finish.stop_reason, branch.score, branch.figures)
-        return emit(self._request, choice, branch.tokens, finish)
+        return self._report.emit(choice, branch.tokens, finish)
 
     def _ranked(self) -> list[_Branch]:
         for branch in self._branches:

@@ -1,8 +1,10 @@
 """entropix (xjdr-alt/entropix): how sure the model is decides how its next token is chosen.
 
-    metrics of z and of the last layer's attention -> quadrant -> sampling parameters (`logits/quadrants.py`)
-    certain: the best token. thinking: the think token, unless it was the last one. adaptive: of several draws the
-    likeliest by the model's own word (the reference adds a confidence to each score, the same for all). else: one draw
+    metrics of z and of the last layer's attention -> quadrant -> sampling parameters (`parts/quadrants.py`)
+    certain: the best token
+    thinking: the think token, unless it was the last one
+    adaptive: of several draws the one with the largest z (the reference adds a confidence, the same for all)
+    else: one draw
 
 The metrics are those of the untouched z; the choice is made from what the request's masks and penalties leave of it.
 """
@@ -17,9 +19,9 @@ import torch
 
 from decoding.contract.params import Entropix, Request
 from decoding.logits.step import EXCLUDED
-from decoding.seam import Draw, Feed, Json, Move, Observation, Purpose, Reading, Tools, TraceEvent
+from decoding.seam import Draw, Feed, Json, Move, NothingToDraw, Observation, Purpose, Reading, Tools, TraceEvent
 from decoding.stopping import Stopping
-from decoding.strategies.parts.choice import Choice, is_possible, token_scores, whole, whole_logits
+from decoding.strategies.parts.choice import Choice
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
 from decoding.strategies.parts.quadrants import (
     Attention,
@@ -31,6 +33,7 @@ from decoding.strategies.parts.quadrants import (
     quadrant,
     settings,
 )
+from decoding.strategies.parts.report import Report, is_possible, whole_logits
 
 BITS = 1.4426950408889634
 """Per nat."""
@@ -38,7 +41,10 @@ BITS = 1.4426950408889634
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """scores: float32 [vocab], what the token was picked from. settings: None where nothing was drawn."""
+    """scores: float32 [vocab], what the token was picked from.
+
+    settings: None where nothing was drawn.
+    """
 
     quadrant: Quadrant
     token: int
@@ -52,8 +58,10 @@ class EntropixStrategy:
         self._request = request
         self._params = request.strategy
         self._tools = tools
-        self._choice = Choice(stopping)
-        self._want = dataclasses.replace(whole(request), entropy=True, attention=self._params.uses_attention)
+        self._report = Report(request)
+        self._choice = Choice(self._report, stopping)
+        logits, has_attention = self._report.want_logits(), self._params.uses_attention
+        self._want = dataclasses.replace(logits, entropy=True, attention=has_attention)
         self._last_token = request.prompt_ids[-1]
         self._num_steps = 0
 
@@ -65,15 +73,15 @@ class EntropixStrategy:
         prompt = prompt_scores(self._request, view.readings) if self._num_steps == 0 else None
         z = self._tools.process(view.row, (), whole_logits(view.last), warps=False)
         if not is_possible(z):
-            return Move(emit=(self._choice.fail(),), prompt=prompt)
+            raise NothingToDraw
         m = self._metrics(view.last)
         decided = self._decide(m, whole_logits(view.last), z, view.last.position)
         self._last_token = decided.token
-        emit = self._choice.emit(decided.token, token_scores(self._request, decided.token, view.last, decided.scores))
+        self._choice.push(self._report.picked(view.last, decided.token, decided.scores))
         trace = (self._event(m, decided),) if self._request.trace else ()
         self._num_steps += 1
         feeds = () if self._choice.is_over else (Feed(view.row, (decided.token,), want=self._want),)
-        return Move(feeds, emit=(emit,), prompt=prompt, trace=trace)
+        return Move(feeds, emit=(self._choice.emit(),), prompt=prompt, trace=trace)
 
     def _metrics(self, reading: Reading) -> Metrics:
         assert reading.entropy is not None

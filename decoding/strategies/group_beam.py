@@ -24,16 +24,7 @@ from decoding.seam import Feed, FinishReason, Move, RowView, Scores, Tools, Trac
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Hypothesis, Path
 from decoding.strategies.parts.ranking import LengthPenalty
-from decoding.strategies.parts.search import (
-    MOST_LISTED,
-    Extension,
-    Search,
-    descending,
-    described,
-    is_plain,
-    reported,
-    search_want,
-)
+from decoding.strategies.parts.search import MOST_LISTED, Extension, Search, descending, described, is_plain
 
 Ranked = tuple[int, float, float]
 """A token's id, its score after the penalty and the processors, its raw log-prob."""
@@ -41,7 +32,10 @@ Ranked = tuple[int, float, float]
 
 @dataclass(slots=True)
 class _Group:
-    """beams: the open paths, none once the group is over. finished: the K' best, oldest first."""
+    """beams: the open paths; none once the group is over.
+
+    finished: the K' best, oldest first.
+    """
 
     beams: list[Path]
     finished: list[Hypothesis] = field(default_factory=list)
@@ -66,16 +60,16 @@ class GroupBeamStrategy(Search):
         self._ending_ids = stopping.ending_ids
         self._width = max(2, 1 + len(self._ending_ids)) * self._size
         self._is_plain = is_plain(request) and self._width <= MOST_LISTED
-        super().__init__(request, stopping, params.n, self._wanted(request))
+        super().__init__(request, stopping)
         self._penalty = LengthPenalty(params.length_penalty)
         self._groups = [_Group([self._answers.root]) for _ in range(params.num_beam_groups)]
 
-    def _wanted(self, request: Request) -> Want:
+    def _wanted(self) -> Want:
         """Where only the diversity penalty changes scores, the best are enough: it lowers one for each other beam."""
         if not self._is_plain:
-            return dataclasses.replace(search_want(request, 0, Scores.RAW), full=True)
-        num_best = max(self._width, request.logprobs.output or 0)
-        return search_want(request, num_best + self._params.num_beams - self._size, Scores.RAW)
+            return dataclasses.replace(self._report.want(scores=Scores.RAW), full=True)
+        num_best = max(self._width, self._report.num_top)
+        return self._report.want(top_k=num_best + self._params.num_beams - self._size, scores=Scores.RAW)
 
     def _advance(self, rows: Sequence[RowView]) -> Move:
         taken: Counter[int | None] = Counter()  # token id -> how many beams took it in this step
@@ -105,7 +99,7 @@ class GroupBeamStrategy(Search):
         totals = merge(*(self._totals(at, group.beams[at], chain(*tokens)) for at, tokens in enumerate(ranked)))
         for rank, (cost, at, _, (token_id, score, raw)) in enumerate(islice(totals, self._width)):
             if rank < self._size or token_id not in self._ending_ids:
-                token = reported(self._request, rows[at].last, token_id, score, raw, ranked=tops[at])
+                token = self._report.token(rows[at].last, token_id, score, raw, ranked=tops[at])
                 yield at, self._path(group.beams[at], token, -cost)
 
     def _totals(self, at: int, beam: Path, tokens: Iterable[Ranked]) -> Iterator[tuple[float, int, int, Ranked]]:
@@ -115,7 +109,7 @@ class GroupBeamStrategy(Search):
     def _ranked_tokens(self, row: RowView, taken: Counter[int | None]) -> tuple[list[Ranked], Iterator[Ranked]]:
         """A row's tokens after the penalty and the processors, best first: as many as are reported, and the others."""
         penalty, reading = self._params.diversity_penalty, row.last
-        num_reported = self._request.logprobs.output or 0
+        num_reported = self._report.num_top
         if self._is_plain:
             plain = [(i, s - penalty * taken[i], s) for i, s in reading.top]
             plain.sort(key=lambda t: (-t[1], t[0]))

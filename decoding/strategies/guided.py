@@ -3,48 +3,36 @@
     logp = gamma * (log p(. | c, y_<t) - log p(. | u, y_<t)) + log p(. | u, y_<t)
     the request's pipeline on logp; pick y_t; both contexts read it
 
-A token without any chance in one of the contexts: what the other says decides, if it counts there (c for gamma >= 1, u
-for gamma = 0), else it stays excluded. gamma = 1 is plain decoding; the guided scores are not normalised before the
-pipeline (as in Hugging Face).
+gamma = 1 is plain decoding. The guided scores are not normalised before the pipeline (as in Hugging Face).
+
+A token whose probability is 0 in c is excluded, except for gamma = 0, where u alone counts. One whose probability is 0
+in u alone has the score log p(. | c, y_<t) for gamma >= 1, and is excluded otherwise.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 
 from decoding.contract.params import Guided, Request
 from decoding.logits.step import EXCLUDED
-from decoding.seam import Move, Observation, RowView, Tools
+from decoding.seam import RowView, Tools
 from decoding.stopping import Stopping
-from decoding.strategies.parts.choice import whole_logits
 from decoding.strategies.parts.lock_step import LockStep, Verdict
+from decoding.strategies.parts.report import whole_logits
 
 
-class GuidedStrategy:
+class GuidedStrategy(LockStep):
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Guided)
+        super().__init__(request, stopping, tools, context_ids=request.strategy.negative_ids, kind="guidance")
         self._gamma = request.strategy.scale
-        self._is_greedy = request.logits.is_greedy
-        self._tools = tools
-        negative_ids = request.strategy.negative_ids
-        self._lock_step = LockStep(
-            request, stopping, tools, context_ids=negative_ids, judge=self._judge, kind="guidance"
-        )
-
-    def begin(self, prompt_ids: Sequence[int]) -> Move:
-        return self._lock_step.begin()
-
-    def step(self, seen: Observation) -> Move:
-        return self._lock_step.step(seen)
 
     def _judge(self, c: RowView, u: RowView) -> Verdict:
         logp_c = whole_logits(c.last).log_softmax(dim=-1)
         logp_u = whole_logits(u.last).log_softmax(dim=-1)
         scores = self._tools.process(c.row, (), guided(logp_c, logp_u, self._gamma))
         trace = {"scale": self._gamma, "unguided_token": int(logp_c.argmax()), "negative_token": int(logp_u.argmax())}
-        return Verdict(scores, self._is_greedy, trace)
+        return Verdict(scores, self._request.logits.is_greedy, trace)
 
 
 def guided(logp_c: torch.Tensor, logp_u: torch.Tensor, gamma: float) -> torch.Tensor:

@@ -11,36 +11,25 @@ follows it closely; where it does not, T0 stays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
 
 from decoding.contract.params import KlGuided, Request
 from decoding.logits.step import row_sum
-from decoding.seam import Move, Observation, RowView, Tools
+from decoding.seam import RowView, Tools
 from decoding.stopping import Stopping
-from decoding.strategies.parts.choice import whole_logits
 from decoding.strategies.parts.lock_step import LockStep, Verdict
+from decoding.strategies.parts.report import whole_logits
 
 LEAST = 1e-7
 
 
-class KlGuidedStrategy:
+class KlGuidedStrategy(LockStep):
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, KlGuided)
+        super().__init__(request, stopping, tools, context_ids=request.strategy.context_ids, kind="temperature")
         self._sigma = request.strategy.sigma
         self._logits = request.logits
-        self._tools = tools
-        context_ids = request.strategy.context_ids
-        self._lock_step = LockStep(
-            request, stopping, tools, context_ids=context_ids, judge=self._judge, kind="temperature"
-        )
-
-    def begin(self, prompt_ids: Sequence[int]) -> Move:
-        return self._lock_step.begin()
-
-    def step(self, seen: Observation) -> Move:
-        return self._lock_step.step(seen)
 
     def _judge(self, c: RowView, u: RowView) -> Verdict:
         z = whole_logits(c.last)

@@ -16,11 +16,11 @@ import math
 from collections.abc import Sequence
 
 from decoding.contract.params import PromptLookup, Request, Sampling
-from decoding.seam import Draw, Feed, Move, Observation, RowView, Tools, TraceEvent, Want
+from decoding.seam import Draw, Feed, Move, Observation, RowView, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.parts.drafting import Ngrams
-from decoding.strategies.parts.prompt import scores_kind
-from decoding.strategies.parts.window import Choice, Round, begun, matched, moved, without_drafts
+from decoding.strategies.parts.report import Report
+from decoding.strategies.parts.window import Round, Window, begun, matched, moved, without_drafts
 from decoding.strategies.sampling import SamplingStrategy
 
 
@@ -31,7 +31,8 @@ class PromptLookupStrategy:
         self._request = request
         self._stopping = stopping
         self._plain = SamplingStrategy(dataclasses.replace(request, strategy=Sampling(self._params.n)), stopping, tools)
-        self._choices: list[Choice] = []
+        self._report = Report(request)
+        self._windows: list[Window] = []
         self._texts: dict[int, Ngrams] = {}
         self._num_steps = 0
 
@@ -44,40 +45,31 @@ class PromptLookupStrategy:
         if self._num_steps == 1:
             return self._first(self._plain.step(seen))
         rounds = [
-            c.commit(v.row, matched(c.drafts, v.readings), self._stopping)
-            for c, v in zip(self._choices, seen.rows, strict=True)
+            w.commit(v.row, matched(self._report, w.drafts, v.readings))
+            for w, v in zip(self._windows, seen.rows, strict=True)
         ]
-        for choice, verified in zip(self._choices, rounds, strict=True):
-            self._texts[choice.index].extend(verified.emit.token_ids)
+        for verified in rounds:
+            self._texts[verified.emit.choice].extend(verified.emit.token_ids)
         trace = self._trace(rounds, seen.rows) if self._request.trace else ()
-        self._choices = [c for c, r in zip(self._choices, rounds, strict=True) if not r.is_last]
-        return moved(rounds, [self._window(choice) for choice in self._choices], trace=trace)
+        self._windows = [w for w in self._windows if not w.choice.is_over]
+        return moved(rounds, [self._feed(window) for window in self._windows], trace=trace)
 
     def _first(self, move: Move) -> Move:
-        self._choices = begun(move, self._stopping)
+        self._windows = begun(self._plain.unfinished, move)
         prompt = Ngrams(self._request.prompt_ids, self._params.max_ngram)
-        for choice in self._choices:
-            self._texts[choice.index] = text = prompt.fork()
-            text.extend((choice.last,))
-        feeds = tuple(self._window(choice) for choice in self._choices)
+        for window in self._windows:
+            self._texts[window.choice.index] = text = prompt.fork()
+            text.extend((window.last,))
+        feeds = tuple(self._feed(window) for window in self._windows)
         return dataclasses.replace(move, feeds=feeds, emit=without_drafts(move.emit))
 
-    def _window(self, choice: Choice) -> Feed:
+    def _feed(self, window: Window) -> Feed:
         """The choice's next feed: its last token and what it proposes, never more than it may still say."""
-        g = min(self._params.num_tokens, self._stopping.max_tokens - choice.progress.num_tokens - 1)
-        want = self._want(choice.index)
-        return choice.feed(self._texts[choice.index].propose(g, self._stopping.ending_ids), want, want)
-
-    def _want(self, index: int) -> Want:
-        num_top = self._request.logprobs.output
-        return Want(
-            (Draw(index),),
-            logprobs=num_top is not None,
-            top_k=num_top or 0,
-            gather_next=self._request.trace,
-            is_tentative=True,
-            scores=scores_kind(self._request),
-        )
+        choice = window.choice
+        g = min(self._params.num_tokens, choice.num_left - 1)
+        want = self._report.want(Draw(choice.index), scores=self._report.kind)
+        want = dataclasses.replace(want, gather_next=self._request.trace, is_tentative=True)
+        return window.feed(self._texts[choice.index].propose(g, self._stopping.ending_ids), want, want)
 
     def _trace(self, rounds: Sequence[Round], rows: Sequence[RowView]) -> tuple[TraceEvent, ...]:
         """p: the target's probability of each draft, raw or processed as the request's log-probs are."""

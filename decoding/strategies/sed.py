@@ -4,25 +4,26 @@
     speculate: force each of the k likeliest tokens j and continue it greedily, at most max_rollout tokens
     evaluate: feed the question behind it, or all of it to a judge's own context; p_se(j) = P(yes)
     commit the token with the largest alpha * p_se(j) + (1 - alpha) * p_gen(j), and go on;
-    where no p_se(j) reaches 0.001 none of the k is taken, but the next likeliest token
+    where no p_se(j) reaches 0.001, commit the next likeliest token after the k instead
 
-As the authors' code has it, but that their judge writes a text and P(yes) is that of the last [[Y]] in it, here that of
-the next token. p1, p2 and p_gen are those after the logits pipeline, so that no token it excludes is tried; entropy and
-the answer to the question are the model's own. The winner's rollout is what greedy decoding would do next,
-so it is kept up to its own next chaotic point; inside a rollout such points are passed over. Rows draw as the request
-says: greedily at temperature 0, which is the paper's. An EOS or stop id that ended a rollout is not fed.
+This is what the authors' code does, with one difference: their judge writes a text and P(yes) is that of the last [[Y]]
+in it; here it is that of the next token. p1, p2 and p_gen are taken after the logits pipeline, so that no token it
+excludes is tried; entropy and the answer to the question are the model's own.
+
+Chaotic points inside a rollout do not count while it is tried. The winner's rollout is what greedy decoding would do
+next, so it is kept up to its first chaotic point. Rows draw as the request says; the paper's are greedy (temperature
+0). An EOS or stop id that ended a rollout is not fed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from decoding.contract.params import Request, Sed
 from decoding.seam import (
     Draw,
-    Emit,
     Feed,
     Finish,
     Json,
@@ -36,19 +37,26 @@ from decoding.seam import (
     TraceEvent,
     Want,
 )
-from decoding.stopping import START, Progress, Stopping
+from decoding.stopping import Progress, Stopping
+from decoding.strategies.parts.choice import Choice, text_ids
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
-from decoding.strategies.parts.tokens import Token, candidates, drawn, emit, text_ids, token_want
+from decoding.strategies.parts.report import Report, Token
 
 LEAST_GOOD = 1e-3
-"""Evaluations of which none reaches this speak against all candidates."""
+"""Where no candidate's p_se reaches this, none of them is taken."""
 BITS = 1 / math.log(2)
 """Per nat."""
 
 
 @dataclass(slots=True)
 class _Rollout:
-    """A candidate and what follows it: readings[i] was read after tokens[i]. row: its own, num_fed past the point."""
+    """A candidate and what follows it.
+
+    readings: readings[i] was read behind tokens[i].
+    row: its own.
+    num_fed: so many tokens of it come behind the chaotic point.
+    p_se, p_no: the probabilities of yes and no, once it has been asked.
+    """
 
     tokens: list[Token]
     p_gen: float
@@ -64,7 +72,12 @@ class _Rollout:
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """row: to go on from, without its last `drop` tokens. other: the token behind the k candidates, if there is one."""
+    """A chaotic point.
+
+    row: the row to go on from.
+    drop: without so many of its last tokens.
+    other: the next likeliest token after the k candidates, if there is one.
+    """
 
     row: RowId
     drop: int
@@ -77,16 +90,14 @@ class SedStrategy:
         self._params = request.strategy
         self._request = request
         self._stopping = stopping
-        self._progress = START
-        self._finish: Finish | None = None
-        self._score = 0.0
+        self._report = Report(request, has_score=True)
+        self._choice = Choice(self._report, stopping)
         self._rollouts: list[_Rollout] = []
         self._point: _Point | None = None
         self._text: list[int] = []
         self._num_points = 0
         self._num_forwards = 1
         self._num_steps = 0
-        self._settled: list[Token] = []
         self._trace: list[TraceEvent] = []
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
@@ -97,8 +108,9 @@ class SedStrategy:
         self._num_steps += 1
         feeds = self._look_ahead(seen.rows) if self._rollouts else self._go_on(seen.rows[0].row, seen.rows[0].last)
         self._num_forwards += len(feeds)
-        emits = (self._emit(),) if self._settled else ()
-        trace, self._trace, self._settled = tuple(self._trace), [], []
+        figures = (("points", self._num_points), ("forwards", self._num_forwards))
+        emits = (self._choice.emit(figures),) if self._choice.has_new_tokens else ()
+        trace, self._trace = tuple(self._trace), []
         return Move(feeds, self._held(feeds), emits, prompt, trace=trace)
 
     def _held(self, feeds: Sequence[Feed]) -> tuple[RowId, ...]:
@@ -110,7 +122,7 @@ class SedStrategy:
 
     def _want(self) -> Want:
         reads_entropy = self._params.delta_entropy is not None or self._request.trace
-        return token_want(self._request, Draw(), top_k=self._params.k + 1, entropy=reads_entropy)
+        return replace(self._report.want(Draw(), top_k=self._params.k + 1), entropy=reads_entropy)
 
     # what is settled
 
@@ -121,14 +133,14 @@ class SedStrategy:
             self._rollouts, other = self._candidates(reading)
             self._point = _Point(row, drop, other)
             return tuple(self._feed(rollout, row, drop) for rollout in self._rollouts)
-        token = drawn(self._request, reading)
+        token = self._report.drawn(reading)
         self._settle(token)
-        return () if self._finish else (Feed(row, (token.id,), drop=drop, want=self._want()),)
+        return () if self._choice.is_over else (Feed(row, (token.id,), drop=drop, want=self._want()),)
 
     def _is_chaotic(self, reading: Reading) -> bool:
         if self._num_points == self._params.max_points:
             return False
-        best = candidates(self._request, reading, 2)
+        best = self._report.candidates(reading, 2)
         if len(best) < 2:
             return False
         limit = self._params.delta_entropy
@@ -139,27 +151,18 @@ class SedStrategy:
 
     def _candidates(self, reading: Reading) -> tuple[list[_Rollout], Token | None]:
         """The k likeliest, and the next."""
-        best = candidates(self._request, reading, self._params.k + 1)
+        best = self._report.candidates(reading, self._params.k + 1)
         rollouts = []
         for token, score in best[: self._params.k]:
-            rollouts.append(_Rollout([token], math.exp(score), *self._stopping.push(self._progress, token.id)))
+            rollouts.append(_Rollout([token], math.exp(score), *self._stopping.push(self._choice.progress, token.id)))
         entropy = {} if reading.entropy is None else {"entropy": reading.entropy * BITS}
         p1, p2 = (rollout.p_gen for rollout in rollouts[:2])
-        self._note("point", token_index=self._progress.num_tokens, probability=p1, ratio=p2 / p1, **entropy)
+        self._note("point", token_index=self._choice.progress.num_tokens, probability=p1, ratio=p2 / p1, **entropy)
         return rollouts, best[-1][0] if len(best) > self._params.k else None
 
     def _settle(self, token: Token) -> None:
-        self._progress, self._finish = self._stopping.push(self._progress, token.id)
-        self._score += token.raw_logprob
+        self._choice.push(token)
         self._text.append(token.id)
-        self._settled.append(token)
-
-    def _emit(self) -> Emit:
-        finish = self._finish
-        if finish is not None:
-            figures = (("points", self._num_points), ("forwards", self._num_forwards))
-            finish = Finish(finish.reason, finish.stop_reason, self._score, figures)
-        return emit(self._request, 0, self._settled, finish)
 
     # what is tried
 
@@ -177,7 +180,7 @@ class SedStrategy:
             return None
         rollout.readings.append(row.last)
         if len(rollout.tokens) <= self._params.max_rollout:
-            token = drawn(self._request, row.last)
+            token = self._report.drawn(row.last)
             rollout.tokens.append(token)
             rollout.progress, rollout.finish = self._stopping.push(rollout.progress, token.id)
         return self._feed(rollout, row.row)
@@ -206,7 +209,7 @@ class SedStrategy:
             assert point.other is not None
             self._settle(point.other)
             feed = Feed(point.row, (point.other.id,), drop=point.drop, want=self._want())
-            return () if self._finish else (feed,)
+            return () if self._choice.is_over else (feed,)
         self._settle(winner.tokens[0])
         for at, reading in enumerate(winner.readings, start=1):
             if at == len(winner.tokens) or self._is_chaotic(reading):
@@ -216,7 +219,7 @@ class SedStrategy:
         return ()
 
     def _winner(self) -> _Rollout | None:
-        """None where the judge has no good word for any, and there is another token."""
+        """None where no p_se is good enough and there is another token."""
         assert self._point is not None
         scores = [self._params.alpha * (r.p_se or 0.0) + (1 - self._params.alpha) * r.p_gen for r in self._rollouts]
         is_none_good = max(r.p_se or 0.0 for r in self._rollouts) < LEAST_GOOD and self._point.other is not None

@@ -92,9 +92,6 @@ class Ticket:
             return
         self._start()
         finished = output.finished
-        if any(chunk.finish_reason == "error" for chunk in output.chunks):
-            self.fail(_nothing_left(), "rejected", is_worker_done=finished is not None)
-            return
         self._measure(output, now)
         if finished is not None and finished.error_code is not None:
             self._push(msgspec.structs.replace(output, finished=None))
@@ -171,9 +168,3 @@ class Ticket:
         series.request_generated_tokens.observe(line.num_tokens)
         if line.first_token is not None and line.num_tokens > 1:
             series.time_per_output_token.observe((now - line.first_token) / (line.num_tokens - 1))
-
-
-def _nothing_left() -> ApiError:
-    """A strategy has come to where the masks leave no token, or no further hypothesis: no defect of ours."""
-    message = "the request's own masks exclude every token, or leave fewer answers than it asks for"
-    return ApiError(400, message, code="nothing_to_draw")

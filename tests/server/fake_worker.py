@@ -37,7 +37,7 @@ from decoding.contract.frames import (
     encode,
 )
 
-ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST, SPIN, MASKED, STUCK = range(1, 14)
+ANSWER, DIE, HANG, NEVER_FITS, WAIT, GARBAGE, NAN, STALL, SLOW, BURST, SPIN, MASKED = range(1, 13)
 SLOW_SECONDS = 0.03
 
 
@@ -165,8 +165,6 @@ class FakeWorker:
                 return []
             case 8:
                 return [Output(request_id)]
-            case 13:
-                return [Output(request_id, (Chunk(0, (), finish_reason="error"),), finished=self._finish(live))]
             case 10:
                 return [self._token(live) for _ in range(live.submit.stopping.max_tokens)]
             case _:

@@ -1,93 +1,68 @@
-"""One choice whose tokens its strategy picks on the host: how far it is, and what is reported of each token.
-
-The engine's own draws need none of this; it serves the strategies that see a position's whole scores and decide
-themselves.
-"""
+"""One answer under way: its stopping rules, its score, and what of it has yet to be emitted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
+from collections.abc import Sequence
 
 from decoding.contract.params import Request
-from decoding.seam import Draw, Emit, Finish, FinishReason, Reading, Scores, Tools, Want
+from decoding.seam import Emit, Figure, Finish, FinishReason
 from decoding.stopping import START, Stopping
-from decoding.topk.scores import log_softmax_topk
-
-
-@dataclass(frozen=True, slots=True)
-class TokenScores:
-    """What to report of one token: its log-prob and the best ids in the request's mode, and its raw log-prob."""
-
-    logprob: float
-    top: tuple[tuple[int, float], ...]
-    raw: float
+from decoding.strategies.parts.report import Report, Token
 
 
 class Choice:
-    def __init__(self, stopping: Stopping, index: int = 0) -> None:
+    """score: the cumulative raw log-prob. finish: None until a token ends the choice."""
+
+    __slots__ = ("_report", "_stopping", "_tokens", "finish", "index", "progress", "score")
+
+    def __init__(self, report: Report, stopping: Stopping, index: int = 0) -> None:
         self.index = index
         self.progress = START
-        self.is_over = False
+        self.finish: Finish | None = None
+        self.score = 0.0
+        self._report = report
         self._stopping = stopping
-        self._score = 0.0
+        self._tokens: list[Token] = []
 
     @property
-    def is_last_token_due(self) -> bool:
-        """Whether the next token ends the choice, whatever it is."""
-        return self.progress.num_tokens + 1 >= self._stopping.max_tokens
+    def is_over(self) -> bool:
+        return self.finish is not None
 
-    def emit(self, token: int, scores: TokenScores | None) -> Emit:
-        """Commit a token; scores where the request asked for log-probs."""
-        self.progress, finish = self._stopping.push(self.progress, token)
-        self.is_over = finish is not None
-        if scores is None:
-            return Emit(self.index, (token,), finish=finish)
-        self._score += scores.raw
+    @property
+    def has_new_tokens(self) -> bool:
+        """Whether anything was committed since the last `emit`."""
+        return bool(self._tokens)
+
+    @property
+    def num_left(self) -> int:
+        """The most tokens that may still come."""
+        return self._stopping.max_tokens - self.progress.num_tokens
+
+    def push(self, token: Token) -> None:
+        """Commit a token."""
+        self.progress, self.finish = self._stopping.push(self.progress, token.id)
+        self.score += token.raw_logprob
+        self._tokens.append(token)
+
+    def emit(self, figures: tuple[tuple[str, Figure], ...] = ()) -> Emit:
+        """What was committed since the last call. figures: what else to say of the choice once it is over."""
+        tokens, self._tokens = self._tokens, []
+        finish = self.finish
         if finish is not None:
-            finish = Finish(finish.reason, finish.stop_reason, self._score)
-        return Emit(self.index, (token,), (scores.logprob,), (scores.top,), (scores.raw,), finish)
-
-    def fail(self) -> Emit:
-        """Every token is excluded here: the choice cannot go on."""
-        self.is_over = True
-        return Emit(self.index, (), finish=Finish(FinishReason.ERROR))
+            score = self.score if self._report.has_score else None
+            finish = Finish(finish.reason, finish.stop_reason, score, figures)
+        return self._report.emit(self.index, tokens, finish)
 
 
-def whole(request: Request) -> Want:
-    """A position's z in full, and what the request wants reported of it."""
-    is_raw = request.logprobs.mode == "raw"
-    return Want(full=True, raw_top=(request.logprobs.output or 0) if is_raw else 0, scores=Scores.LOGITS)
+def text_ids(tokens: Sequence[Token], finish: Finish | None) -> tuple[int, ...]:
+    """Their ids, without the EOS or stop id that ended them: that one is no text."""
+    is_ended_by_id = (
+        finish is not None and finish.reason is FinishReason.STOP and not isinstance(finish.stop_reason, str)
+    )
+    return tuple(t.id for t in (tokens[:-1] if is_ended_by_id else tokens))
 
 
-def whole_logits(reading: Reading) -> torch.Tensor:
-    """z of a position read with `whole`: float32 [vocab]."""
-    assert reading.full is not None
-    return reading.full
-
-
-def is_possible(scores: torch.Tensor) -> bool:
-    """Whether scores [vocab] leave any token to pick."""
-    return bool(scores.max().isfinite())
-
-
-def pick(tools: Tools, scores: torch.Tensor, choice: int, position: int, *, is_greedy: bool) -> int:
-    """One id from processed scores [vocab]: the best, or drawn as the engine would."""
-    return int(scores.argmax()) if is_greedy else tools.draw(scores, Draw(choice), position)
-
-
-def token_scores(request: Request, token: int, reading: Reading, scores: torch.Tensor) -> TokenScores | None:
-    """None where no log-probs are asked.
-
-    reading: read with `whole`. scores: float32 [vocab], what the token was picked from.
-    """
-    num_top = request.logprobs.output
-    if num_top is None:
-        return None
-    raw = float(log_softmax_topk(whole_logits(reading).unsqueeze(0)).at(0, token))
-    if request.logprobs.mode == "raw":
-        return TokenScores(raw, reading.raw_top, raw)
-    processed = log_softmax_topk(scores.unsqueeze(0), num_top)
-    top = tuple(zip(processed.ids[0].tolist(), processed.best[0].tolist(), strict=True))
-    return TokenScores(float(processed.at(0, token)), top, raw)
+def stop_sequence(request: Request, finish: Finish | None) -> bytes | None:
+    """The stop sequence that ended the text."""
+    reason = None if finish is None else finish.stop_reason
+    return request.stopping.stop[int(reason.removeprefix("stop:"))] if isinstance(reason, str) else None

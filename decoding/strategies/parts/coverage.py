@@ -2,10 +2,12 @@
 
     cp(X; Y) = beta * sum_i log(min(sum_j a_ij, 1))
 
-X: the source's tokens; a_ij: what the query that gives y_j pays to token i in the last layer's cross-attention, the
-mean over heads. A decoder alone has its prompt for a source, and the softmax there is over all keys: our definition.
-Sums below 1e-9 count as that. A model's attention sinks are no keys: the softmax here is without them. The tokens of a
-chat template are prompt like any other.
+X: the source's tokens.
+a_ij: the weight of token i in the last layer's cross-attention, for the query that gives y_j; the mean over heads.
+
+Our definitions: without an encoder the source is the prompt, and the softmax is over all keys; tokens of a chat
+template belong to the prompt. Sums below 1e-9 count as 1e-9. A model's attention sinks are no keys, and so not in the
+softmax.
 """
 
 from __future__ import annotations

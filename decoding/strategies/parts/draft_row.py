@@ -17,10 +17,15 @@ from decoding.strategies.parts.drafting import DraftLength
 
 @dataclass(slots=True)
 class DraftRow:
-    """tokens: this round's drafts.
+    """A choice's row in the draft model.
 
-    lacking: committed and not fed to it yet. num_stale: its last positions that are not committed. log_q: of each
-    draft; q: the distributions they were drawn from, in log [vocab], when sampling. is_stuck: nothing may follow them.
+    lacking: tokens that are committed and not fed to it yet.
+    length: how many tokens to draft.
+    num_stale: so many of its last positions are not committed.
+    tokens: this round's drafts.
+    log_q: the log-prob of each draft in the draft model.
+    q: where tokens are sampled, the log-probs [vocab] that each was drawn from.
+    is_stuck: masks leave no token to follow the drafts.
     """
 
     row: RowId

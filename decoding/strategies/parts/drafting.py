@@ -98,7 +98,7 @@ def num_accepted(log_p: Sequence[float], log_q: Sequence[float], u: Sequence[flo
 def residual(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
     """Log of max(p - q, 0), not normalised: what a rejected draft is replaced by. All [vocab] float32.
 
-    p = q leaves nothing, but then no draft is rejected; rounding may still get here, and falls back to p.
+    Where p = q nothing is left, but then no draft is rejected. If rounding leads here all the same, it is p.
     """
     left = (log_p.exp() - log_q.exp()).clamp_(min=0).log_()
     return torch.where(left.isfinite().any(), left, log_p)

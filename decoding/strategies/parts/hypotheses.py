@@ -1,8 +1,8 @@
 """Paths that share their past, and the answers that a search over them gives.
 
-An answer cannot be taken back, so a search commits only what it knows: the tokens that every path which may still be
-returned has in common. Paths form a tree; a path that is over drops out of it, and the committed prefix goes on as far
-as each path has one living continuation. Every path is entered and dropped once, so this costs O(1) a path.
+Tokens cannot be taken back, so a search commits only those that all paths which may still be returned have in common.
+Paths form a tree. Those that can neither be returned nor continued are taken out; as long as one continuation alone is
+left, it is committed. Each path enters and leaves the tree once, so this costs O(1) a path.
 """
 
 from __future__ import annotations
@@ -10,26 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from decoding.contract.params import Request
-from decoding.seam import Emit, Figure, Finish, FinishReason
+from decoding.seam import Emit, Figure, Finish, NothingToDraw
 from decoding.stopping import START, Progress
-
-Top = tuple[tuple[int, float], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """An output token, and what is reported of it: logprob is in the request's mode; both are 0 where nobody asks."""
-
-    id: int
-    logprob: float = 0.0
-    raw_logprob: float = 0.0
-    top: Top = ()
+from decoding.strategies.parts.report import Report, Token
 
 
 @dataclass(slots=True, eq=False)
 class Path:
-    """A token sequence by its last token; the root has none. score: what the search has added up so far."""
+    """A token sequence: its last token and the path before that. The root has no token.
+
+    score: what the search has added up so far.
+    living: its continuations that are in the tree.
+    """
 
     token: Token | None = None
     parent: Path | None = None
@@ -68,8 +60,8 @@ class Hypothesis:
 class Answers:
     """The n choices of a search: a common prefix while it runs, the best hypotheses at its end."""
 
-    def __init__(self, request: Request, n: int) -> None:
-        self._has_logprobs = request.logprobs.output is not None
+    def __init__(self, report: Report, n: int) -> None:
+        self._report = report
         self._n = n
         self.root = Path()
         self._settled = self.root
@@ -80,40 +72,29 @@ class Answers:
         path.parent.living.append(path)
 
     def drop(self, path: Path) -> None:
-        """The path itself can neither be returned nor be continued any more; its continuations are not concerned."""
+        """The path itself can neither be returned nor be continued any more; its continuations may be."""
         while not path.living and path.parent is not None and path in path.parent.living:
             path.parent.living.remove(path)
             path = path.parent
 
     def settle(self) -> tuple[Emit, ...]:
-        """What has become certain since the last call, once for every choice."""
+        """The tokens that have become certain since the last call, for every choice."""
         tokens: list[Token] = []
         while len(self._settled.living) == 1:
             self._settled = self._settled.living[0]
             assert self._settled.token is not None
             tokens.append(self._settled.token)
-        return tuple(self._emit(choice, tokens) for choice in range(self._n) if tokens)
+        return tuple(self._report.emit(choice, tokens) for choice in range(self._n) if tokens)
 
     def end(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...] = ()) -> tuple[Emit, ...]:
-        """The rest of every choice; those that no hypothesis is left for end with an error."""
+        """The rest of every choice. Raises NothingToDraw where there are fewer hypotheses than choices."""
+        if len(hypotheses) < self._n:
+            raise NothingToDraw("the request's own masks leave fewer answers than it asks for")
         return tuple(self._rests(hypotheses, figures))
-
-    def empty(self, finish: Finish) -> tuple[Emit, ...]:
-        """Every choice ends before its first token."""
-        return tuple(self._emit(choice, [], finish) for choice in range(self._n))
 
     def _rests(self, hypotheses: Sequence[Hypothesis], figures: tuple[tuple[str, Figure], ...]) -> Iterator[Emit]:
         for choice, hypothesis in enumerate(hypotheses[: self._n]):
             path = hypothesis.path
             assert path.finish is not None
             finish = Finish(path.finish.reason, path.finish.stop_reason, hypothesis.score, figures)
-            yield self._emit(choice, path.tokens_after(self._settled.length), finish)
-        for choice in range(len(hypotheses), self._n):
-            yield self._emit(choice, [], Finish(FinishReason.ERROR, figures=figures))
-
-    def _emit(self, choice: int, tokens: Sequence[Token], finish: Finish | None = None) -> Emit:
-        ids = tuple(t.id for t in tokens)
-        if not self._has_logprobs:
-            return Emit(choice, ids, finish=finish)
-        raw = tuple(t.raw_logprob for t in tokens)
-        return Emit(choice, ids, tuple(t.logprob for t in tokens), tuple(t.top for t in tokens), raw, finish)
+            yield self._report.emit(choice, path.tokens_after(self._settled.length), finish)

@@ -8,16 +8,32 @@ How two readings become one distribution is the strategy's. n choices fork both 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from decoding.contract.params import Request
-from decoding.seam import Emit, Feed, Json, Move, Observation, Open, RowView, Scores, Tools, TraceEvent, Want
+from decoding.seam import (
+    Draw,
+    Emit,
+    Feed,
+    Json,
+    Move,
+    NothingToDraw,
+    Observation,
+    Open,
+    RowView,
+    Scores,
+    Tools,
+    TraceEvent,
+    Want,
+)
 from decoding.stopping import Stopping
-from decoding.strategies.parts.choice import Choice, is_possible, pick, token_scores, whole
+from decoding.strategies.parts.choice import Choice
 from decoding.strategies.parts.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.report import Report, is_possible
 
 OTHER = Want(full=True, scores=Scores.LOGITS)
 
@@ -31,32 +47,26 @@ class Verdict:
     trace: Mapping[str, Json]
 
 
-Judge = Callable[[RowView, RowView], Verdict]
-
-
-class LockStep:
-    """judge: the views of row c and row u -> Verdict. kind: of the trace's events."""
+class LockStep(ABC):
+    """The row that read the prompt is c, the one that read `context_ids` is u. kind: of the trace's events."""
 
     def __init__(
-        self,
-        request: Request,
-        stopping: Stopping,
-        tools: Tools,
-        *,
-        context_ids: Sequence[int],
-        judge: Judge,
-        kind: str,
+        self, request: Request, stopping: Stopping, tools: Tools, *, context_ids: Sequence[int], kind: str
     ) -> None:
         self._request = request
         self._tools = tools
         self._context_ids = tuple(context_ids)
-        self._judge = judge
         self._kind = kind
-        self._want = whole(request)
-        self._unfinished = [Choice(stopping, i) for i in range(request.strategy.n)]
+        self._report = Report(request)
+        self._want = self._report.want_logits()
+        self._unfinished = [Choice(self._report, stopping, i) for i in range(request.strategy.n)]
         self._num_steps = 0
 
-    def begin(self) -> Move:
+    @abstractmethod
+    def _judge(self, c: RowView, u: RowView) -> Verdict:
+        """What the two readings become."""
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
         if self._request.source_ids:
             other = Feed(Open(source_ids=self._context_ids), self._request.prompt_ids, want=OTHER)
         else:
@@ -86,10 +96,14 @@ class LockStep:
 
     def _emit(self, choice: Choice, c: RowView, verdict: Verdict) -> Emit:
         if not is_possible(verdict.scores):
-            return choice.fail()
-        token = pick(self._tools, verdict.scores, choice.index, c.last.position, is_greedy=verdict.is_greedy)
-        return choice.emit(token, token_scores(self._request, token, c.last, verdict.scores))
+            raise NothingToDraw
+        if verdict.is_greedy:
+            token = int(verdict.scores.argmax())
+        else:
+            token = self._tools.draw(verdict.scores, Draw(choice.index), c.last.position)
+        choice.push(self._report.picked(c.last, token, verdict.scores))
+        return choice.emit()
 
     def _event(self, emit: Emit, verdict: Verdict) -> TraceEvent:
-        token = emit.token_ids[0] if emit.token_ids else None
-        return TraceEvent(self._num_steps, self._kind, {"choice": emit.choice, "token": token, **verdict.trace})
+        values = {"choice": emit.choice, "token": emit.token_ids[0], **verdict.trace}
+        return TraceEvent(self._num_steps, self._kind, values)

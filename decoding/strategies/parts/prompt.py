@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from decoding.contract.params import Request
-from decoding.seam import NOTHING, Feed, Open, PromptEmit, Reading, Scores, Want
+from decoding.seam import NOTHING, Feed, Open, PromptEmit, Reading, Want
+from decoding.strategies.parts.report import scores_kind
 
 
 def open_prompt(request: Request, want: Want, inner: Want | None = None) -> Feed:
@@ -42,8 +43,3 @@ def prompt_scores(request: Request, readings: Sequence[Reading]) -> PromptEmit |
         return None
     inner = readings[: len(request.prompt_ids) - 1]
     return PromptEmit(logprobs=(None, *(r.next_score for r in inner)), top=((), *(r.top for r in inner)))
-
-
-def scores_kind(request: Request) -> Scores:
-    """The kind of score that the request's logprobs_mode names."""
-    return Scores.RAW if request.logprobs.mode == "raw" else Scores.PROCESSED

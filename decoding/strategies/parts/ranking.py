@@ -59,7 +59,7 @@ class Vote:
 
     @property
     def party(self) -> str | int:
-        """What votes with equal answers have in common."""
+        """The same for all votes with equal answers."""
         return self.index if self.answer is None else self.answer
 
 

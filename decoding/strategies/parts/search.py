@@ -1,4 +1,4 @@
-"""What the searches over paths have in common: the prompt, what they report of a token, and their trace.
+"""What the searches over paths have in common: the prompt, walking down the best scores, and their trace.
 
 feed the prompt; repeat: advance by what the rows of the last move read
 """
@@ -13,23 +13,11 @@ import numpy as np
 
 from decoding.contract.params import LogitsParams, Request
 from decoding.logits.step import EXCLUDED
-from decoding.seam import (
-    Feed,
-    Finish,
-    FinishReason,
-    Json,
-    Move,
-    Observation,
-    Open,
-    Reading,
-    RowView,
-    Scores,
-    TraceEvent,
-    Want,
-)
+from decoding.seam import Json, Move, Observation, RowView, TraceEvent, Want
 from decoding.stopping import Stopping
-from decoding.strategies.parts.hypotheses import Answers, Path, Token, Top
-from decoding.strategies.parts.prompt import inner_want, open_prompt, prompt_scores
+from decoding.strategies.parts.hypotheses import Answers, Path
+from decoding.strategies.parts.prompt import open_prompt, prompt_scores
+from decoding.strategies.parts.report import Report, Token
 
 Extension = tuple[int, Path]
 """The number of the path that is continued, and what it becomes."""
@@ -41,34 +29,32 @@ MOST_LISTED = 512
 class Search(ABC):
     """One request's search for its n best outputs."""
 
-    def __init__(self, request: Request, stopping: Stopping, n: int, want: Want) -> None:
+    def __init__(self, request: Request, stopping: Stopping) -> None:
         self._request = request
+        self._report = Report(request)
         self._stopping = stopping
-        self._n = n
-        self._want = want
-        self._answers = Answers(request, n)
+        self._n = request.strategy.n
+        self._want = self._wanted()
+        self._answers = Answers(self._report, self._n)
         self._num_steps = 0
+
+    @abstractmethod
+    def _wanted(self) -> Want:
+        """What to read at the end of every row."""
 
     @abstractmethod
     def _advance(self, rows: Sequence[RowView]) -> Move:
         """The next Move. The first call gets the prompt's row, the others the rows of the Move before."""
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
-        if self._stopping.max_tokens > 0:
-            return Move((open_prompt(self._request, self._want),))
-        inner = inner_want(self._request)
-        if inner.is_empty or len(prompt_ids) == 1:
-            return self._nothing_to_search(())
-        return Move((Feed(Open(), tuple(prompt_ids), inner=inner),))
+        return Move((open_prompt(self._request, self._want),))
 
     def step(self, seen: Observation) -> Move:
         self._num_steps += 1
         if self._num_steps > 1:
             return self._advance(seen.rows)
-        readings = seen.rows[0].readings
-        if self._stopping.max_tokens == 0:
-            return self._nothing_to_search(readings)
-        return dataclasses.replace(self._advance(seen.rows), prompt=prompt_scores(self._request, readings))
+        prompt = prompt_scores(self._request, seen.rows[0].readings)
+        return dataclasses.replace(self._advance(seen.rows), prompt=prompt)
 
     def _path(self, parent: Path, token: Token, score: float) -> Path:
         """`parent` and one more token."""
@@ -78,21 +64,6 @@ class Search(ABC):
     def _event(self, kind: str, values: dict[str, Json]) -> tuple[TraceEvent, ...]:
         """A trace of this step, where the request asked for one."""
         return (TraceEvent(self._num_steps, kind, values),) if self._request.trace else ()
-
-    def _nothing_to_search(self, readings: Sequence[Reading]) -> Move:
-        """max_tokens = 0: every choice is empty; the prompt may still be scored."""
-        empty = self._answers.empty(Finish(FinishReason.LENGTH))
-        return Move(emit=empty, prompt=prompt_scores(self._request, readings))
-
-
-def search_want(request: Request, width: int, scores: Scores = Scores.BEAM) -> Want:
-    """The `width` best continuations, and of each what the request wants reported."""
-    num_top = request.logprobs.output
-    if num_top is None:
-        return Want(top_k=width, scores=scores)
-    if request.logprobs.mode == "raw":
-        return Want(logprobs=True, top_k=width, raw_top=num_top, scores=scores)
-    return Want(logprobs=True, top_k=max(width, num_top), scores=scores)
 
 
 def descending(scores: np.ndarray, first: int) -> Iterator[int]:
@@ -129,19 +100,6 @@ def is_plain(request: Request) -> bool:
         min_tokens_to_keep=logits.min_tokens_to_keep,
     )
     return logits == neutral and request.stopping.min_tokens == 0
-
-
-def reported(
-    request: Request, reading: Reading, token_id: int, score: float, raw_logprob: float, *, ranked: Top | None = None
-) -> Token:
-    """A token of `reading`. In processed mode its log-prob is the score that the search adds up, and the best beside it
-    are `ranked`, by the same score; those of the reading unless given."""
-    num_top = request.logprobs.output
-    if num_top is None:
-        return Token(token_id)
-    if request.logprobs.mode == "raw":
-        return Token(token_id, raw_logprob, raw_logprob, reading.raw_top)
-    return Token(token_id, score, raw_logprob, (reading.top if ranked is None else ranked)[:num_top])
 
 
 def described(extensions: Sequence[Extension], num_parents: int) -> dict[str, Json]:

@@ -119,15 +119,19 @@ def test_excluded_tokens_are_no_candidates() -> None:
 
 
 @pytest.mark.parametrize("is_at_once", [True, False])
-def test_where_nothing_is_possible_the_choice_ends_with_an_error(is_at_once: bool) -> None:
+def test_where_nothing_is_possible_the_request_fails(is_at_once: bool) -> None:
     """Only EOS is allowed, and the minimum length forbids it."""
     allowed = (6,) if is_at_once else (6, 7)
     bias = () if is_at_once else ((7, -float("1e38")),)
     logits = LogitsParams(0, allowed_token_ids=allowed, logit_bias=bias)
     stopping = StoppingParams(8, min_tokens=8)
-    finish = run(table_engine(eos=(6,)), [ask(k=2, logits=logits, stopping=stopping)])[0].choices[0].finish
-    assert finish is not None
-    assert finish.reason is (FinishReason.ERROR if is_at_once else FinishReason.LENGTH)
+    (answer,) = run(table_engine(eos=(6,)), [ask(k=2, logits=logits, stopping=stopping)])
+    if is_at_once:
+        assert answer.failure is not None
+        assert answer.failure.code == "nothing_to_draw"
+    else:
+        assert answer.choices[0].finish is not None
+        assert answer.choices[0].finish.reason is FinishReason.LENGTH
 
 
 def test_the_trace_shows_every_candidate_with_probability_and_penalty() -> None:

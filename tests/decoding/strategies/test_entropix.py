@@ -166,11 +166,11 @@ def test_the_think_token_may_end_the_text_as_any_other() -> None:
     assert (choice.finish.reason, choice.finish.stop_reason) == (FinishReason.STOP, THINK)
 
 
-def test_where_nothing_is_possible_the_choice_ends_with_an_error() -> None:
+def test_where_nothing_is_possible_the_request_fails() -> None:
     stuck = ask(logits=LogitsParams(allowed_token_ids=(6,)), stopping=StoppingParams(4, min_tokens=2))
-    finish = run(table_engine(eos=(6,)), [stuck])[0].choices[0].finish
-    assert finish is not None
-    assert finish.reason is FinishReason.ERROR
+    failure = run(table_engine(eos=(6,)), [stuck])[0].failure
+    assert failure is not None
+    assert failure.code == "nothing_to_draw"
 
 
 def test_the_metrics_are_those_of_transformers_eager_attention() -> None:

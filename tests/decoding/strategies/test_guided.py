@@ -11,7 +11,7 @@ import torch
 
 from decoding.contract.params import Guided, KlGuided, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.sampling import draw, uniforms
-from decoding.seam import FinishReason, Purpose
+from decoding.seam import Purpose
 from decoding.strategies.guided import guided as mixed
 from decoding.strategies.kl_guided import kl_divergence
 from tests.decoding.drive import run
@@ -190,14 +190,14 @@ def test_a_context_longer_than_the_prompt_counts_for_what_fits() -> None:
     assert refused.code == "never_fits"
 
 
-def test_where_nothing_is_possible_the_choice_ends_with_an_error() -> None:
+def test_where_nothing_is_possible_the_request_fails() -> None:
     logits = LogitsParams(0, allowed_token_ids=(6,))
     for request in (guided(1.5, logits=logits), kl_guided(1.0, logits=logits)):
         stuck = dataclasses.replace(request, stopping=StoppingParams(4, min_tokens=2), logprobs=LOGPROBS, trace=True)
-        choice = run(table_engine(eos=(6,)), [stuck])[0].choices[0]
-        assert choice.finish is not None
-        assert choice.finish.reason is FinishReason.ERROR
-        assert choice.token_ids == []
+        answer = run(table_engine(eos=(6,)), [stuck])[0]
+        assert answer.failure is not None
+        assert answer.failure.code == "nothing_to_draw"
+        assert answer.choices == {}
 
 
 def test_nothing_to_generate_runs_no_forward() -> None:

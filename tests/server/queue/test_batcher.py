@@ -11,7 +11,7 @@ from decoding.contract.frames import Finished, Output, Stats, Tick
 from server.errors import ApiError
 from server.queue.batcher import QueueRules
 from server.queue.ticket import Ticket
-from tests.server.fake_worker import ANSWER, BURST, MASKED, NAN, NEVER_FITS, SLOW, SLOW_SECONDS, STALL, STUCK, WAIT
+from tests.server.fake_worker import ANSWER, BURST, MASKED, NAN, NEVER_FITS, SLOW, SLOW_SECONDS, STALL, WAIT
 from tests.server.world import SECONDS, Asked, World, ask, request, until, world
 
 SMALL = QueueRules(max_queue=4, queue_timeout=2 * SECONDS, request_timeout=3 * SECONDS)
@@ -132,7 +132,6 @@ async def test_the_servers_limit_holds_for_a_request_that_asks_for_more() -> Non
     [
         (NEVER_FITS, 400, "context_length_exceeded", "rejected"),
         (MASKED, 400, "nothing_to_draw", "rejected"),
-        (STUCK, 400, "nothing_to_draw", "rejected"),
         (NAN, 500, "nan_logits", "error"),
     ],
 )

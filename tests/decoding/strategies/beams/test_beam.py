@@ -192,12 +192,13 @@ def test_max_tokens_0_gives_empty_choices_and_may_score_the_prompt() -> None:
     assert answer(dataclasses.replace(REQUEST, stopping=StoppingParams(0))).prompt is None
 
 
-def test_a_choice_that_nothing_is_left_for_ends_with_an_error() -> None:
-    asked = Request(PROMPT, Beam(3, 4), LogitsParams(allowed_token_ids=(8, 9)), StoppingParams(1))
+def test_a_choice_that_nothing_is_left_for_fails_the_request() -> None:
+    asked = Request(PROMPT, Beam(2, 4), LogitsParams(allowed_token_ids=(8, 9)), StoppingParams(1))
     found = answer(asked)
-    assert sorted(found.tokens(i) for i in range(3)) == [[], [8], [9]]
-    reasons = [f.reason for f in (found.choices[i].finish for i in range(3)) if f is not None]
-    assert reasons == [FinishReason.LENGTH, FinishReason.LENGTH, FinishReason.ERROR]
+    assert sorted(found.tokens(i) for i in range(2)) == [[8], [9]]
+    failure = run(table_engine(eos=EOS), [dataclasses.replace(asked, strategy=Beam(3, 4))])[0].failure
+    assert failure is not None
+    assert failure.code == "nothing_to_draw"
 
 
 def test_rows_fork_only_where_two_beams_share_a_parent(monkeypatch: pytest.MonkeyPatch) -> None:
