@@ -8,6 +8,7 @@ from typing import Any
 
 from decoding.contract.frames import EncoderInfo
 from decoding.contract.params import PoolBy
+from server.settings.sections import LimitSettings
 from server.text.grammar_check import GrammarCheck
 from server.text.tokenizer import Tokenizer
 from server.text.tool_parsers.tool_format import ToolFormat
@@ -42,7 +43,7 @@ class Served:
     encoder: EncoderInfo | None = None
     has_head: bool = True
     pool_by: PoolBy = "mean"
-    max_prompt_scores: int = 1_000_000
+    max_prompt_scores: int = LimitSettings.model_fields["max_prompt_scores"].default
     writing: WorkQueue = field(default_factory=lambda: WorkQueue("prompt writing", 1))
 
     @property

@@ -23,6 +23,7 @@ from decoding.contract.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.contract.quantize import Quantize
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
@@ -53,7 +54,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
     eos_token_ids: tuple[int, ...] = ()
-    quantize: Literal["none", "int8", "fp8", "int4"] = "none"
+    quantize: Quantize = "none"
     launch_ahead: Literal["auto", "on", "off"] = "auto"
 
 

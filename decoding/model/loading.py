@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM
 
+from decoding.contract.quantize import Quantize
 from decoding.model import model
 from decoding.model.checkpoint import load_weights
 from decoding.model.model import Model, resolve_device, resolve_dtype
-from decoding.model.quantize import Quantize
 from decoding.model.rewrite import Progress
 from decoding.model.seq2seq.model import Seq2SeqModel, check_config, wrap
 from decoding.model.support import UnsupportedModel

@@ -21,13 +21,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.attention.interface import AttentionBackend, Batch, CapturableAttention, DecodeInputs
+from decoding.contract.quantize import COMPUTES_IN, Quantize
 from decoding.device import to_device
 from decoding.kernels import cpu as kernels
 from decoding.model.checkpoint import has_head, load_weights
 from decoding.model.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.model.linear import weight_bytes
 from decoding.model.plug import PluggedAttention, carrying, register, trace
-from decoding.model.quantize import COMPUTES_IN, ROUNDED, Quantize, check_machine, check_model, round_linears
+from decoding.model.quantize import ROUNDED, check_machine, check_model, round_linears
 from decoding.model.rewrite import (
     NotRowExact,
     Progress,

@@ -16,8 +16,9 @@ import torch
 from transformers import AutoTokenizer
 
 from decoding.attention.interface import Batch
+from decoding.contract.quantize import Quantize
 from decoding.model.model import Model, load
-from decoding.model.quantize import CAPABILITIES, Quantize
+from decoding.model.quantize import CAPABILITIES
 
 CHUNK = 256
 

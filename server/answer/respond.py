@@ -27,7 +27,7 @@ async def respond(
     """Raises ApiError, or ClientDisconnect."""
     if answer.shown.stream:
         stream = EventStream(tickets, answer, form)
-        response: Response = await while_present(request.receive, stream_reply(stream, limits.send_seconds))
+        response: Response = await while_present(request.receive, stream_reply(stream, limits.send_timeout))
     else:
         response = await while_present(request.receive, plain_reply(tickets, answer, form))
     return naming_ignored(response, ignored)

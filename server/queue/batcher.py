@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Literal, Protocol
 
-from decoding.contract.frames import Loaded, Progress, Tick, encode, submit_frame
+from decoding.contract.frames import Loaded, Tick, encode, submit_frame
 from decoding.contract.params import Request
 from server.errors import ApiError
 from server.observe.metrics import Metrics
@@ -21,6 +20,7 @@ from server.queue.reservation import Reservation, Tally
 from server.queue.ticket import Outcome, Ticket
 from server.queue.waiting import WaitingRows
 from server.served import Served
+from server.settings.sections import QueueSettings
 from server.worker.mailbox import WorkerStatus
 
 Status = Literal["ready", "loading", "draining", "worker_down", "stalled"]
@@ -48,20 +48,11 @@ class Outbox(Protocol):
     def cancel(self, request_id: int) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class QueueRules:
-    """max_queue counts rows that were admitted but have not started; seconds count from a request's arrival."""
-
-    max_queue: int
-    queue_timeout: float
-    request_timeout: float
-
-
 class Batcher:
-    def __init__(self, rules: QueueRules, metrics: Metrics) -> None:
-        self._rules = rules
+    def __init__(self, settings: QueueSettings, metrics: Metrics) -> None:
+        self._settings = settings
         self._metrics = metrics
-        self._waiting = WaitingRows(rules.max_queue)
+        self._waiting = WaitingRows(settings.max_queue)
         self._outbox: Outbox | None = None
         self._served: Served | None = None
         self._describe: Callable[[Loaded], Served] | None = None
@@ -128,7 +119,7 @@ class Batcher:
         numbered = [(next(self._ids), request) for request in requests]
         outbox.send_encoded(b"".join(encode(submit_frame(i, request)) for i, request in numbered))
         self._num_unseen += len(numbered)
-        seconds = self._rules.request_timeout if timeout is None else min(timeout, self._rules.request_timeout)
+        seconds = self._settings.request_timeout if timeout is None else min(timeout, self._settings.request_timeout)
         on_end = partial(self._on_end, Tally(len(numbered), partial(self._count, reservation.endpoint, strategy)))
         series = self._metrics.strategy(strategy)
         tickets = [
@@ -145,9 +136,6 @@ class Batcher:
         for ticket in tickets:
             self._admit(ticket, reservation.arrived, seconds)
         return tickets
-
-    def worker_progressed(self, progress: Progress) -> None:
-        """Shown by the start-up, which listens too."""
 
     def worker_loaded(self, loaded: Loaded) -> None:
         self._metrics.worker_loaded(loaded)
@@ -184,7 +172,7 @@ class Batcher:
 
     def _admit(self, ticket: Ticket, arrived: float, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        ticket.alarms.append(loop.call_at(arrived + self._rules.queue_timeout, self._expire_queued, ticket))
+        ticket.alarms.append(loop.call_at(arrived + self._settings.queue_timeout, self._expire_queued, ticket))
         ticket.alarms.append(loop.call_at(arrived + seconds, self._expire, ticket))
         self._tickets[ticket.request_id] = ticket
         self._waiting.add(ticket.num_rows)

@@ -29,8 +29,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     def read(body: dict[str, Any]) -> tuple[EmbeddingRequest, Fields]:
         fields = sort_fields(body, EmbeddingRequest.model_fields, LATER_IN_EMBEDDINGS)
         wire = parse(EmbeddingRequest, fields)
-        if num_prompts(wire.input) > limits.max_request_rows:
-            raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
+        if num_prompts(wire.input) > limits.max_rows_per_request:
+            raise bad_field("input", f"must have at most {limits.max_rows_per_request} entries")
         if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
             raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
         check_priority(wire.priority, limits)

@@ -65,7 +65,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         answer = Answer(plan, served, is_chat=True)
         if plan.shown.stream:
             stream = ResponseStream(tickets, answer, form)
-            response: Response = await while_present(request.receive, stream_reply(stream, limits.send_seconds))
+            response: Response = await while_present(request.receive, stream_reply(stream, limits.send_timeout))
         else:
             response = await while_present(request.receive, plain_reply(tickets, answer, form))
         return naming_ignored(response, sorted([*fields.ignored, *without_effect(wire)]))

@@ -44,8 +44,8 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
         if num_prompts(wire.prompt) == 0:
             raise bad_field("prompt", f"must be {PROMPT}")
         _at_most(wire.logprobs, limits.max_logprobs, "logprobs")
-        if num_rows(wire) > limits.max_request_rows:
-            raise bad_field("prompt", f"times the rows of each must be at most {limits.max_request_rows}")
+        if num_rows(wire) > limits.max_rows_per_request:
+            raise bad_field("prompt", f"times the rows of each must be at most {limits.max_rows_per_request}")
         if wire.suffix:
             message = "is not supported: the model has no fill-in-the-middle tokens"
             raise bad_field("suffix", message, code="unsupported_field")
@@ -77,10 +77,10 @@ def _check_strategy(wire: Decoding, limits: Limits) -> None:
     method = mode_of(wire)
     check_regex(wire, limits.max_regex_chars)
     check_structure(wire, limits)
-    rows = counted_params(method, wire).max_rows
-    if rows > limits.max_rows:
+    rows, most = counted_params(method, wire).max_rows, limits.max_rows_per_prompt
+    if rows > most:
         field = keys_of(wire).get(method.rows, method.rows)
-        raise InvalidParam(field, f"makes {rows} rows with {method.name}; a prompt can have {limits.max_rows}")
+        raise InvalidParam(field, f"makes {rows} rows with {method.name}; a prompt can have {most}")
 
 
 def _check_sizes(wire: Decoding, limits: Limits) -> None:

@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.http.body_limit import BodyLimit, WireLimits
+from server.http.body_limit import BodyLimit
 from server.http.body_memory import FREE_BYTES, BodyMemory
 from server.settings.limits import Limits
+from server.settings.sections import NetworkSettings
 from server.settings.settings import SettingsError, load
 from server.wire.body import read_body
 from tests.server.test_service import SECONDS, Served, assert_json_error, eventually, served
@@ -30,7 +31,9 @@ class Edge:
     """A BodyLimit in front of an app that parses what it gets, and then waits until `answer` is set."""
 
     def __init__(self, max_buffered_body_bytes: int) -> None:
-        self.limit = BodyLimit(self._app, WireLimits(MIB, max_buffered_body_bytes, 4096, SECONDS))
+        known = NetworkSettings(body_timeout=SECONDS, max_body_bytes=MIB)
+        settings = known.model_copy(update={"max_buffered_body_bytes": max_buffered_body_bytes})
+        self.limit = BodyLimit(self._app, settings)
         self.answer = asyncio.Event()
         self.parsed = asyncio.Event()
 
