@@ -21,6 +21,7 @@ from typing import NewType, Protocol
 import torch
 
 from decoding.contract.params import MAIN, LogitsParams
+from decoding.contract.params.stopping import StopSequence
 
 RowId = NewType("RowId", int)
 
@@ -221,13 +222,13 @@ class Observation:
 class Finish:
     """A choice is over.
 
-    stop_reason: the stop token's id or "stop:<index>". score: what the strategy ranks by (cumulative raw log-prob
-    unless its file says otherwise), if known. figures: what else it has to say of the choice, by name
-    (`cot_confidence`, `forwards`, …).
+    stop_reason: the stop token's id, or the stop sequence; None for EOS and length.
+    score: what the strategy ranks by (cumulative raw log-prob unless its file says otherwise), if known.
+    figures: what else it has to say of the choice, by name (`cot_confidence`, `forwards`, …).
     """
 
     reason: FinishReason
-    stop_reason: int | str | None = None
+    stop_reason: int | StopSequence | None = None
     score: float | None = None
     figures: tuple[tuple[str, Figure], ...] = ()
 

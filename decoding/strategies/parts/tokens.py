@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from decoding.contract.params import Request
+from decoding.contract.params.stopping import StopSequence
 from decoding.seam import Draw, Emit, Finish, FinishReason, Reading, Scores, Want
 
 
@@ -63,7 +64,7 @@ def _token(request: Request, reading: Reading, token_id: int, score: float, raw:
 def text_ids(tokens: Sequence[Token], finish: Finish | None) -> tuple[int, ...]:
     """Their ids, without the EOS or stop id that ended them: that one is no text."""
     is_ended_by_id = (
-        finish is not None and finish.reason is FinishReason.STOP and not isinstance(finish.stop_reason, str)
+        finish is not None and finish.reason is FinishReason.STOP and not isinstance(finish.stop_reason, StopSequence)
     )
     return tuple(t.id for t in (tokens[:-1] if is_ended_by_id else tokens))
 
@@ -71,4 +72,4 @@ def text_ids(tokens: Sequence[Token], finish: Finish | None) -> tuple[int, ...]:
 def stop_sequence(request: Request, finish: Finish | None) -> bytes | None:
     """The stop sequence that ended the text."""
     reason = None if finish is None else finish.stop_reason
-    return request.stopping.stop[int(reason.removeprefix("stop:"))] if isinstance(reason, str) else None
+    return request.stopping.stop[reason.index] if isinstance(reason, StopSequence) else None
