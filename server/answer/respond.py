@@ -11,7 +11,7 @@ from server.answer.format import Format
 from server.answer.reply import plain_reply
 from server.answer.stream import EventStream, stream_reply
 from server.http.presence import while_present
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 from server.settings.limits import Limits
 
 

@@ -24,7 +24,7 @@ from server.answer.format import Extras, Format
 from server.answer.obfuscation import padded_line
 from server.answer.outputs import outputs
 from server.errors import ApiError
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 from server.wire.answers import Decoding
 from server.wire.event_line import event_line
 

@@ -1,23 +1,24 @@
 """The bounded queue before the engine: admits rows, submits requests, hands each tick's outputs to their tickets.
 
 It owns the queue, the deadlines, the drain and what a refusal says. The worker orders and runs what it is sent, through
-the mailbox. It knows nothing of HTTP or text.
+the mailbox. It knows nothing of text.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 from decoding.contract.frames import Loaded, Tick, encode, submit_frame
 from decoding.contract.params import Request
 from server.errors import ApiError
 from server.observe.metrics import Metrics
-from server.queue.reservation import Reservation, Tally
-from server.queue.ticket import Outcome, Ticket
+from server.queue.request_context import CURRENT
+from server.queue.ticket import Outcome, Tally, Ticket
 from server.queue.waiting import WaitingRows
 from server.served import Served
 from server.settings.sections import QueueSettings
@@ -208,6 +209,48 @@ class Batcher:
     def _note_idle(self) -> None:
         if not self._tickets and self._num_held == 0:
             self._idle.set()
+
+
+class Reservation:
+    """Room in the queue for one HTTP request: held while its prompts are tokenized, then turned into tickets.
+
+    Made by `Batcher.reserve`, to be used in a `with` statement at once. Leaving that without `submit` gives it back.
+    """
+
+    def __init__(self, batcher: Batcher, endpoint: str, num_rows: int, arrived: float) -> None:
+        self.endpoint = endpoint
+        self.num_rows = num_rows
+        self.arrived = arrived
+        self._batcher = batcher
+        self._is_held = False
+
+    def __enter__(self) -> Self:
+        self._batcher.hold(self)
+        self._is_held = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._release()
+
+    def submit(self, requests: Sequence[Request], *, strategy: str, timeout: float | None) -> list[Ticket]:
+        """Queues all requests or none; a ticket each, in order. `timeout`: seconds from arrival. Raises ApiError."""
+        if not self._is_held:
+            raise RuntimeError("the reservation is not held")
+        context = CURRENT.get()
+        if context is not None:
+            requests = [replace(each, client=context.client) for each in requests]
+        if context is not None and context.tenant:  # what is cached of one's prompts tells the other nothing
+            requests = [replace(each, cache_salt=f"{context.tenant}/{each.cache_salt}") for each in requests]
+        tickets = self._batcher.submit(self, requests, strategy, timeout)
+        self._release()
+        if context is not None:
+            context.is_submitted = True
+        return tickets
+
+    def _release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._batcher.release(self)
 
 
 def unavailable(status: Status) -> ApiError:

@@ -10,7 +10,7 @@ from server.answer.answer import Answer
 from server.answer.chat_format import ChatFormat
 from server.answer.respond import respond
 from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.settings.limits import Limits
 from server.translate.bounds import check_limits, num_rows
 from server.translate.tool_use import with_allowed_tools

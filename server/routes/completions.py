@@ -10,7 +10,7 @@ from server.answer.answer import Answer
 from server.answer.completion_format import CompletionFormat
 from server.answer.respond import respond
 from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.settings.limits import Limits
 from server.translate.bounds import check_limits, num_rows
 from server.translate.translate import completion_plan

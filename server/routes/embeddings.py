@@ -10,7 +10,7 @@ from server.answer.embedding import embedding_list, gathered
 from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
 from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.settings.limits import Limits
 from server.translate.bounds import bad_field, check_priority
 from server.translate.prompts import num_prompts

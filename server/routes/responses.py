@@ -13,7 +13,7 @@ from server.answer.response_format import ResponseFormat
 from server.answer.response_stream import ResponseStream
 from server.answer.stream import stream_reply
 from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.settings.limits import Limits
 from server.translate.bounds import check_limits, num_rows
 from server.translate.response_request import chat_request, fitting, refuse_stored, without_effect

@@ -10,7 +10,7 @@ from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
 from server.errors import ApiError
 from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.served import Served
 from server.settings.limits import Limits
 from server.translate.bounds import bad_field

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """address: the peer's, or a name of the request's own where that says nothing of whose it is.
 
     tenant: which of several API keys came with it; "" where there are no others to be kept apart from.
@@ -28,4 +28,4 @@ class Exchange:
         return f"key {self.tenant}" if self.tenant else self.address
 
 
-CURRENT: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+CURRENT: ContextVar[RequestContext | None] = ContextVar("request", default=None)
