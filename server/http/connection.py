@@ -21,9 +21,8 @@ class _Refused(Exception):
     """Stops the parser: what follows on this connection is not read any more."""
 
 
-class _Careful:
-    """A transport that takes no offence when it is written to although it is closed: the client has just gone, or was
-    cut off, and `connection_lost` is still on its way."""
+class _ForgivingTransport:
+    """Drops what is written once it is closing: the client has gone, but `connection_lost` has not been called yet."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -37,14 +36,17 @@ class _Careful:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Made concrete by `limited`. Unless a request is being worked on, some time always runs out on a connection: that
-    for headers, for a body or for the next request; and beside these the time for taking an answer."""
+    """Made concrete by `limited`.
+
+    Unless a request is being worked on, a timer runs on each connection: for headers, for a body or for the next
+    request. A second timer runs while an answer waits for its reader.
+    """
 
     settings: ClassVar[NetworkSettings]
     send_timeout: ClassVar[float]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Careful(transport)))
+        super().connection_made(cast(asyncio.Transport, _ForgivingTransport(transport)))
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of every byte that was not taken
         self._is_refused = False
         self._cycles: deque[RequestResponseCycle] = deque()  # without an answer: one runs, others are pipelined

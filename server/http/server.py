@@ -43,7 +43,7 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _hang_up(self) -> None:
-        """On those who do not take their answer: uvicorn would cancel its requests, as if something had failed here."""
+        """Closes what clients left unread: uvicorn would cancel their requests, as if something had failed here."""
         for connection in tuple(self.server_state.connections):
             connection.transport.abort()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 from decoding.contract.frames import Loaded, Tick, encode, submit_frame
 from decoding.contract.params import Request
@@ -22,7 +22,7 @@ from server.queue.ticket import Outcome, Tally, Ticket
 from server.queue.waiting import WaitingRows
 from server.served import Served
 from server.settings.sections import QueueSettings
-from server.worker.mailbox import WorkerStatus
+from server.worker.mailbox import Mailbox
 
 Status = Literal["ready", "loading", "draining", "worker_down", "stalled"]
 
@@ -35,26 +35,12 @@ _MESSAGES: dict[Status, str] = {
 }
 
 
-class Outbox(Protocol):
-    """The part of the mailbox that the batcher writes to."""
-
-    @property
-    def status(self) -> WorkerStatus: ...
-
-    @property
-    def is_congested(self) -> bool: ...
-
-    def send_encoded(self, data: bytes) -> None: ...
-
-    def cancel(self, request_id: int) -> None: ...
-
-
 class Batcher:
     def __init__(self, settings: QueueSettings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
         self._waiting = WaitingRows(settings.max_queue)
-        self._outbox: Outbox | None = None
+        self._mailbox: Mailbox | None = None
         self._served: Served | None = None
         self._describe: Callable[[Loaded], Served] | None = None
         self._tickets: dict[int, Ticket] = {}
@@ -68,15 +54,15 @@ class Batcher:
         self._idle.set()
         metrics.watch_queue(lambda: self._waiting.num_rows, lambda: self._num_worker_waiting + self._num_unseen)
 
-    def connect(self, outbox: Outbox, describe: Callable[[Loaded], Served]) -> None:
+    def connect(self, mailbox: Mailbox, describe: Callable[[Loaded], Served]) -> None:
         """Tells where to submit to and how to describe a loaded model; until then the status is loading."""
-        self._outbox, self._describe = outbox, describe
+        self._mailbox, self._describe = mailbox, describe
 
     @property
     def status(self) -> Status:
         if self._is_draining:
             return "draining"
-        return "loading" if self._outbox is None else self._outbox.status
+        return "loading" if self._mailbox is None else self._mailbox.status
 
     @property
     def served(self) -> Served:
@@ -87,9 +73,9 @@ class Batcher:
 
     def reserve(self, endpoint: str, num_rows: int) -> Reservation:
         """Room for that many rows, before anything is tokenized. Raises ApiError 429 or 503."""
-        if self.status != "ready" or self._outbox is None:
+        if self.status != "ready" or self._mailbox is None:
             raise unavailable(self.status)
-        if not self._waiting.has_room(num_rows) or self._outbox.is_congested:
+        if not self._waiting.has_room(num_rows) or self._mailbox.is_congested:
             raise ApiError(429, "the queue is full", code="queue_full", retry_after=self._waiting.retry_after(_now()))
         return Reservation(self, endpoint, num_rows, _now())
 
@@ -116,9 +102,9 @@ class Batcher:
         self, reservation: Reservation, requests: Sequence[Request], strategy: str, timeout: float | None
     ) -> list[Ticket]:
         """Called by the reservation. All or none: whatever can fail comes before the first change."""
-        outbox = self._open_outbox()
+        mailbox = self._open_mailbox()
         numbered = [(next(self._ids), request) for request in requests]
-        outbox.send_encoded(b"".join(encode(submit_frame(i, request)) for i, request in numbered))
+        mailbox.send_encoded(b"".join(encode(submit_frame(i, request)) for i, request in numbered))
         self._num_unseen += len(numbered)
         seconds = self._settings.request_timeout if timeout is None else min(timeout, self._settings.request_timeout)
         on_end = partial(self._on_end, Tally(len(numbered), partial(self._count, reservation.endpoint, strategy)))
@@ -163,13 +149,13 @@ class Batcher:
         message = "the decode worker was lost while it ran this request; try again"
         self._fail_all(ApiError(503, message, code="worker_lost", retry_after=RETRY_SECONDS))
 
-    def _open_outbox(self) -> Outbox:
+    def _open_mailbox(self) -> Mailbox:
         """A draining server still takes what it has reserved room for."""
         if self._is_closed:
             raise unavailable("draining")
-        if self._outbox is None or self._outbox.status != "ready":
-            raise unavailable("loading" if self._outbox is None else self._outbox.status)
-        return self._outbox
+        if self._mailbox is None or self._mailbox.status != "ready":
+            raise unavailable("loading" if self._mailbox is None else self._mailbox.status)
+        return self._mailbox
 
     def _admit(self, ticket: Ticket, arrived: float, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -198,8 +184,8 @@ class Batcher:
         del self._tickets[ticket.request_id]
         if not ticket.is_started:
             self._waiting.remove(ticket.num_rows)
-        if not is_worker_done and self._outbox is not None:
-            self._outbox.cancel(ticket.request_id)
+        if not is_worker_done and self._mailbox is not None:
+            self._mailbox.cancel(ticket.request_id)
         tally.add(outcome)
         self._note_idle()
 

@@ -1,7 +1,7 @@
-"""One HTTP request as the access log and the counters see it, shared by the middleware and the batcher.
+"""What the middleware and the batcher tell each other of one HTTP request; both run in the request's own task.
 
-A request that reaches the batcher is counted there, when its tickets end; any other is counted by the middleware from
-its status. The context variable is how the one learns of the other: both run in the request's own task.
+A request that reaches the batcher is counted there, when its tickets end; any other is counted by the middleware, from
+its status.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class RequestContext:
-    """address: the peer's, or a name of the request's own where that says nothing of whose it is.
+    """address: the client's, or a random name where that may be a proxy's.
 
-    tenant: which of several API keys came with it; "" where there are no others to be kept apart from.
+    is_submitted: the batcher counts this request.
+    tenant: stands for the API key that came with it; "" unless the server has several keys.
     """
 
     request_id: str
@@ -24,7 +25,7 @@ class RequestContext:
 
     @property
     def client(self) -> str:
-        """Among whom the rows are shared out."""
+        """Whoever rows are shared out among: a key if there are several, else an address."""
         return f"key {self.tenant}" if self.tenant else self.address
 
 

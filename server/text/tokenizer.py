@@ -1,4 +1,4 @@
-"""Text <-> token ids for the served model, from the files `tokenizers` reads. It knows no model weights and no HTTP.
+"""Text <-> token ids for the served model, from the files `tokenizers` reads. It knows no model weights.
 
 Encoding runs in a thread once it is long enough to hold up the event loop, and leaves no memory behind. Very long texts
 have a thread to themselves: one at a time, and no other text waits for them.

@@ -23,9 +23,9 @@ from server.worker.process import WorkerProcess
 WORKER_COMMAND = (sys.executable, "-m", "decoding.worker.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
-LOOK_SECONDS = 1.0  # between looks at the watch, for the limit changes when the model is loaded
+LOOK_SECONDS = 1.0  # at most between checks of the worker's silence: its limit changes when the model is loaded
 LOAD_RESTARTS = 2  # of a worker that has never been loaded: a start that fails should fail soon
-HEALTHY_SECONDS = 30.0  # a worker loaded for that long before its loss starts a new row of losses
+HEALTHY_SECONDS = 30.0  # losses are counted anew from a worker that was loaded for that long
 
 WorkerStatus = Literal["loading", "ready", "stalled", "worker_down"]
 
@@ -87,7 +87,7 @@ class Mailbox:
 
     @property
     def is_told(self) -> bool:
-        """There is a worker that knows what to load: it can be told to stop, too."""
+        """Whether a worker runs that was told what to load; only such a one understands Shutdown."""
         return self._is_told
 
     def send_encoded(self, data: bytes) -> None:
@@ -167,8 +167,9 @@ class Mailbox:
         return "the worker ended"
 
     async def _ended(self, worker: WorkerProcess, seconds: float) -> bool:
-        """Whether it ended within so many. What passed beyond them this process was stopped or busy, and read nothing
-        of what the worker may have said: that is not the worker's silence.
+        """Whether the worker ended within so many seconds.
+
+        If it took longer to come back here, this process was stopped or busy: not the worker's silence.
         """
         asked = _now()
         has_ended = await worker.ended(seconds)

@@ -39,7 +39,7 @@ class Edge:
 
     @property
     def num_held(self) -> int:
-        return self.limit._memory.num_bytes
+        return self.limit._memory._num_bytes
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -168,10 +168,10 @@ def test_a_body_that_found_no_room_keeps_what_it_had() -> None:
     held.add(b" " * (FREE_BYTES + 8))
     with pytest.raises(ApiError):
         other.add(b" " * (FREE_BYTES + 3))
-    assert (memory.num_bytes, other.num_bytes) == (8, 0)
+    assert (memory._num_bytes, other.num_bytes) == (8, 0)
     held.release()
     held.release()
-    assert memory.num_bytes == 0
+    assert memory._num_bytes == 0
 
 
 def test_the_total_has_room_for_one_body_at_least() -> None:
