@@ -11,8 +11,8 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
+from server.http.error_response import send_error
 from server.http.plain_path import plain
-from server.http.refusal import send_error
 from server.observe.metrics import NO_STRATEGY, Metrics
 from server.queue.request_context import CURRENT
 from server.queue.ticket import Outcome

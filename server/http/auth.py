@@ -9,7 +9,7 @@ from hashlib import sha256
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.http.refusal import send_error
+from server.http.error_response import send_error
 from server.queue.request_context import CURRENT
 
 OPEN_PATHS = frozenset({"/health", "/ready"})

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
 from server.http.body_memory import BodyMemory, HeldBody
-from server.http.refusal import send_error
+from server.http.error_response import send_error
 from server.settings.sections import NetworkSettings
 
 

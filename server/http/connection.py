@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError
-from server.http.refusal import raw_answer
+from server.http.error_response import raw_answer
 from server.settings.sections import NetworkSettings
 
 LINGER_SECONDS = 2.0
