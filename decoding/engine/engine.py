@@ -265,7 +265,7 @@ class Engine:
     def _advance(self) -> None:
         for live in list(self.scheduler.running):
             if live.id in self._live and live.is_move_done:
-                self.scheduler.note_step(live)
+                self.scheduler.note_step(live, self._clock())
                 if live.first_token_at is None:
                     live.first_token_at = self._clock()
                 try:

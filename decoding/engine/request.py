@@ -48,8 +48,8 @@ class LiveRequest:
     """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds.
 
     memories: what each model's encoder makes of each source. lost_pages: of each model, what preemption took
-    and it needs again to go on. yielded_pages: what it held when it last gave way for its size. admitted_tick and
-    stepped_tick: of its last admission and its first step after that. passed_rows: of those that went before it since.
+    and it needs again to go on. yielded_pages: what it held when it last gave way for its size. resumed_at and
+    stepped_at: its last admission and its first step after that. passed_rows: of those that went before it since.
     """
 
     id: int
@@ -71,8 +71,8 @@ class LiveRequest:
     num_preemptions: int = 0
     lost_pages: Counter[str] = field(default_factory=Counter)
     yielded_pages: int = 0
-    admitted_tick: int = 0
-    stepped_tick: int | None = None
+    resumed_at: float = 0.0
+    stepped_at: float | None = None
     passed_rows: int = 0
     num_drafted: int = 0
     num_accepted: int = 0

@@ -60,7 +60,6 @@ class Scheduler:
         self.starved: list[LiveRequest] = []
         self.counters = Counters()
         self._num_arrived = 0
-        self._num_ticks = 0
         self._is_short = False  # of memory, until a running request ends
 
     def next_arrival(self) -> int:
@@ -81,24 +80,23 @@ class Scheduler:
 
     def admit(self, now: float) -> list[LiveRequest]:
         """Begin a tick: move waiting requests to running while rows and pages last. Returns those that never ran."""
-        self._num_ticks += 1
         fresh = []
         while self.waiting:
             shares = Shares(self._max_rows, self.running, self.waiting)
             live = shares.next_waiting()
-            if not self._has_room(live) and not self._make_way(live, shares):
+            if not self._has_room(live) and not self._make_way(live, shares, now):
                 break
-            self._start(live)
+            self._start(live, now)
             if live.admitted_at is None:
                 live.admitted_at = now
                 self.counters.prefix_queries += live.works[0].row.log.length
                 fresh.append(live)
         return fresh
 
-    def note_step(self, live: LiveRequest) -> None:
+    def note_step(self, live: LiveRequest, now: float) -> None:
         """All that the request had to run has run."""
-        if live.stepped_tick is None:
-            live.stepped_tick = self._num_ticks
+        if live.stepped_at is None:
+            live.stepped_at = now
 
     def give_way(self, lives: Iterable[LiveRequest]) -> None:
         """Preempt them for want of memory beside the cache; nothing is admitted until another running one has ended."""
@@ -132,7 +130,7 @@ class Scheduler:
     def _num_free_rows(self) -> int:
         return self._max_rows - sum(r.request.max_rows for r in self.running)
 
-    def _start(self, live: LiveRequest) -> None:
+    def _start(self, live: LiveRequest, now: float) -> None:
         at = self.waiting.index(live)
         for passed in self.waiting[:at]:
             if passed.request.client != live.request.client:
@@ -140,13 +138,13 @@ class Scheduler:
         del self.waiting[at]
         bisect.insort(self.running, live, key=lambda r: r.order)
         live.is_running = True
-        live.admitted_tick, live.stepped_tick, live.passed_rows = self._num_ticks, None, 0
+        live.resumed_at, live.stepped_at, live.passed_rows = now, None, 0
 
-    def _make_way(self, live: LiveRequest, shares: Shares) -> bool:
+    def _make_way(self, live: LiveRequest, shares: Shares, now: float) -> bool:
         """Preempt those that must yield to it; whether it has room then. Nobody, where too few rows would come free."""
         if self._is_short or not shares.is_entitled(live):
             return False
-        yielding = list(shares.yielding(live, self._num_ticks))
+        yielding = list(shares.yielding(live, now))
         if self._num_free_rows + sum(r.request.max_rows for r in yielding) < live.request.max_rows:
             return False
         for other in yielding:

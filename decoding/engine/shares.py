@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 
 from decoding.engine.request import LiveRequest
 
-TURN = 16
-"""Ticks that a request runs, beside those that its return took and as many again, before it gives way."""
+TURN = 1.0
+"""Seconds that a request runs, beside those that its return took and as many again, before it gives way."""
 
 LEAST = 16
 """However many clients there are, holding that part of the rows (one in so many) is not too much."""
@@ -50,13 +50,13 @@ class Shares:
         """Whether the request has a right to room: others may give way to it."""
         return self._held[live.request.client] + live.request.max_rows <= self._share or self._is_overdue(live)
 
-    def yielding(self, live: LiveRequest, tick: int) -> Iterator[LiveRequest]:
+    def yielding(self, live: LiveRequest, now: float) -> Iterator[LiveRequest]:
         """Who gives way to the request, one after the other until there is room."""
         held, is_overdue = self._held.copy(), self._is_overdue(live)
         for other in reversed(self._running):
             client = other.request.client
             is_less = client != live.request.client and other.request.priority >= live.request.priority
-            if is_less and (is_overdue or held[client] > self._share) and _has_had_its_turn(other, tick):
+            if is_less and (is_overdue or held[client] > self._share) and _has_had_its_turn(other, now):
                 held[client] -= other.request.max_rows
                 yield other
 
@@ -64,7 +64,7 @@ class Shares:
         return live.passed_rows >= self._max_rows and not self._held[live.request.client]
 
 
-def _has_had_its_turn(live: LiveRequest, tick: int) -> bool:
-    if live.stepped_tick is None:
+def _has_had_its_turn(live: LiveRequest, now: float) -> bool:
+    if live.stepped_at is None:
         return False
-    return tick - live.stepped_tick >= TURN + live.stepped_tick - live.admitted_tick
+    return now - live.stepped_at >= TURN + live.stepped_at - live.resumed_at

@@ -1,18 +1,22 @@
-"""Filters that measure the whole distribution: top-n-sigma its spread; typical, eta and epsilon its probabilities."""
+"""Filters that measure the whole distribution: top-n-sigma its spread; typical, eta and epsilon its probabilities.
+
+`filters` puts every filter of a request in order.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from decoding.contract.params import LogitsParams
 from decoding.logits.context import Context
 from decoding.logits.entropy import entropy_of
-from decoding.logits.filters import FEW
+from decoding.logits.filters import FEW, MinP, TopK, TopP
 from decoding.logits.ranks import is_among_best, kth_best
-from decoding.logits.step import EXCLUDED, column, row_sum
+from decoding.logits.step import EXCLUDED, Step, column, row_sum
 from decoding.logits.unclear import Rows, mended
 
 
@@ -103,6 +107,26 @@ class Eta:
         log_epsilon = column([math.log(s.epsilon) for s in steps], scores)
         log_eta = log_epsilon.minimum(0.5 * log_epsilon - entropy_of(p, logp))
         return _cut_all_but_best(scores, logp < log_eta, [s.keep for s in steps])
+
+
+def filters(params: LogitsParams) -> Iterator[Step]:
+    """Those of a request that are not neutral, in order; sampler_order "vllm" puts min_p first."""
+    keep = params.min_tokens_to_keep
+    min_p = [MinP(params.min_p, keep)] if params.min_p else []
+    if params.sampler_order == "vllm":
+        yield from min_p
+    if params.top_k:
+        yield TopK(max(params.top_k, keep))
+    if params.top_p < 1:
+        yield TopP(params.top_p, keep)
+    if params.sampler_order == "hf":
+        yield from min_p
+    if params.typical_p < 1:
+        yield Typical(params.typical_p, keep)
+    if params.epsilon_cutoff:
+        yield Epsilon(params.epsilon_cutoff, keep)
+    if params.eta_cutoff:
+        yield Eta(params.eta_cutoff, keep)
 
 
 def _cut_all_but_best(scores: torch.Tensor, is_rare: torch.Tensor, keep: Sequence[int]) -> torch.Tensor:

@@ -5,10 +5,10 @@ excluded stays excluded):
 
     grammar, allowed_token_ids, logit_bias, bad_words, min_tokens,
     repetition, frequency and presence, no repeated n-grams, LZ, eos_penalty, exponential decay, forced BOS and EOS;
-    top_n_sigma, temperature (static, EDT or AdapT), top_k, top_p, min_p, typical, epsilon, eta.
+    top_n_sigma, temperature (static, EDT or AdapT), the other filters (`cutoffs.filters`).
 
-Processors (first two lines) always apply; warpers (last line) only where the row samples. sampler_order "vllm" puts
-min_p before top_k. EDT looks at the scores as they came in, top_n_sigma at the processed ones.
+Processors (first two lines) always apply; warpers (last line) only where the row samples. EDT looks at the scores
+as they came in, top_n_sigma at the processed ones.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import torch
 from decoding.contract.params import LogitsParams, StoppingParams
 from decoding.device import indices
 from decoding.logits.context import Context
-from decoding.logits.cutoffs import Epsilon, Eta, TopNSigma, Typical
-from decoding.logits.filters import MinP, TopK, TopP
+from decoding.logits.cutoffs import TopNSigma, filters
 from decoding.logits.forced import ForcedBos, ForcedEos
 from decoding.logits.grammar import GrammarMask, Grammars
 from decoding.logits.lengths import EosPenalty, ExponentialDecay
@@ -69,7 +68,7 @@ class Pipelines:
         grammar = None if params.grammar is None else self.grammars.mask(params.grammar)
         masks = (*([] if grammar is None else [grammar]), *self._masks(params, stopping))
         processors = (*masks, *_penalties(params), *self._lengths(params), *_forced(params, stopping))
-        warpers = () if params.is_greedy else (*self._temperatures(params), *_filters(params))
+        warpers = () if params.is_greedy else (*self._temperatures(params), *filters(params))
         return Pipeline(processors, warpers, params.is_greedy, grammar)
 
     def begin(self, params: LogitsParams) -> Future[Any] | None:
@@ -151,25 +150,6 @@ def _forced(params: LogitsParams, stopping: StoppingParams) -> Iterator[Step]:
         yield ForcedBos(params.forced_bos_token_id)
     if params.forced_eos_token_ids:
         yield ForcedEos(_ids(params.forced_eos_token_ids), stopping.max_tokens)
-
-
-def _filters(params: LogitsParams) -> Iterator[Step]:
-    keep = params.min_tokens_to_keep
-    min_p = [MinP(params.min_p, keep)] if params.min_p else []
-    if params.sampler_order == "vllm":
-        yield from min_p
-    if params.top_k:
-        yield TopK(max(params.top_k, keep))
-    if params.top_p < 1:
-        yield TopP(params.top_p, keep)
-    if params.sampler_order == "hf":
-        yield from min_p
-    if params.typical_p < 1:
-        yield Typical(params.typical_p, keep)
-    if params.epsilon_cutoff:
-        yield Epsilon(params.epsilon_cutoff, keep)
-    if params.eta_cutoff:
-        yield Eta(params.eta_cutoff, keep)
 
 
 def process(scores: torch.Tensor, pipelines: Sequence[Pipeline], context: Context) -> torch.Tensor:

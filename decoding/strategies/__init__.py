@@ -4,25 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from decoding.contract.params import (
-    Assisted,
-    Beam,
-    BeamSample,
-    BestFirst,
-    BestOf,
-    Contrastive,
-    CotDecoding,
-    Dola,
-    Entropix,
-    GroupBeam,
-    Guided,
-    KlGuided,
-    Pooling,
-    PromptLookup,
-    Request,
-    Sampling,
-    Sed,
-)
+from decoding.contract import params
+from decoding.contract.params import Pooling, Request
 from decoding.seam import Strategy, Tools
 from decoding.stopping import Stopping
 from decoding.strategies.assisted import AssistedStrategy
@@ -47,22 +30,22 @@ from decoding.strategies.sed import SedStrategy
 Build = Callable[[Request, Stopping, Tools], Strategy]
 
 STRATEGIES: dict[str, Build] = {
-    Sampling.NAME: SamplingStrategy,
-    BestOf.NAME: BestOfStrategy,
-    Beam.NAME: BeamStrategy,
-    BeamSample.NAME: BeamSampleStrategy,
-    GroupBeam.NAME: GroupBeamStrategy,
-    BestFirst.NAME: BestFirstStrategy,
-    Contrastive.NAME: ContrastiveStrategy,
-    Dola.NAME: DolaStrategy,
-    Guided.NAME: GuidedStrategy,
-    KlGuided.NAME: KlGuidedStrategy,
-    Entropix.NAME: EntropixStrategy,
-    CotDecoding.NAME: CotDecodingStrategy,
-    Sed.NAME: SedStrategy,
-    PromptLookup.NAME: PromptLookupStrategy,
-    Assisted.NAME: AssistedStrategy,
-    Pooling.NAME: PoolingStrategy,
+    params.Sampling.NAME: SamplingStrategy,
+    params.BestOf.NAME: BestOfStrategy,
+    params.Beam.NAME: BeamStrategy,
+    params.BeamSample.NAME: BeamSampleStrategy,
+    params.GroupBeam.NAME: GroupBeamStrategy,
+    params.BestFirst.NAME: BestFirstStrategy,
+    params.Contrastive.NAME: ContrastiveStrategy,
+    params.Dola.NAME: DolaStrategy,
+    params.Guided.NAME: GuidedStrategy,
+    params.KlGuided.NAME: KlGuidedStrategy,
+    params.Entropix.NAME: EntropixStrategy,
+    params.CotDecoding.NAME: CotDecodingStrategy,
+    params.Sed.NAME: SedStrategy,
+    params.PromptLookup.NAME: PromptLookupStrategy,
+    params.Assisted.NAME: AssistedStrategy,
+    params.Pooling.NAME: PoolingStrategy,
 }
 
 

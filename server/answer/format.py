@@ -1,4 +1,4 @@
-"""How an answer is written: what `stream.py` and `reply.py` ask of the two formats."""
+"""How an answer is written: what `stream.py` and `reply.py` ask of each endpoint's format."""
 
 from __future__ import annotations
 

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from fastapi import Request, Response
 
 from server.answer.answer import Answer
-from server.answer.format import Format
+from server.answer.format import Whole
 from server.answer.reply import plain_reply
-from server.answer.stream import EventStream, stream_reply
+from server.answer.stream import Events, stream_reply
 from server.http.presence import while_present
 from server.queue.ticket import Ticket
 from server.settings.limits import Limits
+
+Form = TypeVar("Form", bound=Whole)
 
 
 async def respond(
     request: Request,
     tickets: Sequence[Ticket],
     answer: Answer,
-    form: Format,
+    form: Form,
+    stream: Callable[[Sequence[Ticket], Answer, Form], Events],
     *,
     ignored: Sequence[str],
     limits: Limits,
 ) -> Response:
-    """Raises ApiError, or ClientDisconnect."""
+    """stream: writes the answer as events, if those are wanted. Raises ApiError, or ClientDisconnect."""
+    reply: Awaitable[Response]
     if answer.shown.stream:
-        stream = EventStream(tickets, answer, form)
-        response: Response = await while_present(request.receive, stream_reply(stream, limits.send_timeout))
+        reply = stream_reply(stream(tickets, answer, form), limits.send_timeout)
     else:
-        response = await while_present(request.receive, plain_reply(tickets, answer, form))
-    return naming_ignored(response, ignored)
+        reply = plain_reply(tickets, answer, form)
+    return naming_ignored(await while_present(request.receive, reply), ignored)
 
 
 def naming_ignored(response: Response, ignored: Sequence[str]) -> Response:

@@ -1,4 +1,5 @@
-"""A path with doubled slashes or one at its end is served as the plain one; a redirect would lose a POST's body.
+"""A path of the API with doubled slashes or one at its end is served as the plain one; a redirect would lose a POST's
+body.
 
 Which paths are open without a key is decided before, on the path as it came: no other spelling of one is.
 """
@@ -18,5 +19,7 @@ class PlainPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, "path": plain(scope["path"])}
+            path = plain(scope["path"])
+            if path.startswith("/v1/"):
+                scope = {**scope, "path": path}
         await self._app(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,27 +10,26 @@ from fastapi import APIRouter, Request, Response
 from server.answer.answer import Answer
 from server.answer.completion_format import CompletionFormat
 from server.answer.respond import respond
-from server.http.presence import while_present
+from server.answer.stream import EventStream
 from server.queue.batcher import Batcher
+from server.routes.submit import submitted
 from server.settings.limits import Limits
-from server.translate.bounds import check_limits, num_rows
+from server.translate.asked import Asked
+from server.translate.bounds import asked_within, num_rows
 from server.translate.translate import completion_plan
 from server.wire.answers import Completion
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import COMPLETIONS
 from server.wire.openapi import operation
 from server.wire.requests import CompletionRequest
-from server.wire.unknown import Fields, sort_fields
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[CompletionRequest, Fields]:
-        fields = sort_fields(body, CompletionRequest.model_fields, {})
-        wire = parse(CompletionRequest, fields)
-        check_limits(wire, limits)
-        return wire, fields
+    def read(body: dict[str, Any]) -> tuple[Asked[CompletionRequest], Ignored]:
+        wire, ignored = parse(CompletionRequest, body)
+        return asked_within(wire, limits), ignored
 
     @routes.post(
         "/v1/completions",
@@ -44,12 +44,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_completion(request: Request) -> Response:
-        wire, fields = await read_body(request, limits, read)
-        with batcher.reserve("completions", num_rows(wire)) as reservation:
-            served = batcher.served
-            plan = await while_present(request.receive, completion_plan(wire, served))
-            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        asked, ignored = await read_body(request, limits, read)
+        planned = partial(completion_plan, asked)
+        plan, tickets, served = await submitted(request, batcher, "completions", num_rows(asked), planned)
         form = CompletionFormat(plan, served.tokenizer.vocabulary)
-        return await respond(request, tickets, Answer(plan, served), form, ignored=fields.ignored, limits=limits)
+        answer = Answer(plan, served)
+        return await respond(request, tickets, answer, form, EventStream, ignored=ignored, limits=limits)
 
     return routes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,30 +12,30 @@ from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
 from server.http.presence import while_present
 from server.queue.batcher import Batcher
+from server.routes.submit import submitted
 from server.settings.limits import Limits
 from server.translate.bounds import bad_field, check_priority
 from server.translate.prompts import num_prompts
 from server.translate.translate import embedding_plan
 from server.wire.answers import EmbeddingList
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import EMBEDDINGS
 from server.wire.openapi import operation
 from server.wire.requests import EmbeddingRequest
-from server.wire.unknown import LATER_IN_EMBEDDINGS, Fields, sort_fields
+from server.wire.unknown import LATER_IN_EMBEDDINGS
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[EmbeddingRequest, Fields]:
-        fields = sort_fields(body, EmbeddingRequest.model_fields, LATER_IN_EMBEDDINGS)
-        wire = parse(EmbeddingRequest, fields)
+    def read(body: dict[str, Any]) -> tuple[EmbeddingRequest, Ignored]:
+        wire, ignored = parse(EmbeddingRequest, body, LATER_IN_EMBEDDINGS)
         if num_prompts(wire.input) > limits.max_rows_per_request:
             raise bad_field("input", f"must have at most {limits.max_rows_per_request} entries")
         if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
             raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
         check_priority(wire.priority, limits)
-        return wire, fields
+        return wire, ignored
 
     @routes.post(
         "/v1/embeddings",
@@ -47,12 +48,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_embedding(request: Request) -> Response:
-        wire, fields = await read_body(request, limits, read)
-        with batcher.reserve("embeddings", num_prompts(wire.input)) as reservation:
-            plan = await while_present(request.receive, embedding_plan(wire, batcher.served))
-            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        wire, ignored = await read_body(request, limits, read)
+        planned = partial(embedding_plan, wire)
+        plan, tickets, _ = await submitted(request, batcher, "embeddings", num_prompts(wire.input), planned)
         vectors = await while_present(request.receive, gathered(tickets))
         response = JsonResponse(embedding_list(plan, vectors, is_base64=wire.encoding_format == "base64"))
-        return naming_ignored(response, fields.ignored)
+        return naming_ignored(response, ignored)
 
     return routes

@@ -59,7 +59,7 @@ def _support(served: Served) -> Support:
         chat=served.has_head and served.tokenizer.has_chat_template,
         draft_model=served.has_draft,
         encoder=served.encoder is not None,
-        strategies=[method.name for method in available(served)],
+        strategies=[strategy.name for strategy in available(served)],
         tool_parser=served.tools.NAME if served.tools is not None else None,
         tools_in=tools_in,
         reasoning=served.has_reasoning,

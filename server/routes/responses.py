@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from server.answer.answer import Answer
-from server.answer.reply import plain_reply
-from server.answer.respond import naming_ignored
+from server.answer.respond import respond
 from server.answer.response_format import ResponseFormat
 from server.answer.response_stream import ResponseStream
-from server.answer.stream import stream_reply
-from server.http.presence import while_present
 from server.queue.batcher import Batcher
+from server.routes.submit import submitted
 from server.settings.limits import Limits
-from server.translate.bounds import check_limits, num_rows
+from server.translate.asked import Asked
+from server.translate.bounds import asked_within, num_rows
 from server.translate.response_request import chat_request, fitting, refuse_stored, without_effect
 from server.translate.translate import chat_plan
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import RESPONSES
 from server.wire.openapi import operation
 from server.wire.requests import ChatRequest
 from server.wire.response_objects import Response as ResponseObject
 from server.wire.response_objects import ResponseEvent
 from server.wire.responses import ResponseRequest
-from server.wire.unknown import LATER_IN_RESPONSES, Fields, sort_fields
-
-WIRE_FIELDS = ResponseRequest.model_fields.keys() - LATER_IN_RESPONSES.keys()
+from server.wire.unknown import LATER_IN_RESPONSES
 
 
 def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
 
-    def read(body: dict[str, Any]) -> tuple[ResponseRequest, ChatRequest, Fields]:
+    def read(body: dict[str, Any]) -> tuple[ResponseRequest, Asked[ChatRequest], Ignored]:
         refuse_stored(body)
-        fields = sort_fields(body, WIRE_FIELDS, LATER_IN_RESPONSES)
-        wire = parse(ResponseRequest, fields)
-        chat = chat_request(wire)
-        check_limits(chat, limits)
-        return wire, chat, fields
+        wire, ignored = parse(ResponseRequest, body, LATER_IN_RESPONSES)
+        return wire, asked_within(chat_request(wire), limits), sorted([*ignored, *without_effect(wire)])
 
     @routes.post(
         "/v1/responses",
@@ -54,20 +49,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def create_response(request: Request) -> Response:
-        wire, chat, fields = await read_body(request, limits, read)
-        with batcher.reserve("responses", num_rows(chat)) as reservation:
-            served = batcher.served
-            cuts = wire.truncation == "auto"
-            planning = fitting(chat, lambda each: chat_plan(each, served)) if cuts else chat_plan(chat, served)
-            plan = await while_present(request.receive, planning)
-            tickets = reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout)
+        wire, asked, ignored = await read_body(request, limits, read)
+        planned = partial(fitting if wire.truncation == "auto" else chat_plan, asked)
+        plan, tickets, served = await submitted(request, batcher, "responses", num_rows(asked), planned)
         form = ResponseFormat(wire, plan, served.tokenizer.vocabulary)
         answer = Answer(plan, served, is_chat=True)
-        if plan.shown.stream:
-            stream = ResponseStream(tickets, answer, form)
-            response: Response = await while_present(request.receive, stream_reply(stream, limits.send_timeout))
-        else:
-            response = await while_present(request.receive, plain_reply(tickets, answer, form))
-        return naming_ignored(response, sorted([*fields.ignored, *without_effect(wire)]))
+        return await respond(request, tickets, answer, form, ResponseStream, ignored=ignored, limits=limits)
 
     return routes

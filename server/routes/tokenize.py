@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -19,11 +20,10 @@ from server.translate.logits import check_ids
 from server.translate.prompts import refuse_longer
 from server.translate.translate import resolve_model
 from server.wire.answers import Text, Tokens
-from server.wire.body import parse, read_body
+from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import DETOKENIZE, TOKENIZE
 from server.wire.openapi import operation
 from server.wire.requests import DetokenizeRequest, TokenizeRequest
-from server.wire.unknown import Fields, sort_fields
 from server.work_queue import WorkQueue
 
 MAX_WAITING = 64  # small ones take a millisecond
@@ -33,18 +33,13 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
     routes = APIRouter()
     threads = WorkQueue("tokenizing", 1, MAX_WAITING)  # one: it takes no second core, and memory for one text
 
-    def tokenize_request(body: dict[str, Any]) -> tuple[TokenizeRequest, Fields]:
-        fields = sort_fields(body, TokenizeRequest.model_fields, {})
-        wire = parse(TokenizeRequest, fields)
+    def tokenize_request(body: dict[str, Any]) -> tuple[TokenizeRequest, Ignored]:
+        wire, ignored = parse(TokenizeRequest, body)
         if (wire.prompt is None) == (wire.messages is None):
             raise ApiError(400, "either prompt or messages is required, and not both", param="prompt")
         if wire.messages is not None and len(wire.messages) > limits.max_messages:
             raise ApiError(400, f"messages must have at most {limits.max_messages} entries", param="messages")
-        return wire, fields
-
-    def detokenize_request(body: dict[str, Any]) -> tuple[DetokenizeRequest, Fields]:
-        fields = sort_fields(body, DetokenizeRequest.model_fields, {})
-        return parse(DetokenizeRequest, fields), fields
+        return wire, ignored
 
     @routes.post(
         "/tokenize",
@@ -57,11 +52,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def tokenize(request: Request) -> Response:
-        wire, fields = await read_body(request, limits, tokenize_request)
+        wire, ignored = await read_body(request, limits, tokenize_request)
         served = batcher.served
         resolve_model(wire.model, served)
         answer = await while_present(request.receive, threads.run(_tokens, wire, served, limits))
-        return naming_ignored(answer, fields.ignored)
+        return naming_ignored(answer, ignored)
 
     @routes.post(
         "/detokenize",
@@ -74,11 +69,11 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         ),
     )
     async def detokenize(request: Request) -> Response:
-        wire, fields = await read_body(request, limits, detokenize_request)
+        wire, ignored = await read_body(request, limits, partial(parse, DetokenizeRequest))
         served = batcher.served
         resolve_model(wire.model, served)
         answer = await while_present(request.receive, threads.run(_text, wire, served, limits))
-        return naming_ignored(answer, fields.ignored)
+        return naming_ignored(answer, ignored)
 
     return routes
 

@@ -1,16 +1,18 @@
 """The bounds of a request that need the settings but no model: checked before a place in the queue is asked for.
 
-`check_limits` raises ApiError 400; behind it, the strategy and its rows are known to be sound.
+`asked_within` raises ApiError 400; what it lets through has a sound strategy, and as many rows as it may have.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+from decoding.contract.answers import compile_answer
 from decoding.contract.params import CotDecoding, InvalidParam
 from server.errors import ApiError
 from server.settings.limits import Limits
-from server.translate.mode import keys_of, mode_of
+from server.translate.asked import Asked, asked_of
 from server.translate.prompts import num_prompts
-from server.translate.strategy import check_regex, counted_params
 from server.translate.structure import check_structure
 from server.translate.tool_use import check_tools
 from server.wire.base import at
@@ -21,19 +23,21 @@ PARAM_TEXTS = (
     *("sed.question", "sed.yes", "sed.no"),
 )
 NEUTRAL_MAX_ANSWER = CotDecoding().max_answer
+Body = TypeVar("Body", CompletionRequest, ChatRequest)
 ALIASES = (("min_tokens", "min_new_tokens"), ("n", "num_return_sequences"), ("max_tokens", "max_completion_tokens"))
 
 
-def num_rows(wire: CompletionRequest | ChatRequest) -> int:
+def num_rows(asked: Asked[CompletionRequest | ChatRequest]) -> int:
     """The most rows the request can have alive at once, over all its prompts."""
-    rows = counted_params(mode_of(wire), wire).max_rows
+    wire, rows = asked.wire, asked.params.max_rows
     return rows * num_prompts(wire.prompt) if isinstance(wire, CompletionRequest) else rows
 
 
-def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
-    """Every bound that depends on the settings, and every contradiction inside the request."""
+def asked_within(wire: Body, limits: Limits) -> Asked[Body]:
+    """What the request asks for, found within every bound that depends on the settings and free of contradictions."""
+    asked = asked_of(wire)
     try:
-        _check_strategy(wire, limits)
+        _check_strategy(asked, limits)
         if isinstance(wire, ChatRequest):
             check_tools(wire, limits)
     except InvalidParam as invalid:
@@ -44,7 +48,7 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
         if num_prompts(wire.prompt) == 0:
             raise bad_field("prompt", f"must be {PROMPT}")
         _at_most(wire.logprobs, limits.max_logprobs, "logprobs")
-        if num_rows(wire) > limits.max_rows_per_request:
+        if num_rows(asked) > limits.max_rows_per_request:
             raise bad_field("prompt", f"times the rows of each must be at most {limits.max_rows_per_request}")
         if wire.suffix:
             message = "is not supported: the model has no fill-in-the-middle tokens"
@@ -52,6 +56,7 @@ def check_limits(wire: CompletionRequest | ChatRequest, limits: Limits) -> None:
     else:
         _at_most(len(wire.messages), limits.max_messages, "messages", "entries")
         _at_most(wire.top_logprobs, limits.max_logprobs, "top_logprobs")
+    return asked
 
 
 def refused(invalid: InvalidParam) -> ApiError:
@@ -73,14 +78,22 @@ def bad_field(field: str, message: str, code: str | None = None) -> ApiError:
     return ApiError(400, f"{field} {message}", param=field, code=code)
 
 
-def _check_strategy(wire: Decoding, limits: Limits) -> None:
-    method = mode_of(wire)
-    check_regex(wire, limits.max_regex_chars)
-    check_structure(wire, limits)
-    rows, most = counted_params(method, wire).max_rows, limits.max_rows_per_prompt
+def _check_strategy(asked: Asked[Decoding], limits: Limits) -> None:
+    _check_regex(asked.wire, limits.max_regex_chars)
+    check_structure(asked.wire, limits)
+    rows, strategy, most = asked.params.max_rows, asked.strategy, limits.max_rows_per_prompt
     if rows > most:
-        field = keys_of(wire).get(method.rows, method.rows)
-        raise InvalidParam(field, f"makes {rows} rows with {method.name}; a prompt can have {most}")
+        field = asked.keys.get(strategy.rows, strategy.rows)
+        raise InvalidParam(field, f"makes {rows} rows with {strategy.name}; a prompt can have {most}")
+
+
+def _check_regex(wire: Decoding, max_chars: int) -> None:
+    pattern = at(wire, "cot_decoding.answer_regex")
+    if pattern is None:
+        return
+    if len(pattern) > max_chars:
+        raise InvalidParam("cot_decoding.answer_regex", f"must have at most {max_chars} characters")
+    compile_answer(pattern)
 
 
 def _check_sizes(wire: Decoding, limits: Limits) -> None:

@@ -1,13 +1,14 @@
-"""What GET /v1/strategies says, made from the tables of `combinations.py` and the wire types' JSON schema."""
+"""What GET /v1/strategies says, made from `table.py` and the wire types' JSON schema."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from functools import cache
 from typing import Any
 
 from decoding.contract.params import Assisted, Dola
+from decoding.contract.params.declared import declared
 from server.served import Served
 from server.settings.limits import Limits
 from server.translate.table import (
@@ -15,12 +16,12 @@ from server.translate.table import (
     ENCODER_FIELDS,
     EXCLUSIONS,
     FILTERS,
-    METHODS,
     NEEDS,
     STEPS,
+    STRATEGIES,
     Exclusion,
-    Method,
     Step,
+    Strategy,
 )
 from server.wire.answers import Exclusive, Needed, StepEntry, StrategyEntry, StrategyList
 from server.wire.openapi import inlined
@@ -29,7 +30,7 @@ from server.wire.requests import ChatRequest, CompletionRequest
 Schema = dict[str, Any]
 
 
-def available(served: Served) -> list[Method]:
+def available(served: Served) -> list[Strategy]:
     """The strategies that the loaded model can run."""
     if not served.has_head:
         return []
@@ -38,7 +39,7 @@ def available(served: Served) -> list[Method]:
         *([Dola] if served.num_layers == 0 else []),
     ]
     refused = refused_fields(served)
-    return [method for method in METHODS if method.params not in missing and refused.isdisjoint(method.when)]
+    return [strategy for strategy in STRATEGIES if strategy.params not in missing and refused.isdisjoint(strategy.when)]
 
 
 def refused_fields(served: Served) -> frozenset[str]:
@@ -50,10 +51,10 @@ def refused_fields(served: Served) -> frozenset[str]:
 
 def catalogue(served: Served, limits: Limits) -> StrategyList:
     can_run, refused = available(served), refused_fields(served)
-    special = {name for method in METHODS for name in method.own_fields} | {key for s in STEPS for key in s.keys}
+    special = {name for strategy in STRATEGIES for name in strategy.own_fields} | {key for s in STEPS for key in s.keys}
     together = [each for each in ENCODER_EXCLUSIONS if each.others] if served.encoder is not None else []
     return StrategyList(
-        data=[_strategy(method, refused, is_available=method in can_run) for method in METHODS],
+        data=[_strategy(strategy, refused, is_available=strategy in can_run) for strategy in STRATEGIES],
         steps=[_step(step, is_available=refused.isdisjoint(step.keys)) for step in STEPS],
         common=_schema(name for name in properties() if name not in special | refused),
         needs=[Needed(need.key, need.needs) for need in NEEDS],
@@ -69,38 +70,38 @@ def properties() -> Mapping[str, Schema]:
     return {**schemas[0], **schemas[1]}
 
 
-def parameters(method: Method) -> Schema:
+def parameters(strategy: Strategy) -> Schema:
     """JSON schema of a strategy's own fields, with the defaults that hold in it."""
-    choices = ["n"] if any(each.name == "n" for each in fields(method.params)) else []
-    schema = _schema([*choices, *method.own_fields])
+    own = declared(strategy.params)
+    choices = ["n"] if "n" in own else []
+    schema = _schema([*choices, *strategy.own_fields])
     shown = schema["properties"]
-    for each in fields(method.params):
-        path = method.paths[each.name]
-        if path in shown and path not in method.when and each.default not in (MISSING, None):
-            shown[path] = shown[path] | {"default": each.default}
-    for name, value in method.fixed.items():
+    for each in own.values():
+        if each.path in shown and each.path not in strategy.when and each.default not in (MISSING, None):
+            shown[each.path] = shown[each.path] | {"default": each.default}
+    for name, value in strategy.fixed.items():
         shown[name] = shown[name] | {"const": value}
-    return schema | {"required": [*method.requires]}
+    return schema | {"required": [*strategy.requires]}
 
 
-def combines(method: Method, refused: frozenset[str] = frozenset()) -> list[str]:
+def combines(strategy: Strategy, refused: frozenset[str] = frozenset()) -> list[str]:
     """The steps that act in a strategy, but for those of refused fields."""
-    shut = {key for exclusion in method.excludes for key in exclusion.keys} | set(method.own_fields) | refused
-    if not method.draws:
+    shut = {key for exclusion in strategy.excludes for key in exclusion.keys} | set(strategy.own_fields) | refused
+    if not strategy.draws:
         shut |= {"temperature", *FILTERS, "edt", "adapt"}
     return [step.name for step in STEPS if step.keys[0] not in shut]
 
 
-def _strategy(method: Method, refused: frozenset[str], *, is_available: bool) -> StrategyEntry:
+def _strategy(strategy: Strategy, refused: frozenset[str], *, is_available: bool) -> StrategyEntry:
     return StrategyEntry(
-        id=method.name,
-        purpose=method.purpose,
-        paper=method.paper or None,
+        id=strategy.name,
+        purpose=strategy.purpose,
+        paper=strategy.paper or None,
         available=is_available,
-        when=method.when,
-        parameters=parameters(method),
-        combines_with=combines(method, refused),
-        excludes=[_exclusive(each, method.when[:1]) for each in method.excludes],
+        when=strategy.when,
+        parameters=parameters(strategy),
+        combines_with=combines(strategy, refused),
+        excludes=[_exclusive(each, strategy.when[:1]) for each in strategy.excludes],
     )
 
 

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from decoding.contract.params import LogitsParams, Request, StoppingParams
+from server.translate.asked import PLACEHOLDERS, Asked
 from server.translate.plan import Shown
-from server.translate.table import Method
-from server.translate.words import PLACEHOLDERS
+from server.translate.table import GREEDY, Strategy
 from server.wire.base import at
 from server.wire.requests import Decoding
 from server.wire.strategies import Sed
@@ -20,37 +20,30 @@ HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar", "forced_eos_token_ids"} 
 DERIVED_AS_THEY_ARE = {"layers", "think_token_id"}  # numbers on the wire too
 
 
-def strategy_name(request: Request) -> str:
-    """The strategy as clients know it: sampling at temperature 0 is greedy."""
-    if request.strategy.NAME == "sampling" and request.logits.is_greedy:
-        return "greedy"
-    return request.strategy.NAME
-
-
-def effective_params(request: Request, wire: Decoding, method: Method, shown: Shown) -> dict[str, Any]:
+def effective_params(request: Request, asked: Asked[Decoding], shown: Shown) -> dict[str, Any]:
     """Everything but the seed, which can differ between the prompts of a request."""
     return (
-        _strategy(request, wire, method)
-        | _warped(request.logits, method)
-        | _logits(request.logits, wire, method)
+        _strategy(request, asked)
+        | _warped(request.logits, asked.strategy)
+        | _logits(request.logits, asked)
         | _stopping(request.stopping, shown)
-        | _service(request, wire, shown)
+        | _service(request, asked.wire, shown)
     )
 
 
-def _strategy(request: Request, wire: Decoding, method: Method) -> dict[str, Any]:
+def _strategy(request: Request, asked: Asked[Decoding]) -> dict[str, Any]:
     values: dict[str, Any] = {} if request.strategy.n == 1 else {"n": request.strategy.n}
-    values |= method.fixed
-    for name, path in method.paths.items():
-        value = _value(request, wire, name, path)
+    values |= asked.strategy.fixed
+    for name, path in asked.strategy.paths.items():
+        value = _value(request, asked.wire, name, path)
         if name != "n" and value is not None:
             _put(values, path, value)
     return values
 
 
-def _warped(logits: LogitsParams, method: Method) -> dict[str, Any]:
+def _warped(logits: LogitsParams, strategy: Strategy) -> dict[str, Any]:
     """What makes temperature and filters act where nothing is drawn."""
-    name, _, value = method.warped_by.partition("=")
+    name, _, value = strategy.warped_by.partition("=")
     return {name: value == "true"} if name and logits.warps else {}
 
 
@@ -74,9 +67,9 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
     (values.setdefault(parent, {}) if parent else values)[name] = value
 
 
-def _logits(logits: LogitsParams, wire: Decoding, method: Method) -> dict[str, Any]:
-    changed = _changed(logits, LogitsParams())
-    is_shown = method.name == "greedy" or method.draws or logits.warps
+def _logits(logits: LogitsParams, asked: Asked[Decoding]) -> dict[str, Any]:
+    changed, wire = _changed(logits, LogitsParams()), asked.wire
+    is_shown = asked.strategy is GREEDY or asked.strategy.draws or logits.warps
     hidden = HIDDEN if is_shown else {*HIDDEN, "temperature"}
     values = {name: value for name, value in changed.items() if name not in hidden}
     if logits.logit_bias:

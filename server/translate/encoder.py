@@ -1,6 +1,6 @@
 """What a model with an encoder takes from a request: the prompt is its source, and its decoder begins on its own.
 
-Applies the tables of `combinations.py` that depend on whether there is an encoder. Raises ApiError 400, InvalidParam.
+Applies what `table.py` says of encoders. Raises ApiError 400, InvalidParam.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from decoding.contract.params import InvalidParam
 from server.errors import too_long
 from server.served import Served
+from server.translate.asked import Asked
 from server.translate.bounds import bad_field
-from server.translate.mode import keys_of
 from server.translate.table import ENCODER_EXCLUSIONS, ENCODER_FIELDS
 from server.wire.requests import CompletionRequest, Decoding
 
 _WITH_ENCODER = "has no meaning with this encoder-decoder model"
 
 
-def check_encoder_fields(wire: Decoding, served: Served) -> None:
+def check_encoder_fields(asked: Asked[Decoding], served: Served) -> None:
     """Refuse what has no meaning with such a model, or without."""
-    keys = keys_of(wire)
+    keys = asked.keys
     if served.encoder is None:
         for key in ENCODER_FIELDS:
             if key in keys:

@@ -6,20 +6,20 @@ what changes the answer and cannot be taken a line is logged. A strategy is reco
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
 
 from decoding.contract.params import InvalidParam
+from decoding.contract.params.declared import MAX_INT
 from server.errors import ApiError
 from server.text.template_files import read_json
-from server.translate.mode import keys_of, mode_of, warps
-from server.translate.strategy import counted_params
+from server.translate.asked import Asked, Body, asked_of
 from server.translate.table import FILTERS, OFF, SAMPLING
-from server.wire.base import MAX_INT, Count, Items, Positive, TokenId, Wire, at
+from server.wire.base import Count, Items, Positive, TokenId, Wire, at
 from server.wire.requests import ChatRequest, CompletionRequest, Decoding
 from server.worker.model_files import ModelError
 
@@ -29,6 +29,7 @@ STRATEGY = (
     ("dola_layers",), ("guidance_scale",), ("prompt_lookup_num_tokens", "max_matching_ngram_size"),
 )  # fmt: skip
 """What asks for a strategy, each with what it may need; the first ones win where they do not go together."""
+_NAMING = frozenset(names[0] for names in STRATEGY)
 PLAIN = (
     "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty",
     "no_repeat_ngram_size", "exponential_decay_length_penalty", "length_penalty", "early_stopping",
@@ -57,8 +58,6 @@ LACKING = frozenset({
 
 WARPING = ("temperature", *FILTERS)
 """No recommendation for a request that draws nothing."""
-
-Request = TypeVar("Request", bound=Decoding)
 
 
 class Beside(Wire):
@@ -101,19 +100,17 @@ def recommended(directory: Path, max_rows: int = 64) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in left}
 
 
-def with_defaults(wire: Request, defaults: Mapping[str, Any]) -> Request:
+def with_defaults(asked: Asked[Body], defaults: Mapping[str, Any]) -> Asked[Body]:
     """The request with every default that it says nothing of and that has a meaning beside what it says."""
     if not defaults:
-        return wire
-    wire = _with_strategy(wire, defaults)
-    method = mode_of(wire)
+        return asked
+    asked = _with_strategy(asked, defaults)
     for name, value in defaults.items():
-        if name in BESIDE or at(wire, name) is not None or _names_strategy(name):
-            continue
-        if name not in WARPING or warps(keys_of(wire), mode_of(wire)):
-            filled = wire.model_copy(update={name: value})
-            wire = filled if _is_sound(filled) and mode_of(filled) is method else wire
-    return wire
+        is_settled = name in BESIDE or name in _NAMING or at(asked.wire, name) is not None
+        if not is_settled and (name not in WARPING or asked.warps):
+            filled = _filled(asked, {name: value})
+            asked = filled if filled.strategy is asked.strategy else asked
+    return asked
 
 
 def max_tokens(defaults: Mapping[str, Any], num_prompt: int) -> int | None:
@@ -124,10 +121,10 @@ def max_tokens(defaults: Mapping[str, Any], num_prompt: int) -> int | None:
     return most
 
 
-def min_tokens(wire: Decoding, defaults: Mapping[str, Any], num_prompt: int) -> int:
+def min_tokens(asked: Asked[Decoding], defaults: Mapping[str, Any], num_prompt: int) -> int:
     """The least, for a request that does not say what its answer is made of."""
     form = ("response_format", "structured", "allowed_token_ids")
-    if any(key in keys_of(wire) for key in form) or (isinstance(wire, ChatRequest) and wire.tools):
+    if any(key in asked.keys for key in form) or (isinstance(asked.wire, ChatRequest) and asked.wire.tools):
         return 0
     return max(int(defaults.get("min_new_tokens", 0)), int(defaults.get("min_length", 0)) - num_prompt, 0)
 
@@ -172,7 +169,7 @@ def _unfit(found: Mapping[str, Any], max_rows: int) -> list[str]:
     for key, *beside in STRATEGY:
         if key in found:
             more = {name: found[name] for name in (key, *beside) if name in found}
-            if _is_sound(CompletionRequest(prompt="x", **fit, **more), max_rows):
+            if _sound(CompletionRequest(prompt="x", **fit, **more), max_rows):
                 fit |= more
             else:
                 left.append(key)
@@ -181,29 +178,28 @@ def _unfit(found: Mapping[str, Any], max_rows: int) -> list[str]:
     return left
 
 
-def _with_strategy(wire: Request, defaults: Mapping[str, Any]) -> Request:
+def _with_strategy(asked: Asked[Body], defaults: Mapping[str, Any]) -> Asked[Body]:
     """A request that says how it draws has asked for a strategy."""
-    asked = {name: defaults[name] for names in _groups(defaults) for name in names if name in defaults}
-    says = any(at(wire, name) is not None for name in (*WARPING, "do_sample"))
-    if not asked or says or mode_of(wire) is not SAMPLING:
-        return wire
-    filled = wire.model_copy(update={name: value for name, value in asked.items() if at(wire, name) is None})
-    return filled if _is_sound(filled) else wire
+    groups = (names for names in STRATEGY if names[0] in defaults)
+    given = {name: defaults[name] for names in groups for name in names if name in defaults}
+    says = any(at(asked.wire, name) is not None for name in (*WARPING, "do_sample"))
+    if not given or says or asked.strategy is not SAMPLING:
+        return asked
+    return _filled(asked, {name: value for name, value in given.items() if at(asked.wire, name) is None})
 
 
-def _groups(defaults: Mapping[str, Any]) -> Iterable[tuple[str, ...]]:
-    return (names for names in STRATEGY if names[0] in defaults)
+def _filled(asked: Asked[Body], values: Mapping[str, Any]) -> Asked[Body]:
+    """With further fields, where they go together with its own."""
+    return _sound(asked.wire.model_copy(update=values)) or asked
 
 
-def _names_strategy(name: str) -> bool:
-    return any(name == key for key, *_ in STRATEGY)
-
-
-def _is_sound(wire: Decoding, max_rows: int = MAX_INT) -> bool:
+def _sound(wire: Body, max_rows: int = MAX_INT) -> Asked[Body] | None:
+    """What the request asks for, None where its fields do not go together or take too many rows."""
     try:
-        return counted_params(mode_of(wire), wire).max_rows <= max_rows
+        asked = asked_of(wire)
+        return asked if asked.params.max_rows <= max_rows else None
     except (ApiError, InvalidParam):
-        return False
+        return None
 
 
 def _is_off(name: str, value: object) -> bool:

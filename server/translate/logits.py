@@ -1,4 +1,4 @@
-"""Wire request -> the params of the token-level steps."""
+"""What a request asks for -> the params of the token-level steps."""
 
 from __future__ import annotations
 
@@ -6,44 +6,38 @@ from collections.abc import Sequence
 from typing import Any
 
 from decoding.contract.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
+from decoding.contract.params.declared import Declared, declared
 from server.errors import ApiError
 from server.served import Served
+from server.translate.asked import Asked
 from server.translate.generation_defaults import forced_ends, never_said
-from server.translate.mode import keys_of, warps
-from server.translate.table import FILTERS, Method
+from server.translate.table import FILTERS
 from server.wire.requests import Decoding
 
-# Token-level fields whose wire value is the params' value as it stands
-PLAIN = (
-    *("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "sampler_order"),
-    *("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window", "frequency_penalty"),
-    *("presence_penalty", "no_repeat_ngram_size", "lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
-    *("eos_penalty", "eos_penalty_until"),
+PLAIN = tuple(
+    each for each in declared(LogitsParams).values() if each.text and isinstance(each.default, float | int | str)
 )
+"""Fields whose wire value is the params' value as it stands, unless it is another word for the default."""
 
 
-def logits_params(
-    wire: Decoding, method: Method, bad_words: tuple[tuple[int, ...], ...], served: Served
-) -> LogitsParams:
+def logits_params(asked: Asked[Decoding], bad_words: tuple[tuple[int, ...], ...], served: Served) -> LogitsParams:
     """Temperature and filters have no effect where they do not act. Raises ApiError, InvalidParam."""
-    acts = warps(keys_of(wire), method)
-    names = [name for name in PLAIN if acts or name not in FILTERS]
-    values = {name: value for name in names if (value := getattr(wire, name)) is not None}
+    wire, strategy, acts = asked.wire, asked.strategy.params, asked.warps
+    values = _plain(wire, [each for each in PLAIN if acts or each.name not in FILTERS])
+    if strategy is Contrastive or values.get("top_k", 0) >= served.vocab_size:
+        values.pop("top_k", None)
     check_ids("allowed_token_ids", wire.allowed_token_ids, served)
     check_ids("forced_bos_token_id", None if wire.forced_bos_token_id is None else [wire.forced_bos_token_id], served)
     return LogitsParams(
-        temperature=_temperature(wire) if acts else 0.0,
-        top_k=_top_k(wire, served) if acts and method.params is not Contrastive else 0,
-        top_n_sigma=wire.top_n_sigma or 0.0 if acts and wire.top_n_sigma != -1 else 0.0,
         logit_bias=_logit_bias(wire, served),
         allowed_token_ids=None if wire.allowed_token_ids is None else tuple(sorted(set(wire.allowed_token_ids))),
         bad_words=bad_words + _never_said(served),
         exponential_decay_length_penalty=_decay(wire),
         edt=None if wire.edt is None else Edt(**wire.edt.model_dump(exclude_none=True)),
         adapt=None if wire.adapt is None else Adapt(**wire.adapt.model_dump(exclude_none=True)),
-        min_tokens_to_keep=len(served.eos_token_ids) + 1 if method.params is BeamSample else 1,
+        min_tokens_to_keep=len(served.eos_token_ids) + 1 if strategy is BeamSample else 1,
         **_forced(wire, served),
-        **values,
+        **(values if acts else values | {"temperature": 0.0}),
     )
 
 
@@ -71,13 +65,8 @@ def check_ids(field: str, token_ids: Sequence[int] | None, served: Served) -> No
         raise ApiError(400, f"{field} must hold token ids below {served.vocab_size}", param=field)
 
 
-def _temperature(wire: Decoding) -> float:
-    return 1.0 if wire.temperature is None else float(wire.temperature)
-
-
-def _top_k(wire: Decoding, served: Served) -> int:
-    top_k = wire.top_k or 0
-    return top_k if 0 < top_k < served.vocab_size else 0
+def _plain(wire: Decoding, fields: Sequence[Declared]) -> dict[str, Any]:
+    return {each.name: value for each in fields if (value := getattr(wire, each.name)) not in (None, *each.off)}
 
 
 def _logit_bias(wire: Decoding, served: Served) -> tuple[tuple[int, float], ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
 from server.errors import ApiError
+from server.served import Served
+from server.translate.asked import Asked
 from server.translate.bounds import bad_field
 from server.translate.plan import Plan
+from server.translate.translate import chat_plan
 from server.wire.chat import Message
 from server.wire.requests import ChatRequest, Decoding, StreamOptions
 from server.wire.responses import CallItem, Item, ReasoningItem, ResponseMessage, ResponseRequest, ResultItem
@@ -39,8 +43,9 @@ def chat_request(wire: ResponseRequest) -> ChatRequest:
         raise bad_field("input", "must hold more than thoughts")
     instructions = [] if wire.instructions is None else [Message(role="system", content=wire.instructions)]
     shared = {name: getattr(wire, name) for name in Decoding.model_fields} | _form(wire)
+    own = {"stream_options": _stream_options(wire), "num_return_sequences": 1}  # whatever the model recommends
     return ChatRequest.model_construct(
-        **shared | {"stream_options": _stream_options(wire)},
+        **shared | own,
         messages=[*instructions, *messages],
         max_completion_tokens=wire.max_output_tokens,
         logprobs=has_logprobs or None,
@@ -56,20 +61,20 @@ def without_effect(wire: ResponseRequest) -> list[str]:
     return names + [f"include.{name}" for name in wire.include or () if name != LOGPROBS]
 
 
-async def fitting(chat: ChatRequest, planned: Callable[[ChatRequest], Awaitable[Plan]]) -> Plan:
+async def fitting(asked: Asked[ChatRequest], served: Served) -> Plan:
     """The plan of the whole, else of as many of the last turns as fit behind what the system says."""
     try:
-        return await planned(chat)
+        return await chat_plan(asked, served)
     except ApiError as error:
         if error.code != "context_length_exceeded":
             raise
         overflow = error
-    shorter = _from_later_turns(chat)
+    shorter = _from_later_turns(asked)
     plan, low, high = None, 0, len(shorter)
     while low < high:
         middle = (low + high) // 2
         try:
-            plan, high = await planned(shorter[middle]), middle
+            plan, high = await chat_plan(shorter[middle], served), middle
         except ApiError as error:
             if error.code != "context_length_exceeded":
                 raise
@@ -79,11 +84,13 @@ async def fitting(chat: ChatRequest, planned: Callable[[ChatRequest], Awaitable[
     return plan
 
 
-def _from_later_turns(chat: ChatRequest) -> list[ChatRequest]:
+def _from_later_turns(asked: Asked[ChatRequest]) -> list[Asked[ChatRequest]]:
     """Without the oldest turn, without the two oldest and so on. A turn begins with what the user says."""
-    system = list(takewhile(lambda message: message.role in ("system", "developer"), chat.messages))
-    starts = [i for i, message in enumerate(chat.messages) if message.role == "user" and i > len(system)]
-    return [chat.model_copy(update={"messages": system + chat.messages[start:]}) for start in starts]
+    messages = asked.wire.messages
+    system = list(takewhile(lambda message: message.role in ("system", "developer"), messages))
+    starts = [i for i, message in enumerate(messages) if message.role == "user" and i > len(system)]
+    kept = (system + messages[start:] for start in starts)
+    return [replace(asked, wire=asked.wire.model_copy(update={"messages": each})) for each in kept]
 
 
 def _stream_options(wire: ResponseRequest) -> StreamOptions | None:

@@ -17,7 +17,7 @@ ANY_OBJECT = '{"type":"object"}'
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Structure:
     """A grammar and the wire field it comes from. schema: where it is one; is_strict: whether all of it must hold."""
 
     field: str
@@ -26,7 +26,7 @@ class Asked:
     is_strict: bool = True
 
 
-def structure_of(wire: StructureFields) -> Asked | None:
+def structure_of(wire: StructureFields) -> Structure | None:
     """Raises InvalidParam."""
     if wire.structured is not None:
         return _structured(wire.structured)
@@ -49,16 +49,16 @@ def check_structure(wire: StructureFields, limits: Limits) -> None:
 
 async def grammar_of(wire: StructureFields, served: Served) -> Grammar | None:
     """The grammar, known to compile. Raises InvalidParam."""
-    asked = structure_of(wire)
-    if asked is None:
+    wanted = structure_of(wire)
+    if wanted is None:
         return None
-    check_ending(asked.field, served)
-    if asked.schema is not None:
-        return _schema(await enforceable(asked.field, asked.schema, served, is_strict=asked.is_strict))
-    problem = await served.grammars.problem(asked.grammar)
+    check_ending(wanted.field, served)
+    if wanted.schema is not None:
+        return _schema(await enforceable(wanted.field, wanted.schema, served, is_strict=wanted.is_strict))
+    problem = await served.grammars.problem(wanted.grammar)
     if problem is not None:
-        raise InvalidParam(asked.field, problem)
-    return asked.grammar
+        raise InvalidParam(wanted.field, problem)
+    return wanted.grammar
 
 
 def check_ending(field: str, served: Served) -> None:
@@ -67,29 +67,29 @@ def check_ending(field: str, served: Served) -> None:
         raise InvalidParam(field, "is not supported: the model has no end of text")
 
 
-def _structured(structured: Structured) -> Asked:
+def _structured(structured: Structured) -> Structure:
     given = [name for name, value in structured if value is not None]
     if len(given) != 1:
         raise InvalidParam("structured", "needs exactly one of json, regex, choice and grammar")
     if structured.json_ is not None:
-        return Asked("structured.json", _schema(structured.json_), structured.json_)
+        return Structure("structured.json", _schema(structured.json_), structured.json_)
     if structured.regex is not None:
-        return Asked("structured.regex", Grammar("regex", structured.regex))
+        return Structure("structured.regex", Grammar("regex", structured.regex))
     if structured.choice is not None:
-        return Asked("structured.choice", choice_grammar(tuple(dict.fromkeys(structured.choice))))
-    return Asked("structured.grammar", Grammar("lark", structured.grammar or ""))
+        return Structure("structured.choice", choice_grammar(tuple(dict.fromkeys(structured.choice))))
+    return Structure("structured.grammar", Grammar("lark", structured.grammar or ""))
 
 
-def _response_format(wanted: ResponseFormat) -> Asked | None:
+def _response_format(wanted: ResponseFormat) -> Structure | None:
     if (wanted.json_schema is None) == (wanted.type == "json_schema"):
         raise InvalidParam("response_format.json_schema", "goes with type json_schema, and only with it")
     if wanted.type == "text":
         return None
     if wanted.json_schema is None:
-        return Asked("response_format", Grammar("json_schema", ANY_OBJECT))
+        return Structure("response_format", Grammar("json_schema", ANY_OBJECT))
     is_strict = wanted.json_schema.strict is not False
     schema = wanted.json_schema.schema_ | ({} if is_strict else {"x-guidance": {"lenient": True}})
-    return Asked(SCHEMA, _schema(schema), schema, is_strict)
+    return Structure(SCHEMA, _schema(schema), schema, is_strict)
 
 
 def _schema(schema: dict[str, Any]) -> Grammar:

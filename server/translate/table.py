@@ -1,72 +1,50 @@
-"""The validation matrix as data: which strategies there are, what asks for each, what it takes and what it excludes.
+"""The table of strategies: which there are, what asks for each, what it takes and what it excludes. Data alone.
 
 A key is a wire field that asks for something (its value is not in OFF), or `field=value` for the few fields whose
-values mean different things. `mode.py` applies the tables, `catalogue.py` shows them at GET /v1/strategies.
+values mean different things. `asked.py` applies the table, `catalogue.py` shows it at GET /v1/strategies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from decoding.contract.params import (
-    Assisted,
-    Beam,
-    BeamSample,
-    BestFirst,
-    BestOf,
-    Contrastive,
-    CotDecoding,
-    Dola,
-    Entropix,
-    GroupBeam,
-    Guided,
-    KlGuided,
-    PromptLookup,
-    Sampling,
-    Sed,
-    StrategyParams,
-)
+from decoding.contract import params
+from decoding.contract.params import LogitsParams, StrategyParams
+from decoding.contract.params.declared import IsStep, Kind, PartOf, declared
+
+_LOGITS = declared(LogitsParams)
+_PARTS = {name: part for name, each in _LOGITS.items() if (part := each.mark(PartOf))}
+
+
+def _kind(name: str) -> Kind | None:
+    """Of the step that the field asks for or is a part of."""
+    step = _LOGITS[_PARTS[name].step if name in _PARTS else name].mark(IsStep)
+    return step.kind if step else None
+
+
+def _neutral() -> dict[str, tuple[Any, ...]]:
+    """Fields of steps -> the values that switch them off."""
+    return {
+        name: (each.default, *each.off)
+        for name, each in _LOGITS.items()
+        if isinstance(each.default, int | float | str)
+        and _kind(name) not in (None, "temperature")
+        and (name not in _PARTS or _PARTS[name].has_neutral)
+    }
+
 
 # field -> the values that ask for nothing; null always does
 OFF: Mapping[str, tuple[Any, ...]] = {
+    **{each.path: each.off for own in params.PARAMS.values() for each in declared(own).values() if each.off},
+    **_neutral(),
     # strategies
-    "n": (1,),
     "num_return_sequences": (1,),
-    "num_beams": (1,),
     "use_beam_search": (False,),
     "beam_mode": ("standard",),
-    "length_penalty": (1,),
-    "length_penalty_type": ("hf",),
-    "coverage_penalty": (0,),
-    "early_stopping": (False,),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0,),
-    "penalty_alpha": (0,),
-    "guidance_scale": (1,),
-    "prompt_lookup_num_tokens": (0,),
     "speculative": (False,),
-    "num_assistant_tokens": (0,),
     # token-level steps
-    "top_p": (1,),
-    "top_k": (0, -1),
-    "min_p": (0,),
-    "top_n_sigma": (0, -1),
-    "typical_p": (1,),
-    "epsilon_cutoff": (0,),
-    "eta_cutoff": (0,),
-    "sampler_order": ("hf",),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "repetition_penalty_scope": ("prompt+output",),
-    "repetition_penalty_window": (0,),
-    "no_repeat_ngram_size": (0,),
-    "lz_penalty": (0,),
-    "lz_scope": ("output",),
-    "eos_penalty": (0,),
-    "eos_penalty_until": (0,),
     "bad_words": ([],),
     "ignore_eos": (False,),
     "min_tokens": (0,),
@@ -78,23 +56,14 @@ OFF: Mapping[str, tuple[Any, ...]] = {
     "stream": (False,),
 }
 
-FILTERS = (
-    "top_k",
-    "top_p",
-    "min_p",
-    "top_n_sigma",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "sampler_order",
-)
+FILTERS = tuple(name for name in _LOGITS if _kind(name) == "filter")
 GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
 """The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:
-    """Each of `keys` has no meaning with each of `others` (of a Method: with it), unless one of `unless` is there."""
+    """Each of `keys` has no meaning with each of `others` (of a Strategy: with it), unless one of `unless` is there."""
 
     keys: tuple[str, ...]
     reason: str
@@ -111,13 +80,15 @@ class Need:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class Strategy:
     """A strategy as requests ask for it: by all keys of `when`, unless another one asks for more of the same.
 
-    within: the wire object that holds its parameters; renames: params field -> wire path, where they differ otherwise.
-    also: wire fields that no params field bears. requires: keys it cannot do without. fixed: fields whose value names
-    it. rows: the field that sets how many rows it takes. draws: whether temperature and filters act.
-    warped_by: the key with which they act though nothing is drawn.
+    also: wire fields that no params field bears.
+    requires: keys it cannot do without.
+    fixed: fields whose value names it.
+    rows: the field that sets how many rows it takes.
+    draws: whether tokens are drawn, so that temperature and filters act.
+    warped_by: the key with which those act though nothing is drawn.
     """
 
     name: str
@@ -125,8 +96,6 @@ class Method:
     purpose: str
     paper: str
     when: tuple[str, ...] = ()
-    within: str = ""
-    renames: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
@@ -138,18 +107,13 @@ class Method:
     @property
     def paths(self) -> dict[str, str]:
         """Params field -> wire path."""
-        return {each.name: self._path(each.name) for each in fields(self.params)}
+        return {each.name: each.path for each in declared(self.params).values()}
 
     @property
     def own_fields(self) -> tuple[str, ...]:
         """The top-level wire fields that are its own."""
         names = (*self.fixed, *(path.partition(".")[0] for path in self.paths.values()), *self.also)
         return tuple(name for name in dict.fromkeys(names) if name != "n")
-
-    def _path(self, name: str) -> str:
-        if name in self.renames:
-            return self.renames[name]
-        return f"{self.within}.{name}" if self.within and name != "n" else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,50 +138,46 @@ _BEAMS_DRAW_NOTHING = Exclusion(
 _OWN_TEMPERATURE = Exclusion(("edt", "adapt"), "it sets the temperature itself")
 _NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
 
-GREEDY = Method(
+GREEDY = Strategy(
     "greedy",
-    Sampling,
+    params.Sampling,
     "The likeliest token at each step: reproducible, right for short factual answers.",
     "",
     ("temperature=0",),
     draws=False,
 )
-SAMPLING = Method(
+SAMPLING = Strategy(
     "sampling",
-    Sampling,
+    params.Sampling,
     "One token drawn at each step; n independent choices share the prompt.",
     "",
 )
 PLAIN = (GREEDY, SAMPLING)
 
-_BEAM_RENAMES = {"prune": "beam_prune"}
-
 SEARCHES = (
-    Method(
+    Strategy(
         "best_of",
-        BestOf,
+        params.BestOf,
         "Sample many choices, return the best by log-prob: more sensible open-ended answers.",
         "Adiwardana et al. 2020, arXiv 2001.09977",
         ("best_of",),
-        renames={"rank_by": "best_of_rank"},
         rows="best_of",
     ),
-    Method(
+    Strategy(
         "beam",
-        Beam,
+        params.Beam,
         "The likeliest whole sequences: translation, summaries, short answers.",
         "length and coverage penalty: Wu et al. 2016, arXiv 1609.08144",
         ("num_beams",),
-        renames=_BEAM_RENAMES,
         also=("use_beam_search",),
         rows="num_beams",
         draws=False,
         warped_by="do_sample=false",
         excludes=(_BEAMS_DRAW_NOTHING, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "beam_sample",
-        BeamSample,
+        params.BeamSample,
         "Beams over candidates that are drawn: likely sequences with variety.",
         "",
         ("num_beams", "do_sample=true"),
@@ -225,9 +185,9 @@ SEARCHES = (
         fixed={"do_sample": True},
         rows="num_beams",
     ),
-    Method(
+    Strategy(
         "group_beam",
-        GroupBeam,
+        params.GroupBeam,
         "Diverse beams: groups that avoid each other's tokens.",
         "Vijayakumar et al. 2016, arXiv 1610.02424",
         ("num_beams", "num_beam_groups"),
@@ -236,9 +196,9 @@ SEARCHES = (
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "best_first",
-        BestFirst,
+        params.BestFirst,
         "The beams' best result with fewer model calls.",
         "Meister et al. 2020, arXiv 2007.03909",
         ("num_beams", "beam_mode"),
@@ -248,13 +208,12 @@ SEARCHES = (
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "contrastive",
-        Contrastive,
+        params.Contrastive,
         "Of the likeliest tokens the one that repeats least: long coherent text without sampling.",
         "Su et al. 2022, arXiv 2202.06417",
         ("penalty_alpha",),
-        renames={"k": "top_k"},
         requires=("top_k",),
         rows="top_k",
         draws=False,
@@ -265,40 +224,35 @@ SEARCHES = (
             _ONE_CHOICE,
         ),
     ),
-    Method(
+    Strategy(
         "dola",
-        Dola,
+        params.Dola,
         "Contrasts the last layer with an earlier one: fewer made-up facts.",
         "Chuang et al. 2023, arXiv 2309.03883",
         ("dola_layers",),
-        renames={"layers": "dola_layers", "relative_top": "dola_relative_top"},
     ),
-    Method(
+    Strategy(
         "guided",
-        Guided,
+        params.Guided,
         "Classifier-free guidance: towards the prompt, away from a negative one.",
         "Sanchez et al. 2023, arXiv 2306.17806",
         ("guidance_scale",),
-        renames={"scale": "guidance_scale", "negative_ids": "negative_prompt"},
         excludes=(Exclusion(("edt", "adapt"), "two ways of steering the same distribution"),),
     ),
-    Method(
+    Strategy(
         "kl_guided",
-        KlGuided,
+        params.KlGuided,
         "Cooler where the source in the prompt matters: grounded answers and summaries.",
         "Chang et al. 2023, arXiv 2306.01286",
         ("kl_guided",),
-        within="kl_guided",
-        renames={"context_ids": "kl_guided.prompt"},
         excludes=(_NEVER_GREEDY, _OWN_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "entropix",
-        Entropix,
+        params.Entropix,
         "Picks greedy, sampling, resampling or a thinking token by the entropy of each step.",
         "xjdr-alt/entropix",
         ("entropix",),
-        within="entropix",
         also=("entropix",),
         excludes=(
             Exclusion(("temperature", *FILTERS), "it has parameters of its own for that"),
@@ -307,110 +261,68 @@ SEARCHES = (
             _ONE_CHOICE,
         ),
     ),
-    Method(
+    Strategy(
         "cot_decoding",
-        CotDecoding,
+        params.CotDecoding,
         "Branches over the first token, ranked by confidence in the answer: reasoning without a reasoning prompt.",
         "Wang & Zhou 2024, arXiv 2402.10200",
         ("cot_decoding",),
-        within="cot_decoding",
-        renames={"suffix_ids": "cot_decoding.suffix"},
         rows="cot_decoding.k",
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE),
     ),
-    Method(
+    Strategy(
         "sed",
-        Sed,
+        params.Sed,
         "Where the next token is unclear, tries each candidate and asks the model to judge.",
         "Luo et al. 2024, arXiv 2405.16552",
         ("sed",),
-        within="sed",
-        renames={"eval_ids": "sed.question", "eval_before": "sed.question", "yes_id": "sed.yes", "no_id": "sed.no"},
         rows="sed.k",
         draws=False,
         excludes=(_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE, _ONE_CHOICE),
     ),
-    Method(
+    Strategy(
         "prompt_lookup",
-        PromptLookup,
+        params.PromptLookup,
         "Proposes what followed the last words before: same distribution, faster where the answer quotes the prompt.",
         "Saxena 2023, prompt lookup decoding",
         ("prompt_lookup_num_tokens",),
-        renames={"num_tokens": "prompt_lookup_num_tokens", "max_ngram": "max_matching_ngram_size"},
     ),
-    Method(
+    Strategy(
         "assisted",
-        Assisted,
+        params.Assisted,
         "The server's draft model proposes, the model verifies: same distribution, faster.",
         "Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318",
         ("speculative",),
-        renames={
-            "num_tokens": "num_assistant_tokens",
-            "schedule": "num_assistant_tokens_schedule",
-            "confidence_threshold": "assistant_confidence_threshold",
-        },
         also=("speculative",),
         fixed={"speculative": True},
     ),
 )
 
-METHODS = PLAIN + SEARCHES
+STRATEGIES = PLAIN + SEARCHES
+
+
+def _steps(*kinds: Kind) -> Iterator[Step]:
+    for name, each in _LOGITS.items():
+        step = each.mark(IsStep)
+        if step is not None and step.kind in kinds:
+            parts = (part for part, of in _PARTS.items() if of.step == name)
+            yield Step(name, (name, *parts), step.purpose, step.paper)
+
+
+def _needs() -> Iterator[Need]:
+    for name, each in _LOGITS.items():
+        step = each.mark(IsStep)
+        if step is not None and step.needs:
+            yield Need(name, step.needs)
+        if name in _PARTS:
+            yield Need(name, _PARTS[name].step)
+
 
 STEPS = (
-    Step("temperature", ("temperature",), "Flattens (> 1) or sharpens (< 1) the distribution.", ""),
-    Step("top_k", ("top_k",), "Only the k likeliest tokens.", "Fan et al. 2018, arXiv 1805.04833"),
-    Step("top_p", ("top_p",), "Only the nucleus of likely tokens.", "Holtzman et al. 2020, arXiv 1904.09751"),
-    Step(
-        "min_p",
-        ("min_p", "sampler_order"),
-        "Only tokens not much less likely than the likeliest; for high temperatures.",
-        "Nguyen et al. 2024, arXiv 2407.01082",
-    ),
-    Step(
-        "top_n_sigma", ("top_n_sigma",), "Only logits near the highest, whatever the temperature.", "arXiv 2411.07641"
-    ),
-    Step("typical_p", ("typical_p",), "Only tokens of typical surprise.", "Meister et al. 2022, arXiv 2202.00666"),
-    Step("epsilon_cutoff", ("epsilon_cutoff",), "Only tokens above a probability.", "arXiv 2210.15191"),
-    Step("eta_cutoff", ("eta_cutoff",), "The same, relaxed where entropy is high.", "arXiv 2210.15191"),
-    Step(
-        "edt",
-        ("edt",),
-        "Temperature by entropy: bold where many tokens fit, careful where few do.",
-        "Zhang et al. 2024, arXiv 2403.14541",
-    ),
-    Step("adapt", ("adapt",), "Hotter at the beginning of a line of code.", "Zhu et al. 2024, AAAI"),
-    Step(
-        "repetition_penalty",
-        ("repetition_penalty", "repetition_penalty_scope", "repetition_penalty_window"),
-        "Fewer repetitions, by dividing logits; a window makes it penalty decoding's.",
-        "Keskar et al. 2019, arXiv 1909.05858; Zhu et al. 2023, arXiv 2310.14971",
-    ),
-    Step("frequency_penalty", ("frequency_penalty",), "Fewer repetitions, by count in the answer.", ""),
-    Step("presence_penalty", ("presence_penalty",), "Fewer repetitions, by presence in the answer.", ""),
-    Step("no_repeat_ngram_size", ("no_repeat_ngram_size",), "No n-gram twice.", "Paulus et al. 2017, arXiv 1705.04304"),
-    Step(
-        "lz_penalty",
-        ("lz_penalty", "lz_scope", "lz_buffer", "lz_window"),
-        "Against loops: penalises what LZ77 would compress.",
-        "Ginart et al. 2025, arXiv 2504.20131",
-    ),
-    Step(
-        "eos_penalty",
-        ("eos_penalty", "eos_penalty_until"),
-        "Longer answers: EOS held down until a length.",
-        "Zhu et al. 2023, arXiv 2310.14971",
-    ),
-    Step(
-        "exponential_decay_length_penalty",
-        ("exponential_decay_length_penalty",),
-        "Answers that end soon behind a length.",
-        "",
-    ),
+    *_steps("temperature", "filter", "dynamic temperature", "penalty", "length"),
     Step("min_tokens", ("min_tokens", "min_new_tokens"), "No end before a length.", ""),
-    Step("logit_bias", ("logit_bias",), "Single tokens made likelier or less likely.", ""),
-    Step("allowed_token_ids", ("allowed_token_ids",), "No tokens but these.", ""),
-    Step("bad_words", ("bad_words",), "Words that never come.", ""),
+    *_steps("mask"),
     Step(
         "response_format",
         ("response_format",),
@@ -438,14 +350,7 @@ STEPS = (
 )
 
 NEEDS = (
-    Need("repetition_penalty_scope", "repetition_penalty"),
-    Need("repetition_penalty_window", "repetition_penalty"),
-    Need("lz_scope", "lz_penalty"),
-    Need("lz_buffer", "lz_penalty"),
-    Need("lz_window", "lz_penalty"),
-    Need("eos_penalty", "eos_penalty_until"),
-    Need("eos_penalty_until", "eos_penalty"),
-    Need("sampler_order", "min_p"),
+    *_needs(),
     Need("stream_options", "stream"),
     Need("top_logprobs", "logprobs"),
 )

@@ -1,6 +1,6 @@
-"""Wire request -> decoding params: the one file that speaks both languages.
+"""What a request asks for -> its plan: decoding params for each prompt, and what the answer shows.
 
-Runs behind `bounds.check_limits`, with a place in the queue reserved and the model's tokenizer and sizes at hand.
+Runs behind `bounds.asked_within`, with a place in the queue reserved and the model's tokenizer and sizes at hand.
 Raises ApiError; nothing that passes can be refused by the engine for its form.
 """
 
@@ -16,38 +16,37 @@ from server.errors import ApiError, too_long
 from server.served import Served
 from server.text.message_text import MessageForm
 from server.text.reasoning import is_unfinished, opened_by
+from server.translate.asked import Asked, Body
 from server.translate.bounds import bad_field, refused, stops_of
 from server.translate.conversation import chat_text
-from server.translate.effective import effective_params, strategy_name
+from server.translate.effective import effective_params
 from server.translate.encoder import check_encoder_fields, check_source, decoder_ids
 from server.translate.generation_defaults import max_tokens, min_tokens, with_defaults
 from server.translate.logits import check_ids, logits_params
-from server.translate.mode import mode_of
 from server.translate.plan import Plan, Prompt, Shown
 from server.translate.prompts import completion_prompts, embedding_prompts, refuse_longer
-from server.translate.strategy import num_beside, num_second_context, strategy_params
 from server.translate.structure import grammar_of
+from server.translate.texts import bad_word_ids, derived, latent_thoughts, pause_ids
 from server.translate.tool_grammar import message_grammar
 from server.translate.tool_use import ToolUse, effective_tools, enforced, tool_use
-from server.translate.words import bad_word_ids, derived, latent_thoughts, pause_ids
 from server.wire.requests import ChatRequest, CompletionRequest, Decoding, EmbeddingRequest
 
 DEFAULT_MAX_TOKENS = 16
 
 
-def resolve_model(asked: str | None, served: Served) -> str:
+def resolve_model(name: str | None, served: Served) -> str:
     """The name to answer under. Raises ApiError 404."""
-    if asked is None:
+    if name is None:
         return served.names[0]
-    if asked not in served.names:
+    if name not in served.names:
         message = "no such model; GET /v1/models lists the ones served"
         raise ApiError(404, message, param="model", code="model_not_found")
-    return asked
+    return name
 
 
-async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
-    _check_head(wire, served)
-    wire = with_defaults(wire, served.generation_defaults)
+async def completion_plan(asked: Asked[CompletionRequest], served: Served) -> Plan:
+    asked, model = _begun(asked, served)
+    wire = asked.wire
     prompts = await completion_prompts(wire, served)
     scored = wire.logprobs if wire.echo else None
     logprobs = LogprobsParams(
@@ -55,13 +54,13 @@ async def completion_plan(wire: CompletionRequest, served: Served) -> Plan:
     )
     shown = replace(_shown(wire), echo=bool(wire.echo), logprobs=wire.logprobs)
     limit = TokenLimit(_asked_tokens(wire), DEFAULT_MAX_TOKENS, "prompt", served.generation_defaults)
-    plan = await _plan(wire, served, prompts, limit, logprobs=logprobs, shown=shown)
+    plan = await _plan(asked, served, prompts, limit, model=model, logprobs=logprobs, shown=shown)
     return _with_stops(plan, served)
 
 
-async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
-    _check_head(wire, served)
-    wire = with_defaults(wire, served.generation_defaults)
+async def chat_plan(asked: Asked[ChatRequest], served: Served) -> Plan:
+    asked, model = _begun(asked, served)
+    wire = asked.wire
     refuse_longer(max((message.said for message in wire.messages), key=len), "messages", served)
     use, last = tool_use(wire, served), wire.messages[-1].said
     text = await chat_text(wire, wire.messages, (wire.tools or ()) if use else (), served)
@@ -71,7 +70,7 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
     logprobs = LogprobsParams(output=top, prompt=wire.prompt_logprobs, mode=wire.logprobs_mode or "raw")
     limit = TokenLimit(_asked_tokens(wire), served.max_model_len, "messages", served.generation_defaults)
     shown = replace(_shown(wire), logprobs=top)
-    plan = await _plan(wire, served, (Prompt(encoded.ids),), limit, logprobs=logprobs, shown=shown)
+    plan = await _plan(asked, served, (Prompt(encoded.ids),), limit, model=model, logprobs=logprobs, shown=shown)
     try:
         if use is not None:
             if use.needs_grammar or plan.requests[0].logits.grammar is not None:
@@ -83,11 +82,13 @@ async def chat_plan(wire: ChatRequest, served: Served) -> Plan:
         raise refused(invalid) from None
 
 
-def _check_head(wire: Decoding, served: Served) -> None:
-    resolve_model(wire.model, served)
+def _begun(asked: Asked[Body], served: Served) -> tuple[Asked[Body], str]:
+    """With the model's defaults, and the name to answer under. Raises ApiError."""
+    model = resolve_model(asked.wire.model, served)
     if not served.has_head:
         message = f"{served.architecture} was saved without its language head: it serves /v1/embeddings alone"
         raise ApiError(400, message, param="model", code="no_language_head")
+    return with_defaults(asked, served.generation_defaults), model
 
 
 async def embedding_plan(wire: EmbeddingRequest, served: Served) -> Plan:
@@ -156,19 +157,18 @@ class TokenLimit:
     def within(self, request: Request, context: int) -> int:
         """max_tokens: what was asked, or the default as far as the context goes. Raises ApiError 400."""
         num_prompt = len(request.prompt_ids) + request.num_beside
-        second = 0 if request.source_ids else num_second_context(request.strategy)
-        taken = max(num_prompt, second) + num_beside(request.strategy)
-        words = f"{num_prompt} in the {self.field}" + (
+        taken = request.num_opened + request.strategy.num_behind
+        told = f"{num_prompt} in the {self.field}" + (
             f", {taken} with the strategy's own" if taken > num_prompt else ""
         )
         if self.asked is None:
             if taken >= context:
-                raise too_long(context, f"your request resulted in {taken} tokens ({words})", self.field)
+                raise too_long(context, f"your request resulted in {taken} tokens ({told})", self.field)
             most = max_tokens(self.recommended, len(request.prompt_ids))
             return min(self.default if most is None else most, context - taken)
         total = taken + self.asked
         if total > context:
-            needed = f"you requested {total} tokens ({words}, {self.asked} in the completion)"
+            needed = f"you requested {total} tokens ({told}, {self.asked} in the completion)"
             raise too_long(context, needed, self.field)
         return self.asked
 
@@ -178,21 +178,23 @@ def _asked_tokens(wire: CompletionRequest | ChatRequest) -> int | None:
 
 
 async def _plan(
-    wire: Decoding,
+    asked: Asked[Decoding],
     served: Served,
     prompts: tuple[Prompt, ...],
     limit: TokenLimit,
     *,
+    model: str,
     logprobs: LogprobsParams,
     shown: Shown,
 ) -> Plan:
+    wire = asked.wire
     seeds = _seeds(wire.seed, len(prompts))
-    check_encoder_fields(wire, served)
+    check_encoder_fields(asked, served)
     check_source(max(len(prompt.ids) for prompt in prompts), limit.field, served)
     try:
-        opened = await _requests(wire, served, prompts, logprobs)
+        opened = await _requests(asked, served, prompts, logprobs)
         requests = tuple(
-            replace(each, seed=seed, stopping=_stopping(wire, served, each, limit))
+            replace(each, seed=seed, stopping=_stopping(asked, served, each, limit))
             for each, seed in zip(opened, seeds, strict=True)
         )
     except InvalidParam as invalid:
@@ -201,11 +203,10 @@ async def _plan(
     check_known(requests, limit.field, served)
     _check_scores(wire, requests, logprobs, served)
     _check_masks(first, served)
-    effective = effective_params(first, wire, mode_of(wire), shown)
+    effective = effective_params(first, asked, shown)
     effective |= {"timeout": wire.timeout} if wire.timeout is not None else {}
     effective["seed"] = seeds[0] if len(set(seeds)) == 1 else seeds
-    model = resolve_model(wire.model, served)
-    return Plan(model, prompts, requests, strategy_name(first), effective, shown, wire.timeout)
+    return Plan(model, prompts, requests, asked.strategy.name, effective, shown, wire.timeout)
 
 
 def _seeds(asked: int | None, count: int) -> list[int]:
@@ -214,12 +215,12 @@ def _seeds(asked: int | None, count: int) -> list[int]:
 
 
 async def _requests(
-    wire: Decoding, served: Served, prompts: Sequence[Prompt], logprobs: LogprobsParams
+    asked: Asked[Decoding], served: Served, prompts: Sequence[Prompt], logprobs: LogprobsParams
 ) -> list[Request]:
     """A request per prompt, but for seed and stopping. Raises ApiError, InvalidParam."""
-    method = mode_of(wire)
-    own = await derived(method, wire, served)
-    logits = logits_params(wire, method, await bad_word_ids(wire.bad_words or (), served), served)
+    wire = asked.wire
+    own = await derived(asked, served)
+    logits = logits_params(asked, await bad_word_ids(wire.bad_words or (), served), served)
     logits = replace(logits, grammar=await grammar_of(wire, served))
     pauses = await pause_ids(wire, served)
     opening = await decoder_ids(wire, served)
@@ -227,7 +228,7 @@ async def _requests(
         Request(
             prompt_ids=opening or prompt.ids,
             source_ids=prompt.ids if opening else (),
-            strategy=strategy_params(method, wire, own, prompt.ids, served.tokenizer.vocabulary.special_ids),
+            strategy=asked.params_for(prompt.ids, own, served.tokenizer.vocabulary.special_ids),
             logits=logits,
             logprobs=logprobs,
             cache_salt=wire.cache_salt or "",
@@ -240,12 +241,13 @@ async def _requests(
     ]
 
 
-def _stopping(wire: Decoding, served: Served, request: Request, limit: TokenLimit) -> StoppingParams:
+def _stopping(asked: Asked[Decoding], served: Served, request: Request, limit: TokenLimit) -> StoppingParams:
+    wire = asked.wire
     check_ids("stop_token_ids", wire.stop_token_ids, served)
     most = limit.within(request, served.max_model_len)
     least = wire.min_new_tokens if wire.min_tokens is None else wire.min_tokens
     if least is None:
-        least = min(most, min_tokens(wire, served.generation_defaults, len(request.prompt_ids)))
+        least = min(most, min_tokens(asked, served.generation_defaults, len(request.prompt_ids)))
     return StoppingParams(
         max_tokens=most,
         min_tokens=least,

@@ -1,6 +1,6 @@
 """The answers of OpenAI's API and our extensions, as msgspec structs: field order and names are the wire's.
 
-UNSET leaves a field out; None is sent as null. They are filled in `completion_format.py` and `chat_format.py`.
+UNSET leaves a field out; None is sent as null. `server/answer/` fills them in.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ Strict: no number from a string or a boolean, no NaN, no unknown field. null mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import MISSING, asdict
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-MAX_INT = 2**31 - 1
+from decoding.contract.params.declared import MAX_INT, Offered, Within, declared
 
 Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INT)]
@@ -19,7 +21,6 @@ TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
 Deadline = Annotated[
     float, Field(ge=0.001, le=86400), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 86400})
 ]
-Probability = Annotated[float, Field(ge=0, le=1)]
 
 Entry = TypeVar("Entry")
 Items = Annotated[list[Entry], Field(fail_fast=True)]
@@ -47,9 +48,28 @@ class Wire(BaseModel):
         return {name: inner for name, inner in value.items() if name in known or name == first}
 
 
-def option(description: str, default: object = None) -> Any:
+def option(description: str, default: Any = None, **bounds: Any) -> Any:
     """A field that may be left out. `default` is what then holds: the schema shows it, `decoding/params` applies it."""
-    return Field(None, description=description, json_schema_extra={"default": default})  # type: ignore[dict-item]
+    return Field(None, description=description, json_schema_extra={"default": default}, **bounds)
+
+
+def field_of(params: type, name: str, **given: Any) -> Any:
+    """The field of a params class: bounds, text and default as declared there. given: the wire's `default`, if it has
+    another."""
+    known = declared(params)[name]
+    bounds = _bounds(known.mark(Offered) or known.mark(Within), known.off)
+    default = given.get("default", known.default)
+    if default is MISSING:
+        return Field(description=known.text, **bounds)
+    return option(known.text, None if default == () else default, **bounds)
+
+
+def _bounds(within: Within | None, off: tuple[Any, ...]) -> dict[str, Any]:
+    """As pydantic names them. A value that is off may lie below them."""
+    if within is None:
+        return {}
+    bounds = {name: value for name, value in asdict(within).items() if math.isfinite(value)}
+    return bounds | {"ge": min(within.ge, *off)} if off and within.ge > -math.inf else bounds
 
 
 def at(wire: Wire, path: str) -> Any:

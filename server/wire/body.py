@@ -7,8 +7,9 @@ through is a field named twice: then the object has fewer fields than its bytes 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -19,12 +20,14 @@ from server.errors import ApiError
 from server.settings.limits import Limits
 from server.wire.base import Wire
 from server.wire.body_shape import BodyShape, shape_of
-from server.wire.unknown import Fields, unknown_field
+from server.wire.unknown import LaterFields, sort_fields, unknown_field
 from server.work_queue import WorkQueue
 
 Object = TypeVar("Object", bound=Wire)
 Read = TypeVar("Read")
 Location = tuple[int | str, ...]
+Ignored = Sequence[str]
+"""The fields that were accepted without effect."""
 
 
 # pydantic's kinds of error whose messages name Python's types, or ours
@@ -48,10 +51,13 @@ async def read_body(request: Request, limits: Limits, read: Callable[[dict[str, 
     return await _LARGE.run(lambda: read(_object_in(body, limits)))
 
 
-def parse(wire: type[Object], fields: Fields) -> Object:
-    """The wire type of `fields`. Raises ApiError 400 naming the first bad field, by the name that it was sent as."""
+def parse(
+    wire: type[Object], body: Mapping[str, Any], later: LaterFields = MappingProxyType({})
+) -> tuple[Object, Ignored]:
+    """The wire type of a body. Raises ApiError 400 naming the first bad field, by the name that it was sent as."""
+    fields = sort_fields(body, wire.model_fields.keys() - later.keys(), later)
     try:
-        return wire.model_validate(fields.known)
+        return wire.model_validate(fields.known), fields.ignored
     except ValidationError as failure:
         raise _as_sent(_bad_field(wire, failure), fields.sent_as) from None
 

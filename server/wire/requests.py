@@ -1,8 +1,8 @@
 """The requests of OpenAI's API and our extensions, as they come over the wire: types and fixed bounds.
 
 Strict: no number from a string or a boolean, no NaN, no unknown field. null means the default everywhere. What depends
-on the settings is checked in `bounds.py`, what excludes what in `mode.py`, what depends on the model in `translate.py`;
-`fields.py` refuses what is not supported yet.
+on the settings is checked in `bounds.py`, what excludes what in `asked.py`, what depends on the model in
+`translate.py`; `unknown.py` refuses what is not supported yet.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.wire.base import MAX_INT, Count, Deadline, Items, Positive, TokenId, Wire, option
+from decoding.contract.params.declared import MAX_INT
+from server.wire.base import Count, Deadline, Items, Positive, TokenId, Wire, option
 from server.wire.chat import ConversationFields, Messages, ToolFields
 from server.wire.strategies import Context, SearchFields
 from server.wire.structure import StructureFields

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
-from server.wire.base import Count, Items, Probability, TokenId, Wire, option
+from decoding.contract import params
+from decoding.contract.params import LogitsParams
+from server.wire.base import Items, TokenId, Wire, field_of, option
 
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Cutoff = Annotated[float, Field(ge=0, lt=1)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 BiasKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
-Temperature = Annotated[float, Field(ge=0, le=100)]
-"""The server's own bound, max_temperature, is usually lower."""
 _ENTRIES = TypeAdapter(Items[tuple[BiasKey, Bias]])
 
 
@@ -30,69 +28,51 @@ Biases = Annotated[dict[BiasKey, Bias], BeforeValidator(_up_to_a_fault)]
 class Edt(Wire):
     """Entropy-based dynamic temperature: T = temperature * base ** (theta / H)."""
 
-    theta: Annotated[float, Field(ge=0, le=1000)] = Field(description="How strongly certainty cools; 0: not at all.")
-    base: Annotated[float, Field(gt=0, le=1)] | None = option("The base of the power.", 0.8)
+    theta: float = field_of(params.Edt, "theta")
+    base: float | None = field_of(params.Edt, "base")
 
 
 class Adapt(Wire):
     """AdapT: two temperatures, one for the first token of a line or block of code."""
 
-    hot: Temperature = Field(
-        description="Temperature of the first token after a newline and its indentation, the prompt's included."
-    )
-    cold: Temperature = Field(description="Temperature of every other token.")
-    first_token: bool | None = option("Whether the answer's first token is hot wherever the prompt ends.", False)
+    hot: float = field_of(params.Adapt, "hot")
+    cold: float = field_of(params.Adapt, "cold")
+    first_token: bool | None = field_of(params.Adapt, "first_token")
 
 
 class TokenFields(Wire):
-    temperature: Temperature | None = option("Divides the logits; below 1e-5: greedy.", 1.0)
-    top_p: Probability | None = option("Nucleus: the likeliest tokens that make up this probability; 1 is off.", 1.0)
-    top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] | None = option(
-        "The k likeliest tokens; 0 or -1 is off. With penalty_alpha: the number of candidates.", 0
-    )
-    min_p: Probability | None = option("Tokens at least this fraction as likely as the likeliest; 0 is off.", 0.0)
-    top_n_sigma: Annotated[float, Field(ge=-1, le=1000)] | None = option(
-        "Tokens whose logit lies within n standard deviations of the highest; 0 or -1 is off.", 0.0
-    )
-    typical_p: Annotated[float, Field(gt=0, le=1)] | None = option(
-        "Locally typical tokens that make up this probability; 1 is off.", 1.0
-    )
-    epsilon_cutoff: Cutoff | None = option("Tokens at least this likely; 0 is off.", 0.0)
-    eta_cutoff: Cutoff | None = option("As epsilon_cutoff, relaxed where entropy is high; 0 is off.", 0.0)
-    sampler_order: Literal["hf", "vllm"] | None = option("Whether min_p comes last (hf) or first (vllm).", "hf")
+    temperature: float | None = field_of(LogitsParams, "temperature")
+    top_p: float | None = field_of(LogitsParams, "top_p")
+    top_k: int | None = field_of(LogitsParams, "top_k")
+    min_p: float | None = field_of(LogitsParams, "min_p")
+    top_n_sigma: float | None = field_of(LogitsParams, "top_n_sigma")
+    typical_p: float | None = field_of(LogitsParams, "typical_p")
+    epsilon_cutoff: float | None = field_of(LogitsParams, "epsilon_cutoff")
+    eta_cutoff: float | None = field_of(LogitsParams, "eta_cutoff")
+    sampler_order: params.SamplerOrder | None = field_of(LogitsParams, "sampler_order")
 
-    presence_penalty: Penalty | None = option("Taken from the logit of each token of the answer so far.", 0.0)
-    frequency_penalty: Penalty | None = option("Taken from the logit once for each time the answer has the token.", 0.0)
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = option(
-        "Divides (if negative multiplies) the logit of tokens already there; 1 is off.", 1.0
-    )
-    repetition_penalty_scope: Literal["prompt+output", "output"] | None = option(
-        "Which tokens are already there.", "prompt+output"
-    )
-    repetition_penalty_window: Count | None = option(
-        "Only the last so many tokens of what repetition_penalty_scope names count; 0: all.", 0
-    )
-    no_repeat_ngram_size: Count | None = option("No n tokens in a row come twice, the prompt included; 0 is off.", 0)
-    lz_penalty: Annotated[float, Field(ge=0, le=100)] | None = option(
-        "Taken from the logit of a token for each bit that LZ77 would save on it; 0 is off.", 0.0
-    )
-    lz_scope: Literal["prompt+output", "output"] | None = option("Which tokens LZ77 has read.", "output")
-    lz_buffer: Annotated[int, Field(ge=1, le=512)] | None = option("Tokens of LZ77's buffer.", 32)
-    lz_window: Annotated[int, Field(ge=1, le=8192)] | None = option("Tokens of LZ77's window before the buffer.", 512)
-    eos_penalty: Annotated[float, Field(ge=-100, le=100)] | None = option(
-        "Taken from the logit of EOS for each token that eos_penalty_until is away; 0 is off.", 0.0
-    )
-    eos_penalty_until: Count | None = option("Length from which eos_penalty has no effect.", 0)
-    exponential_decay_length_penalty: Annotated[Items[float], Field(min_length=2, max_length=2)] | None = option(
-        "[start, factor]: from `start` tokens on EOS gets likelier exponentially."
+    presence_penalty: float | None = field_of(LogitsParams, "presence_penalty")
+    frequency_penalty: float | None = field_of(LogitsParams, "frequency_penalty")
+    repetition_penalty: float | None = field_of(LogitsParams, "repetition_penalty")
+    repetition_penalty_scope: params.PenaltyScope | None = field_of(LogitsParams, "repetition_penalty_scope")
+    repetition_penalty_window: int | None = field_of(LogitsParams, "repetition_penalty_window")
+    no_repeat_ngram_size: int | None = field_of(LogitsParams, "no_repeat_ngram_size")
+    lz_penalty: float | None = field_of(LogitsParams, "lz_penalty")
+    lz_scope: params.PenaltyScope | None = field_of(LogitsParams, "lz_scope")
+    lz_buffer: int | None = field_of(LogitsParams, "lz_buffer")
+    lz_window: int | None = field_of(LogitsParams, "lz_window")
+    eos_penalty: float | None = field_of(LogitsParams, "eos_penalty")
+    eos_penalty_until: int | None = field_of(LogitsParams, "eos_penalty_until")
+    exponential_decay_length_penalty: Annotated[Items[float], Field(min_length=2, max_length=2)] | None = field_of(
+        LogitsParams, "exponential_decay_length_penalty"
     )
 
-    logit_bias: Biases | None = option("Added to the logits of these token ids.")
-    allowed_token_ids: Items[TokenId] | None = option("No other token is ever chosen.")
-    bad_words: Items[str] | None = option("Texts whose tokens never come in a row, with and without a space before.")
+    logit_bias: Biases | None = field_of(LogitsParams, "logit_bias")
+    allowed_token_ids: Items[TokenId] | None = field_of(LogitsParams, "allowed_token_ids")
+    bad_words: Items[str] | None = field_of(LogitsParams, "bad_words")
 
-    edt: Edt | None = option("Temperature by the entropy of each step.")
-    adapt: Adapt | None = option("Temperature by the place in a line of code.")
+    edt: Edt | None = field_of(LogitsParams, "edt")
+    adapt: Adapt | None = field_of(LogitsParams, "adapt")
 
 
 class PauseTokens(Wire):
@@ -106,6 +86,6 @@ class PauseTokens(Wire):
 class LatentThoughts(Wire):
     """Coconut's: hidden states fed back as embeddings, between two tokens."""
 
-    count: Annotated[int, Field(ge=1, le=4096)] = Field(description="How many thoughts.")
-    start_id: TokenId = Field(description="The token before them.")
-    end_id: TokenId = Field(description="The token behind them.")
+    count: int = field_of(params.LatentThoughts, "count")
+    start_id: int = field_of(params.LatentThoughts, "start_id")
+    end_id: int = field_of(params.LatentThoughts, "end_id")

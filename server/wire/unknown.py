@@ -34,9 +34,10 @@ UNREAD_ITEMS = UNREAD | {"encrypted_content", "summary"}
 _HOLDERS: Mapping[str, frozenset[str]] = {"messages": UNREAD, "input": UNREAD_ITEMS, "tools": UNREAD}
 _HELD = ("content", "tool_calls", "function")
 
-# field -> the values that ask for nothing; null always does
-OLDER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {"functions": ([],), "function_call": ("none", "auto")}
-LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
+LaterFields = Mapping[str, tuple[Any, ...]]
+"""Field -> the values that ask for nothing; null always does."""
+OLDER_IN_CHAT: LaterFields = {"functions": ([],), "function_call": ("none", "auto")}
+LATER_IN_CHAT: LaterFields = {
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -45,9 +46,9 @@ LATER_IN_CHAT: Mapping[str, tuple[Any, ...]] = {
     "moderation": (),
 }
 
-LATER_IN_EMBEDDINGS: Mapping[str, tuple[Any, ...]] = {"dimensions": ()}
+LATER_IN_EMBEDDINGS: LaterFields = {"dimensions": ()}
 
-LATER_IN_RESPONSES: Mapping[str, tuple[Any, ...]] = {
+LATER_IN_RESPONSES: LaterFields = {
     "access_programs": ({},),
     "background_options": ({}, {"completion_window": "soonest"}),
     "context_management": ([],),
@@ -83,7 +84,7 @@ class Fields:
     sent_as: Mapping[str, str] = field(default_factory=dict)
 
 
-def sort_fields(body: Mapping[str, Any], names: Iterable[str], later: Mapping[str, tuple[Any, ...]]) -> Fields:
+def sort_fields(body: Mapping[str, Any], names: Iterable[str], later: LaterFields) -> Fields:
     """Divide a body's fields; `names` are the wire type's. Raises ApiError 400 on a later or an unknown field."""
     wanted = frozenset(names)
     ours = translated(body, wanted)

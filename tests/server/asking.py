@@ -1,4 +1,4 @@
-"""A request for every strategy and every step: what the tests of the matrix are made from."""
+"""A request for every strategy and every step: what the tests of the table are made from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASKING: dict[str, Fields] = {
     "assisted": {"speculative": True},
 }
 
-# key of the matrix -> a request that bears it
+# key of the table -> a request that bears it
 BEARING: dict[str, Fields] = {
     "temperature=0": {"temperature": 0},
     "do_sample=true": {"do_sample": True},

@@ -5,6 +5,7 @@ One params class per strategy; the fields every strategy shares (logits pipeline
 in `Request`. Everything here is per request: nothing is ever shared by a batch.
 """
 
+from decoding.contract.params.base import DRAFT, MAIN, StrategyParams
 from decoding.contract.params.beams import Beam, BeamSample, BestFirst, GroupBeam
 from decoding.contract.params.branches import CotDecoding, Sed
 from decoding.contract.params.contrastive import Contrastive
@@ -17,7 +18,7 @@ from decoding.contract.params.latent import LatentThoughts
 from decoding.contract.params.logits import Adapt, Edt, LogitsParams, PenaltyScope, SamplerOrder
 from decoding.contract.params.logprobs import LogprobsMode, LogprobsParams
 from decoding.contract.params.pooling import PoolBy, Pooling
-from decoding.contract.params.request import DRAFT, MAIN, MAX_SEED, PARAMS, Request, StrategyParams
+from decoding.contract.params.request import MAX_SEED, Request
 from decoding.contract.params.sampling import BestOf, RankBy, Sampling
 from decoding.contract.params.speculation import Assisted, PromptLookup, Schedule
 from decoding.contract.params.stopping import StoppingParams
@@ -29,3 +30,10 @@ __all__ = [
     "PoolBy", "Pooling", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling", "Schedule", "Sed",
     "StoppingParams", "StrategyParams", "choice_grammar", "premature_layers",
 ]  # fmt: skip
+
+PARAMS: dict[str, type[StrategyParams]] = {
+    each.NAME: each
+    for each in map(globals().get, __all__)
+    if isinstance(each, type) and issubclass(each, StrategyParams) and each is not StrategyParams
+}
+"""Strategy name -> its params class: what the wire between the processes names."""

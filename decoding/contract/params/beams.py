@@ -3,44 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from decoding.contract.params.invalid import check, check_finite
+from decoding.contract.params.base import Choices, StrategyParams
+from decoding.contract.params.declared import MAX_INT, Named, Off, Says, Within
+from decoding.contract.params.invalid import check
 
 EarlyStopping = bool | Literal["never"]
 LengthPenaltyType = Literal["hf", "gnmt"]
 
+# fmt: off
+_NumBeams = Annotated[
+    int, Within(1, MAX_INT), Off(1), Says("Beams; 1 is greedy decoding, unless do_sample is true."),
+]
+_LengthPenalty = Annotated[
+    float, Within(-10, 10), Off(1),
+    Says("Exponent of the length by which a hypothesis' log-prob is divided; GNMT's authors take 0.2."),
+]
+_LengthPenaltyType = Annotated[LengthPenaltyType, Off("hf"), Says("length, or (5 + length) / 6.")]
+_EarlyStopping = Annotated[
+    EarlyStopping, Off(False),
+    Says("true: at num_beams finished; false: when improvement is unlikely; never: when it is impossible."),
+]
+# fmt: on
 
-def _check_beams(n: int, num_beams: int) -> None:
-    check(n >= 1, "n", "must be at least 1")
-    check(num_beams >= 1, "num_beams", "must be at least 1")
-    check(n <= num_beams, "n", "must not exceed num_beams")
 
+class _Beams(StrategyParams):
+    __slots__ = ()
 
-@dataclass(frozen=True, slots=True)
-class Beam:
-    """Beam search with Hugging Face's finish semantics (decoding-methods 2.3).
+    num_beams: int
 
-    length_penalty: sum / length ** alpha ("hf"), or sum / ((5 + length) / 6) ** alpha ("gnmt", arXiv 1609.08144).
-    coverage_penalty: GNMT's beta over the last layer's attention to the prompt; 0 is off.
-    prune: drop running beams whose score lies more than this below the best finished one; None is off.
-    """
-
-    NAME: ClassVar[str] = "beam"
-
-    n: int = 1
-    num_beams: int = 4
-    length_penalty: float = 1.0
-    length_penalty_type: LengthPenaltyType = "hf"
-    coverage_penalty: float = 0.0
-    early_stopping: EarlyStopping = False
-    prune: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_beams(self.n, self.num_beams)
-        check_finite(self.length_penalty, "length_penalty", low=-10, high=10)
-        check_finite(self.coverage_penalty, "coverage_penalty", low=0, high=100)
-        check(self.prune is None or self.prune >= 0, "beam_prune", "must not be negative")
+    def _check(self) -> None:
+        check(self.n <= self.num_beams, "n", "must not exceed num_beams")
 
     @property
     def max_rows(self) -> int:
@@ -48,64 +42,75 @@ class Beam:
 
 
 @dataclass(frozen=True, slots=True)
-class BeamSample:
+class Beam(_Beams):
+    """Beam search with Hugging Face's finish semantics (decoding-methods 2.3)."""
+
+    NAME = "beam"
+
+    n: Choices = 1
+    num_beams: _NumBeams = 4
+    length_penalty: _LengthPenalty = 1.0
+    length_penalty_type: _LengthPenaltyType = "hf"
+    # fmt: off
+    coverage_penalty: Annotated[
+        float, Within(0, 100), Off(0), Says("GNMT's beta, over the attention to the prompt; 0 is off."),
+    ] = 0.0
+    early_stopping: _EarlyStopping = False
+    prune: Annotated[
+        float | None, Within(0, 1e6), Named("beam_prune"),
+        Says("Drop beams whose score lies more than this below the best finished one (a difference of scores, which "
+             "are logarithms: no factor); default: never."),
+    ] = None
+    # fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSample(_Beams):
     """Beam search whose candidates are drawn without replacement (Hugging Face's do_sample with num_beams)."""
 
-    NAME: ClassVar[str] = "beam_sample"
+    NAME = "beam_sample"
 
-    n: int = 1
-    num_beams: int = 4
-    length_penalty: float = 1.0
-    length_penalty_type: LengthPenaltyType = "hf"
-    early_stopping: EarlyStopping = False
-
-    def __post_init__(self) -> None:
-        _check_beams(self.n, self.num_beams)
-        check_finite(self.length_penalty, "length_penalty", low=-10, high=10)
-
-    @property
-    def max_rows(self) -> int:
-        return self.num_beams
+    n: Choices = 1
+    num_beams: _NumBeams = 4
+    length_penalty: _LengthPenalty = 1.0
+    length_penalty_type: _LengthPenaltyType = "hf"
+    early_stopping: _EarlyStopping = False
 
 
 @dataclass(frozen=True, slots=True)
-class GroupBeam:
-    """Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424): groups avoid each other's tokens of the step."""
+class GroupBeam(_Beams):
+    """Diverse beam search: groups avoid each other's tokens of the step."""
 
-    NAME: ClassVar[str] = "group_beam"
+    NAME = "group_beam"
 
-    n: int = 1
-    num_beams: int = 4
-    num_beam_groups: int = 2
-    diversity_penalty: float = 0.5
-    length_penalty: float = 1.0
-    early_stopping: EarlyStopping = False
+    n: Choices = 1
+    num_beams: _NumBeams = 4
+    # fmt: off
+    num_beam_groups: Annotated[
+        int, Within(1, MAX_INT), Off(1), Says("Groups that avoid each other's tokens; 1 is off."),
+    ] = 2
+    diversity_penalty: Annotated[
+        float, Within(0, 1000), Off(0),
+        Says("Taken from a token's score for each earlier group that has it in this step."),
+    ] = 0.5
+    # fmt: on
+    length_penalty: _LengthPenalty = 1.0
+    early_stopping: _EarlyStopping = False
 
-    def __post_init__(self) -> None:
-        _check_beams(self.n, self.num_beams)
-        check(self.num_beam_groups >= 1, "num_beam_groups", "must be at least 1")
+    def _check(self) -> None:
+        _Beams._check(self)
         check(self.num_beams % self.num_beam_groups == 0, "num_beam_groups", "must divide num_beams")
-        check_finite(self.diversity_penalty, "diversity_penalty", low=0)
-        check_finite(self.length_penalty, "length_penalty", low=-10, high=10)
-
-    @property
-    def max_rows(self) -> int:
-        return self.num_beams
 
 
 @dataclass(frozen=True, slots=True)
-class BestFirst:
-    """Best-first beam search (Meister et al. 2020, arXiv 2007.03909): beam search's result with fewer model calls."""
+class BestFirst(_Beams):
+    """Best-first beam search: beam search's result with fewer model calls."""
 
-    NAME: ClassVar[str] = "best_first"
+    NAME = "best_first"
 
-    n: int = 1
-    num_beams: int = 4
-    length_penalty: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check_beams(self.n, self.num_beams)
-        check_finite(self.length_penalty, "length_penalty", low=-10, high=10)
+    n: Choices = 1
+    num_beams: _NumBeams = 4
+    length_penalty: _LengthPenalty = 0.0
 
     @property
     def max_rows(self) -> int:

@@ -3,85 +3,100 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from decoding.contract.params.invalid import check, check_finite
+from decoding.contract.params.base import Choices, StrategyParams
+from decoding.contract.params.declared import MAX_INT, PROBABILITY, Named, Says, TokenId, Within
+from decoding.contract.params.invalid import check
 
 Span = Literal["answer", "all"]
 
 
 @dataclass(frozen=True, slots=True)
-class CotDecoding:
-    """CoT-decoding (Wang & Zhou 2024, arXiv 2402.10200): branch into the k likeliest tokens, decode each greedily.
+class CotDecoding(StrategyParams):
+    """CoT-decoding: branch into the k likeliest tokens, decode each greedily.
 
-    branch_at: output position of the branching. aggregate: sum the confidence of branches with equal answers, else the
-    surest single branch wins. answer_regex: finds the answer, its last match counts (None: the last number).
     suffix_ids: fed after a finished branch; the answer is then looked for in its greedy continuation (None: the last
-    number, else the whole line), and its tokens are those that say it last in the branch. span "all": confidence over
-    all tokens. max_answer: tokens of that continuation.
+    number, else the whole line), and its tokens are those that say it last in the branch.
     """
 
-    NAME: ClassVar[str] = "cot_decoding"
+    NAME = "cot_decoding"
+    WITHIN = "cot_decoding"
 
-    k: int = 10
-    branch_at: int = 0
-    aggregate: bool = True
-    answer_regex: str | None = None
-    suffix_ids: tuple[int, ...] = ()
-    span: Span = "answer"
-    max_answer: int = 16
-    n: int = 1
+    # fmt: off
+    k: Annotated[int, Within(1, MAX_INT), Says("Branches: the k likeliest tokens.")] = 10
+    branch_at: Annotated[int, Within(0, MAX_INT), Says("Output position of the branching.")] = 0
+    aggregate: Annotated[
+        bool, Says("Sum the confidence of branches with the same answer, else the surest wins."),
+    ] = True
+    answer_regex: Annotated[
+        str | None, Says("RE2 pattern of the answer, its last match counts; default: the last number."),
+    ] = None
+    suffix_ids: Annotated[tuple[TokenId, ...], Named("cot_decoding.suffix")] = ()
+    span: Annotated[Span, Says("The tokens whose confidence counts.")] = "answer"
+    max_answer: Annotated[int, Within(1, 1024), Says("Most tokens of the answer behind a suffix.")] = 16
+    n: Choices = 1
+    # fmt: on
 
-    def __post_init__(self) -> None:
-        check(self.k >= 1, "cot_decoding.k", "must be at least 1")
-        check(self.branch_at >= 0, "cot_decoding.branch_at", "must not be negative")
-        check(self.max_answer >= 1, "cot_decoding.max_answer", "must be at least 1")
-        check(1 <= self.n <= self.k, "n", "must lie between 1 and cot_decoding.k")
+    def _check(self) -> None:
+        check(self.n <= self.k, "n", "must lie between 1 and cot_decoding.k")
 
     @property
     def max_rows(self) -> int:
         return self.k
 
+    @property
+    def num_behind(self) -> int:
+        return len(self.suffix_ids) + self.max_answer if self.suffix_ids else 0
+
 
 @dataclass(frozen=True, slots=True)
-class Sed:
-    """Self-evaluation decoding (Luo et al. 2024, arXiv 2405.16552): where the next token is unclear, look and ask.
+class Sed(StrategyParams):
+    """Self-evaluation decoding: where the next token is unclear, look and ask.
 
-    A point is chaotic where p2 > delta_ratio * p1 or p1 < min_probability; with a delta_entropy, where the entropy
-    (bits) lies above it instead. Each of the k likeliest tokens is continued greedily for at most max_rollout tokens
-    and judged: eval_ids are fed behind it, and the probability of yes_id is its evaluation. Where eval_before is given,
-    the judge reads a context of its own: eval_before, the output, eval_ids. max_points: chaotic points per request.
+    Each of the k likeliest tokens is continued greedily for at most max_rollout tokens and judged: eval_ids are fed
+    behind it, and the probability of yes_id is its evaluation. Where eval_before is given, the judge reads a context
+    of its own: eval_before, the output, eval_ids.
     """
 
-    NAME: ClassVar[str] = "sed"
+    NAME = "sed"
+    WITHIN = "sed"
 
-    eval_ids: tuple[int, ...]
-    yes_id: int
-    no_id: int
-    k: int = 2
-    delta_ratio: float = 0.5
-    min_probability: float = 0.2
-    delta_entropy: float | None = None
-    alpha: float = 0.8
-    max_rollout: int = 512
-    max_points: int = 5
-    eval_before: tuple[int, ...] = ()
+    # fmt: off
+    eval_ids: Annotated[tuple[TokenId, ...], Named("sed.question")]
+    yes_id: Annotated[TokenId, Named("sed.yes")]
+    no_id: Annotated[TokenId, Named("sed.no")]
+    k: Annotated[int, Within(2, MAX_INT), Says("Candidates at a chaotic point.")] = 2
+    delta_ratio: Annotated[float, PROBABILITY, Says("Chaotic where p2 / p1 lies above.")] = 0.5
+    min_probability: Annotated[float, PROBABILITY, Says("Chaotic where p1 lies below, too.")] = 0.2
+    delta_entropy: Annotated[
+        float | None, Within(0, 1000),
+        Says("Chaotic where the entropy (bits) lies above, instead of by the two above; default: not looked at."),
+    ] = None
+    alpha: Annotated[
+        float, PROBABILITY, Says("Weight of the evaluation against the token's own probability."),
+    ] = 0.8
+    max_rollout: Annotated[int, Within(1, 4096), Says("Most tokens of a trial continuation.")] = 512
+    max_points: Annotated[int, Within(0, 1024), Says("Most chaotic points of a request.")] = 5
+    eval_before: Annotated[tuple[TokenId, ...], Named("sed.question")] = ()
+    # fmt: on
 
-    def __post_init__(self) -> None:
-        check(self.k >= 2, "sed.k", "must be at least 2")
-        check_finite(self.delta_ratio, "sed.delta_ratio", low=0, high=1)
-        check_finite(self.min_probability, "sed.min_probability", low=0, high=1)
-        check(self.delta_entropy is None or self.delta_entropy >= 0, "sed.delta_entropy", "must not be negative")
-        check_finite(self.alpha, "sed.alpha", low=0, high=1)
-        check(self.max_rollout >= 1, "sed.max_rollout", "must be at least 1")
-        check(self.max_points >= 0, "sed.max_points", "must not be negative")
+    def _check(self) -> None:
         check(bool(self.eval_ids), "sed", "needs an evaluation prompt")
-
-    @property
-    def n(self) -> int:
-        return 1
 
     @property
     def max_rows(self) -> int:
         """The point, its continuations, and what their judge reads."""
         return 2 * self.k + 1
+
+    @property
+    def judge_context(self) -> tuple[int, ...]:
+        return self.eval_before
+
+    @property
+    def num_behind(self) -> int:
+        return len(self.eval_ids)
+
+    @property
+    def feeds_last(self) -> bool:
+        return True

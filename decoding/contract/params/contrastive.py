@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
-from decoding.contract.params.invalid import check
+from decoding.contract.params.base import StrategyParams
+from decoding.contract.params.declared import MAX_INT, PROBABILITY, Named, Off, Says, Within
 
 
 @dataclass(frozen=True, slots=True)
-class Contrastive:
-    """Contrastive search (Su et al. 2022, arXiv 2202.06417): of the k likeliest tokens the one that repeats least."""
+class Contrastive(StrategyParams):
+    """Contrastive search: of the k likeliest tokens the one that repeats least."""
 
-    NAME: ClassVar[str] = "contrastive"
+    NAME = "contrastive"
 
-    penalty_alpha: float
-    k: int
-
-    def __post_init__(self) -> None:
-        check(0 <= self.penalty_alpha <= 1, "penalty_alpha", "must lie in [0, 1]")
-        check(self.k >= 1, "top_k", "must be at least 1")
-
-    @property
-    def n(self) -> int:
-        return 1
+    # fmt: off
+    penalty_alpha: Annotated[
+        float, PROBABILITY, Off(0),
+        Says("Contrastive search's weight of the similarity; 0 is greedy decoding, unless do_sample is true."),
+    ]
+    k: Annotated[int, Within(1, MAX_INT), Named("top_k")]
+    # fmt: on
 
     @property
     def max_rows(self) -> int:
         return self.k
+
+    @property
+    def feeds_last(self) -> bool:
+        return True

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
+from decoding.contract.params.base import Choices, StrategyParams
+from decoding.contract.params.declared import Named, Says, Within
 from decoding.contract.params.invalid import check
 
 
 @dataclass(frozen=True, slots=True)
-class Dola:
-    """DoLa (Chuang et al. 2023, arXiv 2309.03883). layers: hidden-state indices that may be the premature layer.
+class Dola(StrategyParams):
+    """layers: hidden-state indices that may be the premature layer."""
 
-    relative_top: ids less likely than this fraction of the likeliest are left out.
-    """
+    NAME = "dola"
 
-    NAME: ClassVar[str] = "dola"
+    # fmt: off
+    layers: Annotated[tuple[Annotated[int, Within(0)], ...], Named("dola_layers")]
+    n: Choices = 1
+    relative_top: Annotated[
+        float, Within(gt=0, le=1), Named("dola_relative_top"),
+        Says("Tokens less likely than this fraction of the likeliest are left out of the contrast."),
+    ] = 0.1
+    # fmt: on
 
-    layers: tuple[int, ...]
-    n: int = 1
-    relative_top: float = 0.1
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
-        check(0 < self.relative_top <= 1, "dola_relative_top", "must lie in (0, 1]")
+    def _check(self) -> None:
         check(bool(self.layers), "dola_layers", "must name at least one layer")
-        check(min(self.layers) >= 0, "dola_layers", "must not be negative")
-
-    @property
-    def max_rows(self) -> int:
-        return self.n
 
 
 def premature_layers(which: Literal["low", "high"], num_layers: int, *, is_tied: bool) -> tuple[int, ...]:

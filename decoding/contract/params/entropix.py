@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Annotated
 
-from decoding.contract.params.invalid import check, check_finite
+from decoding.contract.params.base import StrategyParams
+from decoding.contract.params.declared import PROBABILITY, Says, TokenId, Within
+
+THRESHOLD = Within(0, 1000)
 
 
 @dataclass(frozen=True, slots=True)
-class Entropix:
+class Entropix(StrategyParams):
     """Thresholds and factors of xjdr-alt/entropix's four-quadrant sampler (entropies in bits).
 
-    think_token_id: injected where the model is uncertain and sure of it; None: sampled there instead.
-    compat: reproduce the reference's two defects (min_p without effect, nucleus over ascending probabilities).
-    uses_attention: False leaves the attention terms out.
+    compat: its defects are min_p without effect, and a nucleus over ascending probabilities.
     """
 
-    NAME: ClassVar[str] = "entropix"
+    NAME = "entropix"
+    WITHIN = "entropix"
 
-    think_token_id: int | None = None
-    compat: bool = False
-    uses_attention: bool = True
-    temperature: float = 0.666
-    top_p: float = 0.9
-    top_k: int = 27
-    min_p: float = 0.03
-    low_entropy: float = 0.1
-    low_varentropy: float = 0.1
-    medium_entropy: float = 3.0
-    high_entropy: float = 5.0
-    high_varentropy: float = 5.0
-    num_adaptive_samples: int = 5
-
-    def __post_init__(self) -> None:
-        check(
-            self.think_token_id is None or self.think_token_id >= 0, "entropix.think_token_id", "must not be negative"
-        )
-        for name in (f.name for f in fields(self) if isinstance(getattr(self, f.name), float)):
-            check_finite(getattr(self, name), f"entropix.{name}", low=0)
-        check(self.top_p <= 1, "entropix.top_p", "must lie in [0, 1]")
-        check(self.min_p <= 1, "entropix.min_p", "must lie in [0, 1]")
-        check(1 <= self.top_k <= 100, "entropix.top_k", "must lie in [1, 100]")
-        check(1 <= self.num_adaptive_samples <= 32, "entropix.num_adaptive_samples", "must lie in [1, 32]")
-
-    @property
-    def n(self) -> int:
-        return 1
-
-    @property
-    def max_rows(self) -> int:
-        return 1
+    # fmt: off
+    think_token_id: Annotated[
+        TokenId | None, Says("Injected where the model is uncertain; default: sampled there instead."),
+    ] = None
+    compat: Annotated[bool, Says("Reproduce the reference's two defects.")] = False
+    uses_attention: Annotated[bool, Says("Whether attention entropy and agreement count.")] = True
+    temperature: Annotated[float, THRESHOLD, Says("Base temperature.")] = 0.666
+    top_p: Annotated[float, PROBABILITY, Says("Base top-p.")] = 0.9
+    top_k: Annotated[int, Within(1, 100), Says("Base top-k.")] = 27
+    min_p: Annotated[float, PROBABILITY, Says("Base min-p.")] = 0.03
+    low_entropy: Annotated[float, THRESHOLD, Says("Below: entropy is low.")] = 0.1
+    low_varentropy: Annotated[float, THRESHOLD, Says("Below: varentropy is low.")] = 0.1
+    medium_entropy: Annotated[float, THRESHOLD, Says("Above: entropy is not low.")] = 3.0
+    high_entropy: Annotated[float, THRESHOLD, Says("Above: entropy is high.")] = 5.0
+    high_varentropy: Annotated[float, THRESHOLD, Says("Above: varentropy is high.")] = 5.0
+    num_adaptive_samples: Annotated[int, Within(1, 32), Says("Draws of the adaptive branch.")] = 5
+    # fmt: on

@@ -3,56 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
-from decoding.contract.params.invalid import check, check_finite
-
-
-def _check_context(token_ids: tuple[int, ...], param: str) -> None:
-    check(bool(token_ids) and min(token_ids) >= 0, param, "must hold at least one token id >= 0")
+from decoding.contract.params.base import Choices, StrategyParams
+from decoding.contract.params.declared import Named, Off, Says, TokenId, Within
+from decoding.contract.params.invalid import check
 
 
 @dataclass(frozen=True, slots=True)
-class Guided:
-    """Classifier-free guidance (Sanchez et al. 2023, arXiv 2306.17806): scale * (logp_c - logp_u) + logp_u.
+class Guided(StrategyParams):
+    """Classifier-free guidance: scale * (logp_c - logp_u) + logp_u. negative_ids: the context of the second row."""
 
-    negative_ids: the context of the second row; with an encoder its source.
-    """
+    NAME = "guided"
 
-    NAME: ClassVar[str] = "guided"
+    # fmt: off
+    scale: Annotated[
+        float, Within(0, 100), Off(1), Named("guidance_scale"), Says("Classifier-free guidance; 1 is off."),
+    ]
+    # fmt: on
+    negative_ids: Annotated[tuple[TokenId, ...], Named("negative_prompt")]
+    n: Choices = 1
 
-    scale: float
-    negative_ids: tuple[int, ...]
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
-        check_finite(self.scale, "guidance_scale", low=0, high=100)
-        _check_context(self.negative_ids, "negative_prompt")
+    def _check(self) -> None:
+        check(bool(self.negative_ids), "negative_prompt", "must hold at least one token id >= 0")
 
     @property
     def max_rows(self) -> int:
         return 2 * self.n
 
+    @property
+    def second_context(self) -> tuple[int, ...]:
+        return self.negative_ids
+
 
 @dataclass(frozen=True, slots=True)
-class KlGuided:
-    """KL-divergence guided temperature (Chang et al. 2023, arXiv 2306.01286): T = T0 * 0.5 ** (KL(p_c || p_u) / sigma).
+class KlGuided(StrategyParams):
+    """KL-divergence guided temperature: T = T0 * 0.5 ** (KL(p_c || p_u) / sigma).
 
-    context_ids: the context of the second row, which lacks the source; with an encoder its source.
+    context_ids: the context of the second row, which lacks the source.
     """
 
-    NAME: ClassVar[str] = "kl_guided"
+    NAME = "kl_guided"
+    WITHIN = "kl_guided"
 
-    sigma: float
-    context_ids: tuple[int, ...]
-    n: int = 1
+    sigma: Annotated[float, Within(1e-6, 1e6), Says("The divergence that halves the temperature.")] = 1.0
+    context_ids: Annotated[tuple[TokenId, ...], Named("kl_guided.prompt")] = ()
+    n: Choices = 1
 
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
-        check_finite(self.sigma, "kl_guided.sigma", low=1e-6)
-        _check_context(self.context_ids, "kl_guided.prompt")
+    def _check(self) -> None:
+        check(bool(self.context_ids), "kl_guided.prompt", "must hold at least one token id >= 0")
 
     @property
     def max_rows(self) -> int:
         return 2 * self.n
+
+    @property
+    def second_context(self) -> tuple[int, ...]:
+        return self.context_ids

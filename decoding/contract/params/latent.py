@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
-from decoding.contract.params.invalid import check
-
-MAX_THOUGHTS = 4096
+from decoding.contract.params.declared import Says, TokenId, Within, check_declared
 
 
 @dataclass(frozen=True, slots=True)
 class LatentThoughts:
-    """Coconut (Hao et al. 2024, arXiv 2412.06769). count: thoughts, between the tokens start_id and end_id."""
+    """Coconut (Hao et al. 2024, arXiv 2412.06769)."""
 
-    count: int
-    start_id: int
-    end_id: int
+    WITHIN: ClassVar[str] = "latent_thoughts"
+
+    count: Annotated[int, Within(1, 4096), Says("How many thoughts.")]
+    start_id: Annotated[TokenId, Says("The token before them.")]
+    end_id: Annotated[TokenId, Says("The token behind them.")]
 
     def __post_init__(self) -> None:
-        check(1 <= self.count <= MAX_THOUGHTS, "latent_thoughts.count", f"must be from 1 to {MAX_THOUGHTS}")
-        check(self.start_id >= 0, "latent_thoughts.start_id", "must not be negative")
-        check(self.end_id >= 0, "latent_thoughts.end_id", "must not be negative")
+        check_declared(self)
 
     @property
     def num_positions(self) -> int:

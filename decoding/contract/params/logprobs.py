@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from decoding.contract.params.invalid import check
+from decoding.contract.params.declared import Named, Within, check_declared
 
 LogprobsMode = Literal["raw", "processed"]
 
@@ -18,10 +18,9 @@ class LogprobsParams:
     `prompt` scores the prompt's tokens (the first has no score).
     """
 
-    output: int | None = None
-    prompt: int | None = None
+    output: Annotated[int | None, Within(0), Named("logprobs")] = None
+    prompt: Annotated[int | None, Within(0), Named("prompt_logprobs")] = None
     mode: LogprobsMode = "raw"
 
     def __post_init__(self) -> None:
-        check(self.output is None or self.output >= 0, "logprobs", "must not be negative")
-        check(self.prompt is None or self.prompt >= 0, "prompt_logprobs", "must not be negative")
+        check_declared(self)

@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
+from decoding.contract.params.base import Choices, StrategyParams
+from decoding.contract.params.declared import MAX_INT, Named, Says, Within
 from decoding.contract.params.invalid import check
 
 RankBy = Literal["mean", "sum"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(StrategyParams):
     """Multinomial sampling, or greedy at temperature 0; `n` independent choices share the prompt's pages."""
 
-    NAME: ClassVar[str] = "sampling"
+    NAME = "sampling"
 
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
-
-    @property
-    def max_rows(self) -> int:
-        return self.n
+    n: Choices = 1
 
 
 @dataclass(frozen=True, slots=True)
-class BestOf:
-    """Sample `best_of` choices, return the `n` best by raw log-prob (Adiwardana et al. 2020, arXiv 2001.09977)."""
+class BestOf(StrategyParams):
+    """Sample `best_of` choices, return the `n` best by raw log-prob."""
 
-    NAME: ClassVar[str] = "best_of"
+    NAME = "best_of"
 
-    n: int = 1
-    best_of: int = 1
-    rank_by: RankBy = "mean"
+    # fmt: off
+    n: Choices = 1
+    best_of: Annotated[
+        int, Within(1, MAX_INT),
+        Says("Choices sampled, of which the n best are returned. With use_beam_search: beams."),
+    ] = 1
+    rank_by: Annotated[RankBy, Named("best_of_rank"), Says("Rank by log-prob per token or in all.")] = "mean"
+    # fmt: on
 
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
+    def _check(self) -> None:
         check(self.best_of >= self.n, "best_of", "must not be less than n")
 
     @property

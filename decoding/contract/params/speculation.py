@@ -3,54 +3,59 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from decoding.contract.params.invalid import check
+from decoding.contract.params.base import DRAFT, MAIN, Choices, StrategyParams
+from decoding.contract.params.declared import PROBABILITY, Named, Off, Says, Within
 
 Schedule = Literal["constant", "heuristic"]
 
 
 @dataclass(frozen=True, slots=True)
-class PromptLookup:
-    """Prompt lookup (Saxena 2023): propose what followed an earlier occurrence of the last n-gram."""
+class PromptLookup(StrategyParams):
+    """Prompt lookup: propose what followed an earlier occurrence of the last n-gram."""
 
-    NAME: ClassVar[str] = "prompt_lookup"
+    NAME = "prompt_lookup"
 
-    num_tokens: int = 10
-    max_ngram: int = 2
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
-        check(self.num_tokens >= 1, "prompt_lookup_num_tokens", "must be at least 1")
-        check(self.max_ngram >= 1, "max_matching_ngram_size", "must be at least 1")
-
-    @property
-    def max_rows(self) -> int:
-        return self.n
+    # fmt: off
+    num_tokens: Annotated[
+        int, Within(1, 128), Off(0), Named("prompt_lookup_num_tokens"),
+        Says("Most tokens proposed from the text so far; 0 is off."),
+    ] = 10
+    max_ngram: Annotated[
+        int, Within(1, 64), Named("max_matching_ngram_size"), Says("Longest n-gram looked up."),
+    ] = 2
+    n: Choices = 1
+    # fmt: on
 
 
 @dataclass(frozen=True, slots=True)
-class Assisted:
-    """Speculative decoding with the server's draft model (Leviathan et al. 2022, arXiv 2211.17192; Chen et al. 2023).
+class Assisted(StrategyParams):
+    """Speculative decoding with the server's draft model."""
 
-    schedule heuristic: two more after a round in which all were accepted, else one fewer.
-    confidence_threshold: drafting ends after a token with a lower draft probability; 0 is off.
-    """
+    NAME = "assisted"
 
-    NAME: ClassVar[str] = "assisted"
-
-    num_tokens: int = 5
-    schedule: Schedule = "constant"
-    confidence_threshold: float = 0.4
-    n: int = 1
-
-    def __post_init__(self) -> None:
-        check(self.n >= 1, "n", "must be at least 1")
-        check(self.num_tokens >= 1, "num_assistant_tokens", "must be at least 1")
-        check(0 <= self.confidence_threshold <= 1, "assistant_confidence_threshold", "must lie in [0, 1]")
+    # fmt: off
+    num_tokens: Annotated[
+        int, Within(1, 128), Off(0), Named("num_assistant_tokens"),
+        Says("Tokens drafted a round; asks for speculation too. 0 is off."),
+    ] = 5
+    schedule: Annotated[
+        Schedule, Named("num_assistant_tokens_schedule"),
+        Says("heuristic: two more after a round in which all were accepted, else one fewer."),
+    ] = "constant"
+    confidence_threshold: Annotated[
+        float, PROBABILITY, Named("assistant_confidence_threshold"),
+        Says("Drafting ends behind a token with a lower draft probability; 0 is off."),
+    ] = 0.4
+    n: Choices = 1
+    # fmt: on
 
     @property
     def max_rows(self) -> int:
         """Each choice has a row in the draft model as well."""
         return 2 * self.n
+
+    @property
+    def max_rows_in(self) -> dict[str, int]:
+        return {MAIN: self.n, DRAFT: self.n}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from decoding.contract.params.declared import TokenId, Within, check_declared
 from decoding.contract.params.invalid import check
 
 
@@ -24,17 +26,16 @@ class StoppingParams:
     min_tokens masks EOS and stop_token_ids until that many tokens are out.
     """
 
-    max_tokens: int = 16
-    min_tokens: int = 0
+    max_tokens: Annotated[int, Within(0)] = 16
+    min_tokens: Annotated[int, Within(0)] = 0
     stop: tuple[bytes, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[TokenId, ...] = ()
     ignore_eos: bool = False
     shows_special: bool = False
     shown_ids: tuple[int, ...] = ()
     named_stops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(self.max_tokens >= 0, "max_tokens", "must not be negative")
-        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", "must lie between 0 and max_tokens")
+        check_declared(self)
+        check(self.min_tokens <= self.max_tokens, "min_tokens", "must lie between 0 and max_tokens")
         check(all(self.stop), "stop", "must not hold an empty string")
-        check(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", "must not be negative")

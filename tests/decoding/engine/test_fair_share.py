@@ -6,8 +6,8 @@ import dataclasses
 import random
 
 from decoding.contract.params import LogitsParams, Request, Sampling, StoppingParams
+from decoding.engine import shares
 from decoding.engine.engine import Engine
-from decoding.engine.shares import TURN
 from decoding.strategies import build
 from tests.decoding.crowd import random_requests
 from tests.decoding.drive import Answer, run
@@ -39,6 +39,7 @@ class Arrivals:
         self.asked: list[Request] = []
         self.answers: list[Answer] = []
         self.finished: list[int] = []
+        self.seconds = 0.0
 
     def add(self, *requests: Request) -> None:
         for request in requests:
@@ -48,6 +49,7 @@ class Arrivals:
 
     def tick(self, times: int = 1) -> None:
         for _ in range(times):
+            self.seconds += shares.TURN / TURN
             for output in self.engine.tick():
                 self.answers[output.request_id].take(output)
                 if output.usage is not None:
@@ -107,6 +109,8 @@ def test_a_preempted_request_comes_back_when_all_its_rows_have_room() -> None:
 
 
 MAX_ROWS = 16
+TURN = 16
+"""Ticks that a turn takes by these engines' clocks."""
 
 
 def of(client: str, n: int, max_tokens: int = 4, seed: int = 1) -> Request:
@@ -115,7 +119,9 @@ def of(client: str, n: int, max_tokens: int = 4, seed: int = 1) -> Request:
 
 
 def crowded(max_rows: int = MAX_ROWS) -> Arrivals:
-    return Arrivals(table_engine(num_pages=2000, max_rows=max_rows))
+    """Whose time goes by in ticks."""
+    arrivals = Arrivals(table_engine(num_pages=2000, max_rows=max_rows, clock=lambda: arrivals.seconds))
+    return arrivals
 
 
 def check_the_same(arrivals: Arrivals) -> None:
@@ -211,7 +217,7 @@ def test_rows_are_not_taken_from_more_urgent_requests() -> None:
 def test_a_crowd_of_clients_says_what_each_says_alone() -> None:
     rng = random.Random(5)
     requests = [dataclasses.replace(each, client=rng.choice("aab")) for each in random_requests(rng, 60, 40)]
-    arrivals = Arrivals(table_engine(num_pages=2000, max_rows=max(each.max_rows for each in requests)))
+    arrivals = crowded(max(each.max_rows for each in requests))
     for request in requests:
         arrivals.add(request)
         arrivals.tick(rng.randrange(12))

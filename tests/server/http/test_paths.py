@@ -75,7 +75,7 @@ async def test_head_asks_for_the_key(batcher: FakeBatcher) -> None:
         assert (await http.head("/health")).status_code == 200
 
 
-@pytest.mark.parametrize("path", POSTED)
+@pytest.mark.parametrize("path", [path for path in POSTED if path.startswith("/v1/")])
 async def test_slashes_too_many_are_as_good(batcher: FakeBatcher, path: str) -> None:
     async with client(batcher) as http:
         for spelling in SPELLINGS:
@@ -83,6 +83,12 @@ async def test_slashes_too_many_are_as_good(batcher: FakeBatcher, path: str) -> 
             assert answer.status_code == 200, spelling
         doubled = path.replace("/", "//")
         assert (await http.post(f"http://test{doubled}", json=POSTED[path])).status_code == 200
+
+
+async def test_what_is_not_the_api_has_one_spelling(batcher: FakeBatcher) -> None:
+    async with client(batcher) as http:
+        for path in ("//health", "/ready/", "/metrics/", "/tokenize/"):
+            assert (await http.get(f"http://test{path}")).status_code == 404
 
 
 async def test_models_may_have_names_with_slashes(batcher: FakeBatcher) -> None:
@@ -114,7 +120,6 @@ async def test_a_key_is_asked_for_however_a_path_is_spelt(batcher: FakeBatcher) 
     ("path", "meant"),
     [
         ("/chat/completions", "/v1/chat/completions"),
-        ("/completions/", "/v1/completions"),
         ("/embeddings", "/v1/embeddings"),
         ("/responses", "/v1/responses"),
         ("/models", "/v1/models"),
@@ -146,7 +151,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_a_connection_goes_on_behind_a_head(server: Served) -> None:
-    last = b"GET //health/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answers = raw(server, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n" + last)
     head, _, rest = answers.partition(b"\r\n\r\n")
     assert b"content-length: " in head

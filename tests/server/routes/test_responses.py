@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -244,6 +245,16 @@ async def test_truncation_auto_leaves_out_the_oldest_turns(
     assert len(batcher.requests[-1].prompt_ids) + 20 + one_more > served.max_model_len
     answer = await client.post("/v1/responses", json={"input": "x" * 4000, "truncation": "auto"})
     assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_a_model_that_recommends_several_choices_gives_one(served: Served) -> None:
+    own = replace(served, generation_defaults={"num_return_sequences": 2, "temperature": 0.5})
+    batcher = FakeBatcher(own, saying(own, "Hello world"))
+    transport = httpx.ASGITransport(make_app(batcher))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        said = await ask(client)
+    assert said["output"][0]["content"][0]["text"] == "Hello world"
+    assert (batcher.requests[0].strategy.n, batcher.requests[0].logits.temperature) == (1, 0.5)
 
 
 async def test_padded_events_all_have_sizes_of_one_kind(client: httpx.AsyncClient) -> None:

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from decoding.contract.params import Beam, BeamSample, Contrastive, GroupBeam, Request
 from server.served import Served
+from server.translate.asked import asked_of
 from server.translate.generation_defaults import BESIDE, LACKING, NOTHING_HERE, RENAMED, TAKEN, recommended
 from server.translate.plan import Plan
 from server.translate.translate import chat_plan, completion_plan
@@ -37,7 +38,7 @@ def told(directory: Path, **values: Any) -> tuple[dict[str, Any], list[str]]:
 
 async def planned(served: Served, directory: Path, values: dict[str, Any], **asked: Any) -> Plan:
     own = replace(served, generation_defaults=told(directory, **values)[0])
-    return await completion_plan(CompletionRequest.model_validate({"prompt": "hello"} | asked), own)
+    return await completion_plan(asked_of(CompletionRequest.model_validate({"prompt": "hello"} | asked)), own)
 
 
 async def request(served: Served, directory: Path, values: dict[str, Any], **asked: Any) -> Request:
@@ -185,6 +186,6 @@ async def test_words_that_are_never_said_are_the_model_s(served: Served, tmp_pat
 async def test_a_chat_has_the_model_s_length(tmp_path: Path) -> None:
     served = replace(make_served(), generation_defaults=told(tmp_path, max_new_tokens=7, min_new_tokens=3)[0])
     chat: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
-    plan = await chat_plan(ChatRequest.model_validate(chat), served)
+    plan = await chat_plan(asked_of(ChatRequest.model_validate(chat)), served)
     assert (plan.requests[0].stopping.max_tokens, plan.requests[0].stopping.min_tokens) == (7, 3)
     served.grammars.close()

@@ -1,4 +1,4 @@
-"""The README's tables of strategies and steps are those of the validation matrix.
+"""The README's tables of strategies and steps are those of the code.
 
 `python -m tests.server.translate.test_strategy_table` prints them as they must stand there.
 """
@@ -8,21 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.translate.catalogue import properties
-from server.translate.table import METHODS, STEPS, Method, Step
+from server.translate.table import STEPS, STRATEGIES, Step, Strategy
 
 README = Path(__file__).parents[3] / "README.md"
 
 
-def strategy_row(method: Method) -> str:
-    asked = " + ".join(f"`{key.replace('=', ': ')}`" for key in method.when) or "nothing"
-    told = {key.partition("=")[0] for key in method.when}
-    others = ", ".join(f"`{name}`" for name in (*inner(method), *method.own_fields) if name not in told)
-    return f"| {method.name} | {method.purpose} | {asked} | {others} | {method.paper} |"
+def strategy_row(strategy: Strategy) -> str:
+    asked = " + ".join(f"`{key.replace('=', ': ')}`" for key in strategy.when) or "nothing"
+    told = {key.partition("=")[0] for key in strategy.when}
+    others = ", ".join(f"`{name}`" for name in (*inner(strategy), *strategy.own_fields) if name not in told)
+    return f"| {strategy.name} | {strategy.purpose} | {asked} | {others} | {strategy.paper} |"
 
 
-def inner(method: Method) -> list[str]:
+def inner(strategy: Strategy) -> list[str]:
     """The fields of the object that holds its parameters."""
-    options = properties()[method.within]["anyOf"] if method.within else []
+    within = strategy.params.WITHIN
+    options = properties()[within]["anyOf"] if within else []
     return [name for option in options for name in option.get("properties", ())]
 
 
@@ -32,7 +33,7 @@ def step_row(step: Step) -> str:
 
 def strategies() -> str:
     head = ["| strategy | what it is for | asked for by | further parameters | paper |", "|---|---|---|---|---|"]
-    return "\n".join([*head, *map(strategy_row, METHODS)])
+    return "\n".join([*head, *map(strategy_row, STRATEGIES)])
 
 
 def steps() -> str:
@@ -40,7 +41,7 @@ def steps() -> str:
     return "\n".join([*head, *map(step_row, STEPS)])
 
 
-def test_the_readme_s_tables_are_those_of_the_matrix() -> None:
+def test_the_readme_s_tables_are_those_of_the_code() -> None:
     text = README.read_text(encoding="utf-8")
     assert strategies() in text, "run: python -m tests.server.translate.test_strategy_table"
     assert steps() in text, "run: python -m tests.server.translate.test_strategy_table"

@@ -1,4 +1,4 @@
-"""The validation matrix: what it says is what the server does, in both directions."""
+"""The table of strategies: what it says is what the server does, in both directions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from decoding.contract.params import PARAMS, LogitsParams, Sampling
 from server.served import Served
 from server.translate.catalogue import combines, properties
-from server.translate.table import EXCLUSIONS, METHODS, NEEDS, OFF, SEARCHES, STEPS, Exclusion
+from server.translate.table import EXCLUSIONS, NEEDS, OFF, SEARCHES, STEPS, STRATEGIES, Exclusion
 from tests.server.asking import ASKING, BEARING, Fields
 from tests.server.fake_engine import FakeBatcher, saying
 
@@ -47,9 +47,9 @@ def names_both(message: str, one: str, other: str) -> bool:
 
 
 def excluded() -> Iterator[tuple[str, str, str]]:
-    for method in METHODS:
-        for exclusion in method.excludes:
-            yield from ((method.name, key, method.when[0]) for key in exclusion.keys if key != "sampler_order")
+    for strategy in STRATEGIES:
+        for exclusion in strategy.excludes:
+            yield from ((strategy.name, key, strategy.when[0]) for key in exclusion.keys if key != "sampler_order")
 
 
 @pytest.mark.parametrize(("name", "key", "by"), list(excluded()))
@@ -75,18 +75,18 @@ async def test_fields_that_exclude_each_other_are_a_400_that_names_both(
 async def test_what_combines_with_a_strategy_is_taken(
     client: httpx.AsyncClient, batcher: FakeBatcher, name: str
 ) -> None:
-    method = next(each for each in METHODS if each.name == name)
-    for step in combines(method):
+    strategy = next(each for each in STRATEGIES if each.name == name)
+    for step in combines(strategy):
         response = await ask(client, ASKING[name] | BEARING[step])
         assert response.status_code == 200, (step, response.text)
         assert response.json()["decoding"]["strategy"] == name
         assert set(BEARING[step]) <= set(response.json()["decoding"]["effective"])
-    assert {request.strategy.NAME for request in batcher.requests} == {method.params.NAME}
+    assert {request.strategy.NAME for request in batcher.requests} == {strategy.params.NAME}
 
 
-@pytest.mark.parametrize("name", [method.name for method in SEARCHES])
+@pytest.mark.parametrize("name", [strategy.name for strategy in SEARCHES])
 async def test_two_strategies_in_one_request_are_a_400_that_names_both(client: httpx.AsyncClient, name: str) -> None:
-    mine = next(method for method in SEARCHES if method.name == name)
+    mine = next(strategy for strategy in SEARCHES if strategy.name == name)
     for other in SEARCHES:
         if set(other.when) <= set(mine.when) or set(mine.when) <= set(other.when):
             continue
@@ -94,10 +94,10 @@ async def test_two_strategies_in_one_request_are_a_400_that_names_both(client: h
         assert any(names_both(error["message"], a, b) for a in mine.when for b in other.when), error["message"]
 
 
-@pytest.mark.parametrize("name", [method.name for method in SEARCHES])
+@pytest.mark.parametrize("name", [strategy.name for strategy in SEARCHES])
 async def test_a_strategy_s_own_fields_mean_nothing_without_it(client: httpx.AsyncClient, name: str) -> None:
-    method = next(each for each in SEARCHES if each.name == name)
-    shared = {"top_k", "use_beam_search", "speculative"} | set(map(field_of, method.when))
+    strategy = next(each for each in SEARCHES if each.name == name)
+    shared = {"top_k", "use_beam_search", "speculative"} | set(map(field_of, strategy.when))
     values: Fields = {
         "best_of_rank": "mean", "length_penalty": 2, "length_penalty_type": "gnmt", "coverage_penalty": 0.2,
         "dola_relative_top": 0.2,
@@ -105,7 +105,7 @@ async def test_a_strategy_s_own_fields_mean_nothing_without_it(client: httpx.Asy
         "max_matching_ngram_size": 3, "num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant",
         "assistant_confidence_threshold": 0.4, "num_beams": 2, "num_beam_groups": 2, "beam_mode": "best_first",
     }  # fmt: skip
-    for field in set(method.own_fields) - shared:
+    for field in set(strategy.own_fields) - shared:
         off = {"speculative": False} if field == "num_assistant_tokens" else {}
         error = await refused(client, {field: values[field], **off})
         assert "without" in error["message"]
@@ -251,19 +251,19 @@ async def test_beam_sample_takes_temperatures_that_change(client: httpx.AsyncCli
 
 
 def test_every_params_field_is_reached_from_a_wire_field() -> None:
-    for method in METHODS:
-        for path in method.paths.values():
+    for strategy in STRATEGIES:
+        for path in strategy.paths.values():
             schema: Any = {"properties": properties()}
             for name in path.split("."):
                 options = schema.get("anyOf", [schema])
                 schema = next(o for o in options if "properties" in o)["properties"][name]
     hidden = {"min_tokens_to_keep", "grammar", "forced_eos_token_ids"}
     assert {field.name for field in dataclasses.fields(LogitsParams)} - hidden <= properties().keys()
-    assert {method.params.NAME for method in METHODS} == set(PARAMS) - {"pooling"}
+    assert {strategy.params.NAME for strategy in STRATEGIES} == set(PARAMS) - {"pooling"}
 
 
-def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
-    shown = {key for step in STEPS for key in step.keys} | {name for each in METHODS for name in each.own_fields}
+def test_every_wire_field_is_in_the_table_or_taken_by_all() -> None:
+    shown = {key for step in STEPS for key in step.keys} | {name for each in STRATEGIES for name in each.own_fields}
     assert shown <= properties().keys()
     assert properties().keys() - shown == {
         "model", "stream", "stream_options", "seed", "n", "num_return_sequences", "stop", "stop_token_ids",
@@ -278,9 +278,9 @@ def test_every_wire_field_is_in_the_matrix_or_taken_by_all() -> None:
 
 def test_the_defaults_of_the_schema_are_those_that_hold() -> None:
     """But for what asks for the strategy, whose schema says which value does not."""
-    for method in METHODS:
-        for field in dataclasses.fields(method.params):
-            name, _, inner = method.paths[field.name].partition(".")
+    for strategy in STRATEGIES:
+        for field in dataclasses.fields(strategy.params):
+            name, _, inner = strategy.paths[field.name].partition(".")
             if inner and inner not in {"question", "yes", "no"} and field.default is not dataclasses.MISSING:
                 (schema,) = (each for each in properties()[name]["anyOf"] if "properties" in each)
                 default = schema["properties"][inner]["default"]

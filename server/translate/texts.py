@@ -23,36 +23,18 @@ from decoding.contract.params import (
     premature_layers,
 )
 from server.served import Served
-from server.translate.table import Method
+from server.translate.asked import Asked
 from server.wire.base import at
 from server.wire.requests import Decoding
 from server.wire.strategies import JUDGED_TEXT, SED_NO, SED_QUESTION, SED_YES, Context
 
 Derived = Mapping[str, Any]
 
-# What stands for them before the model is asked: rows are counted without a tokenizer
-PLACEHOLDERS: Derived = {
-    "negative_ids": (0,),
-    "context_ids": (0,),
-    "suffix_ids": (),
-    "eval_ids": (0,),
-    "eval_before": (),
-    "yes_id": 0,
-    "no_id": 0,
-    "think_token_id": None,
-    "layers": (0,),
-}
 
-
-def placeholders(method: Method) -> dict[str, Any]:
-    """The params fields of a strategy that only the model can fill, filled with anything."""
-    return {name: PLACEHOLDERS[name] for name in method.paths if name in PLACEHOLDERS}
-
-
-async def derived(method: Method, wire: Decoding, served: Served) -> dict[str, Any]:
-    """The same fields, filled from the model. Raises InvalidParam."""
-    derive = _DERIVATIONS.get(method.params)
-    return {} if derive is None else dict(await derive(wire, served))
+async def derived(asked: Asked[Decoding], served: Served) -> Derived:
+    """The params fields of the strategy that only the model can fill. Raises InvalidParam."""
+    derive = _DERIVATIONS.get(asked.strategy.params)
+    return {} if derive is None else await derive(asked.wire, served)
 
 
 async def bad_word_ids(words: Sequence[str], served: Served) -> tuple[tuple[int, ...], ...]:
@@ -86,7 +68,7 @@ def latent_thoughts(wire: Decoding, served: Served) -> LatentThoughts | None:
 
 
 async def _guided(wire: Decoding, served: Served) -> Derived:
-    """Without a negative prompt it is the last token of each prompt (`strategy.py`), or an empty source."""
+    """Without a negative prompt it is the last token of each prompt (`asked.py`), or an empty source."""
     if wire.negative_prompt is None:
         return {} if served.encoder is None else {"negative_ids": await _no_source("negative_prompt", served)}
     return {"negative_ids": await _context(wire.negative_prompt, "negative_prompt", served)}
