@@ -11,7 +11,7 @@ from server.answer.answer import Answer
 from server.answer.format import Whole
 from server.answer.reply import plain_reply
 from server.answer.stream import Events, stream_reply
-from server.http.presence import while_present
+from server.http.disconnect import until_disconnect
 from server.queue.ticket import Ticket
 from server.settings.limits import Limits
 
@@ -34,7 +34,7 @@ async def respond(
         reply = stream_reply(stream(tickets, answer, form), limits.send_timeout)
     else:
         reply = plain_reply(tickets, answer, form)
-    return naming_ignored(await while_present(request.receive, reply), ignored)
+    return naming_ignored(await until_disconnect(request.receive, reply), ignored)
 
 
 def naming_ignored(response: Response, ignored: Sequence[str]) -> Response:

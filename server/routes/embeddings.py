@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from server.answer.embedding import embedding_list, gathered
 from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
-from server.http.presence import while_present
+from server.http.disconnect import until_disconnect
 from server.queue.batcher import Batcher
 from server.routes.submit import submitted
 from server.settings.limits import Limits
@@ -51,7 +51,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         wire, ignored = await read_body(request, limits, read)
         planned = partial(embedding_plan, wire)
         plan, tickets, _ = await submitted(request, batcher, "embeddings", num_prompts(wire.input), planned)
-        vectors = await while_present(request.receive, gathered(tickets))
+        vectors = await until_disconnect(request.receive, gathered(tickets))
         response = JsonResponse(embedding_list(plan, vectors, is_base64=wire.encoding_format == "base64"))
         return naming_ignored(response, ignored)
 
