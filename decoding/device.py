@@ -1,4 +1,4 @@
-"""Numbers on their way between host and device, without either waiting for more than it must.
+"""Numbers on their way between host and device, without either waiting for more than it must; and what runs there.
 
 A plain `.to("cuda")` of a host tensor waits for the whole stream; from pinned memory it is only queued. torch keeps
 pinned memory from being used again before its copy is done. The other way, what was launched behind a copy is not
@@ -7,6 +7,9 @@ waited for.
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +19,12 @@ import torch
 def is_asynchronous(device: torch.device) -> bool:
     """Whether the host would have to wait for a result that it wants to look at."""
     return device.type == "cuda"
+
+
+def has_triton() -> bool:
+    """It is installed and finds a C compiler where it looks for one, without which it cannot launch anything."""
+    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang"))
+    return has_compiler and importlib.util.find_spec("triton") is not None
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -47,3 +56,33 @@ class Arriving:
         if self._done is not None:
             self._done.synchronize()
         return self._host.numpy()
+
+
+class HostCopy:
+    """Gathers device tensors and moves them to the host in one transfer. Ids travel as float64, exact below 2**53."""
+
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self._arriving: Arriving | None = None
+        self._arrays: list[np.ndarray] = []
+
+    def add(self, tensor: torch.Tensor) -> int:
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
+
+    def send(self) -> None:
+        """Launch the transfer. Call once, after the last `add`; what is launched later does not hold it up."""
+        if self._tensors:
+            self._arriving = Arriving(torch.cat([t.detach().double().flatten() for t in self._tensors]))
+
+    def fetch(self) -> None:
+        """Wait for what was sent."""
+        if self._arriving is None:
+            return
+        flat = self._arriving.wait()
+        ends = np.cumsum([t.numel() for t in self._tensors])[:-1]
+        parts = np.split(flat, ends)
+        self._arrays = [p.reshape(tuple(t.shape)) for p, t in zip(parts, self._tensors, strict=True)]
+
+    def get(self, handle: int) -> np.ndarray:
+        return self._arrays[handle]

@@ -283,7 +283,7 @@ NOT_ON_A_GPU_BOX = ("numba", "llvmlite", "re2", "gguf", "msgspec", "fastapi", "p
 
 
 def test_the_engine_and_every_strategy_load_on_a_bare_gpu_box() -> None:
-    names = ["decoding.engine.engine", "decoding.model.model", "decoding.strategies", "loadtest.engine.gpu_bench"]
+    names = ["decoding.engine.engine", "decoding.model.loading", "decoding.strategies", "loadtest.engine.gpu_bench"]
     program = (
         f"import importlib, sys\nfor name in {NOT_ON_A_GPU_BOX}: sys.modules[name] = None\n"
         f"for name in {names}: importlib.import_module(name)\n"

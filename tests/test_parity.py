@@ -17,11 +17,13 @@ import decoding.engine.reading
 from decoding.contract.params import PARAMS, LogitsParams, Request
 from decoding.engine.cache import IntegrityError, PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.strategies import STRATEGIES
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.table_model import TableModel, table_engine
 from tests.decoding.tiny import tiny
 
@@ -98,7 +100,7 @@ def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llamas: dict[str, Mode
     def make(num_pages: int) -> Engine:
         caches = {name: PageCache(num_pages, model.attention.page_size) for name, model in llamas.items()}
         token_bytes = crowd_token_bytes(vocab)
-        return Engine(llamas, caches, eos_token_ids=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=64)
+        return make_engine(llamas, caches, eos_token_ids=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=64)
 
     requests = random_requests(random.Random(9), 120, vocab, longest=60)
     crowded = assert_parity(make, requests, alone(make, requests), num_pages=36, seed=9)

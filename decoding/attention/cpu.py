@@ -15,7 +15,7 @@ from itertools import pairwise
 
 import torch
 
-from decoding.attention.interface import Batch, LayerSpec
+from decoding.attention.interface import Batch, LayerSpec, PagedAttention
 from decoding.attention.pages import LayerShape, Pages, Writes
 from decoding.attention.tiles import ROW_MULTIPLE, Tile, build_tile, cut, group
 
@@ -29,8 +29,10 @@ class CPUPlan:
     scores: dict[int, torch.Tensor]  # filled by the last layer
 
 
-class CPUAttention:
+class CPUAttention(PagedAttention):
     """Keeps keys and values in float32 whatever the model's dtype: scores and softmax want it."""
+
+    knows_biases = True
 
     # Page sizes 16, 32 and 64 measured alike, so the smallest, which shares most and copies least. One thread, us a
     # layer, 9 heads on 3 of 64: 1 row x 192 keys 200 / 224 / 227; 1 x 1024: 469 / 606 / 625; 16 x 192: 1359 / 1360 /
@@ -38,19 +40,9 @@ class CPUAttention:
     def __init__(self, shapes: Sequence[LayerShape], *, page_size: int = 16) -> None:
         if 64 % page_size:
             raise ValueError(f"page size {page_size} does not divide the key block of 64 positions")
-        self.page_size = page_size
-        self._pages = Pages(shapes, page_size, torch.float32, torch.device("cpu"))
+        super().__init__(Pages(shapes, page_size, torch.float32, torch.device("cpu")))
         self._widest = max(shapes, key=lambda shape: shape.heads * shape.head_dim)
         self._gathered = (torch.empty(0), torch.empty(0))
-
-    def allocate(self, num_pages: int) -> None:
-        self._pages.allocate(num_pages)
-
-    def bytes_per_page(self) -> int:
-        return self._pages.bytes_per_page()
-
-    def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
-        self._pages.copy(pairs)
 
     def plan(self, batch: Batch) -> CPUPlan:
         groups = group(cut(batch, self._widest.heads), self._widest)
@@ -66,7 +58,7 @@ class CPUAttention:
     def forward(
         self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CPUPlan
     ) -> torch.Tensor:
-        self._pages.write(spec.layer, key, value, plan.writes)
+        self.pages.write(spec.layer, key, value, plan.writes)
         queries = query[0].transpose(0, 1).float()  # [T, heads, head_dim]
         if plan.is_in_order:
             return self._attend(spec, queries, plan.tiles[0], plan).to(value.dtype)[None]
@@ -78,16 +70,13 @@ class CPUAttention:
             out.index_copy_(0, tokens, valid.to(out.dtype))
         return out[None]
 
-    def probed(self, plan: CPUPlan) -> dict[int, torch.Tensor]:
-        return dict(plan.scores)
-
     def _attend(self, spec: LayerSpec, queries: torch.Tensor, tile: Tile, plan: CPUPlan) -> torch.Tensor:
         """queries [R * Q, heads, head_dim] -> [R * Q, heads, v_head_dim]."""
-        shape = self._pages.shapes[spec.layer]
-        keys = self._gather(0, self._pages.keys[spec.layer], tile)
-        values = self._gather(1, self._pages.values[spec.layer], tile)
+        shape = self.pages.shapes[spec.layer]
+        keys = self._gather(0, self.pages.keys[spec.layer], tile)
+        values = self._gather(1, self.pages.values[spec.layer], tile)
         scores = self._scores(spec, _pack_queries(queries, tile, shape), keys, tile)  # [R * H, M, L]
-        if plan.probe_rows and spec.layer == len(self._pages.shapes) - 1:
+        if plan.probe_rows and self._is_last(spec.layer):
             _probe(scores.view(tile.num_rows, shape.kv_heads, -1, tile.num_keys), tile, shape, plan)
         weights = _softmax(scores, spec.sinks, tile, shape)
         return _unpack(_weighted(weights, values, tile.edges), tile, shape)
@@ -106,7 +95,7 @@ class CPUAttention:
 
     def _scores(self, spec: LayerSpec, queries: torch.Tensor, keys: torch.Tensor, tile: Tile) -> torch.Tensor:
         """Scaled, capped and masked: [R * H, M, L]."""
-        shape = self._pages.shapes[spec.layer]
+        shape = self.pages.shapes[spec.layer]
         mask = tile.mask(shape.group, spec.sliding_window)  # [R, 1, M, L]
         if spec.bias is not None:
             mask = tile.biased_mask(mask, spec.bias, shape)  # [R, H, M, L]

@@ -1,18 +1,20 @@
 """The seam between a packed batch and the attention backends.
 
-`packing.py` builds a Batch on the host; `AttentionBackend.plan` moves it to the device once per forward; the model
-calls `AttentionBackend.forward` once per layer. A backend promises that a query's result depends on its own row's keys
+`packing.py` builds a Batch on the host; `PagedAttention.plan` moves it to the device once per forward; the model
+calls `PagedAttention.forward` once per layer. A backend promises that a query's result depends on its own row's keys
 alone: not on its neighbours, not on how the row was cut into chunks, not on whether it came as prefill or decode.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from decoding.attention.pages import Pages
 from decoding.device import to_device
 
 
@@ -45,6 +47,29 @@ class Batch:
     probe_rows: tuple[int, ...] = ()
     memories: Memories | None = None
     drawn: torch.Tensor | None = None  # int64 [T], on the device
+
+    @classmethod
+    def of_rows(
+        cls, token_ids: np.ndarray, starts: np.ndarray, counts: np.ndarray, page_tables: np.ndarray, page_size: int
+    ) -> Batch:
+        """Rows that feed so many tokens each, from these positions on: int64 [T], [R], [R] and [R, P]."""
+        query_starts = np.concatenate(([0], np.cumsum(counts)))
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
+        return cls(
+            token_ids=token_ids,
+            positions=positions,
+            slots=page_tables[row_of, positions // page_size] * page_size + positions % page_size,
+            query_starts=query_starts,
+            kv_lengths=starts + counts,
+            page_tables=page_tables,
+        )
+
+    @classmethod
+    def of_one_row(cls, token_ids: np.ndarray, page_size: int, *, first_page: int = 1, start: int = 0) -> Batch:
+        """One row, in pages that follow each other."""
+        table = np.arange(first_page, first_page + -(-(start + len(token_ids)) // page_size))
+        return cls.of_rows(token_ids, np.array([start]), np.array([len(token_ids)]), table[None], page_size)
 
     def ids_on(self, device: torch.device) -> torch.Tensor:  # int64 [T]
         return to_device(self.token_ids, device) if self.drawn is None else self.drawn
@@ -84,23 +109,46 @@ class DecodeInputs:
     page_tables: torch.Tensor  # int64 [R, P]
 
 
-class AttentionBackend(Protocol):
-    """Owns the KV tensors and the arithmetic over them. Page ids come from `cache.py`; page 0 is never handed out."""
+class PagedAttention(ABC):
+    """Owns the KV tensors and the arithmetic over them. Page ids come from `cache.py`; page 0 is never handed out.
 
-    page_size: int
+    What a backend can do beyond attending is declared by its class, and is what `choice.py` goes by.
+    """
+
+    knows_biases: ClassVar[bool] = False
+    """It adds LayerSpec.bias."""
+    fuses_layers: ClassVar[bool] = False
+    """Whole decoder layers can run in its kernels."""
+    is_capturable: ClassVar[bool] = False
+    """Its forward can be recorded once and replayed over changed inputs."""
+
+    def __init__(self, pages: Pages) -> None:
+        self.page_size = pages.page_size
+        self.pages = pages
+        self.generation = 0  # counts calls of `allocate`: what holds addresses of an earlier one is void
 
     def allocate(self, num_pages: int) -> None:
         """Allocate keys and values for every layer: num_pages pages of page_size positions."""
+        self.generation += 1
+        self.pages.allocate(num_pages)
 
     def bytes_per_page(self) -> int:
         """Bytes one page takes over all layers, keys and values."""
+        return self.pages.bytes_per_page()
 
     def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
         """Copy whole pages, all layers: (source page, destination page). Called before the forward that needs them."""
+        self.pages.copy(pairs)
 
+    @abstractmethod
     def plan(self, batch: Batch) -> Any:
-        """Device-side metadata for one forward; opaque to everyone but `forward`."""
+        """Device-side metadata for one forward; opaque to everyone but the backend."""
 
+    def decode_plan(self, inputs: DecodeInputs) -> Any:
+        """As `plan`; whatever the inputs hold when `forward` runs, it reads then, on the device."""
+        raise NotImplementedError
+
+    @abstractmethod
     def forward(
         self,
         spec: LayerSpec,
@@ -112,19 +160,10 @@ class AttentionBackend(Protocol):
         """Write key and value into their slots, then attend causally, each row over its own pages."""
 
     def probed(self, plan: Any) -> dict[int, torch.Tensor]:
-        """After the forward.
-
-        Probed row -> last layer's scaled pre-softmax scores of its last query, [heads, keys] float32.
+        """After the forward: of each probed row the last layer's scaled scores before the softmax, for its last query,
+        float32 [heads, keys].
         """
+        return dict(plan.scores)
 
-
-class CapturableAttention(AttentionBackend, Protocol):
-    """A backend whose forward can be recorded once and replayed over changed inputs.
-
-    generation counts calls of `allocate`: a recording made before the last one is void.
-    """
-
-    generation: int
-
-    def decode_plan(self, inputs: DecodeInputs) -> Any:
-        """As `plan`; whatever the inputs hold when `forward` runs, it reads then, on the device."""
+    def _is_last(self, layer: int) -> bool:
+        return layer == len(self.pages.shapes) - 1

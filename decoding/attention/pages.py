@@ -18,12 +18,13 @@ from decoding.device import to_device
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """The sizes one layer's attention works on."""
+    """What one layer's attention works on."""
 
     heads: int
     kv_heads: int
     head_dim: int
     v_head_dim: int
+    has_bias: bool = False  # the layer adds biases by distance
 
     @property
     def group(self) -> int:

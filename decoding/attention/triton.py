@@ -1,7 +1,7 @@
 """Paged attention on a GPU by our own Triton kernels; under TRITON_INTERPRET=1 on the CPU, for tests.
 
 Owns the plan (device tensors that kernels read, and which queries share a program) and the launches; the arithmetic is
-`triton_kernels.py`'s. Pages, page copies and probed scores are the reference backend's. Nothing that a launch needs
+`kernels/gpu/attend.py`'s, but of probed scores `textbook.py`'s. Nothing that a launch needs
 from the host depends on how long rows are, so a launch can be captured and replayed (`decode_plan`).
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from decoding.attention.interface import Batch, DecodeInputs, LayerSpec
-from decoding.attention.pages import LayerShape
-from decoding.attention.reference import ReferenceAttention, RowPlan
+from decoding.attention.interface import Batch, DecodeInputs, LayerSpec, PagedAttention
+from decoding.attention.pages import LayerShape, Pages
+from decoding.attention.textbook import RowPlan, attend, plan_row
 from decoding.device import to_device
 from decoding.kernels.gpu import attend as kernels
 
@@ -55,13 +55,14 @@ class TritonPlan:
     scores: dict[int, torch.Tensor]  # filled by the last layer
 
 
-class TritonAttention(ReferenceAttention):
+class TritonAttention(PagedAttention):
     """is_uniform: prefill uses the programs that decode uses, so that a query's bits do not depend on how it came.
 
     block: keys of one product. span: keys summed up before they are merged with others; the size of a split, the same
-    whatever the batch. generation counts the allocations: what was captured before the last one points to memory that
-    is gone.
+    whatever the batch.
     """
+
+    is_capturable = True
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class TritonAttention(ReferenceAttention):
     ) -> None:
         if span % block:
             raise ValueError(f"blocks of {block} keys do not divide spans of {span}")
-        super().__init__(shapes, device=device, dtype=dtype, page_size=page_size)
+        super().__init__(Pages(shapes, page_size, dtype, device))
         self._block, self._span = block, span
         self._many_lanes = FEW_LANES if is_uniform else MANY_LANES
         # Not where one kernel's sums must be another's to the bit: a compiler contracts each as it likes.
@@ -84,13 +85,8 @@ class TritonAttention(ReferenceAttention):
         self._is_wide = device.type == "cpu"
         self._groups = sorted({shape.group for shape in shapes})
         self._most_kv_heads = max(shape.kv_heads for shape in shapes)
-        self.generation = 0
 
-    def allocate(self, num_pages: int) -> None:
-        self.generation += 1
-        super().allocate(num_pages)
-
-    def plan(self, batch: Batch) -> TritonPlan:  # type: ignore[override]
+    def plan(self, batch: Batch) -> TritonPlan:
         counts = np.diff(batch.query_starts)
         arrays = [batch.slots, batch.query_starts, batch.kv_lengths, batch.page_tables]
         for group in self._groups:
@@ -98,7 +94,7 @@ class TritonAttention(ReferenceAttention):
                 *_cut(counts == 1, counts, 1),
                 *_cut(counts > 1, counts, _lanes(self._many_lanes, group) // group),
             ]
-        slots, starts, lengths, tables, *cuts = _together(arrays, self._device)
+        slots, starts, lengths, tables, *cuts = _together(arrays, self.pages.device)
         longest = int(batch.kv_lengths.max())
         tiles = {}
         for at, group in enumerate(self._groups):
@@ -108,14 +104,14 @@ class TritonAttention(ReferenceAttention):
                 for (rows, queries), lanes in ((few, FEW_LANES), (many, self._many_lanes))
                 if len(rows)
             )
-        probes = {row: self._plan_row(batch, row) for row in batch.probe_rows}
+        probes = {row: plan_row(batch, row, self.pages) for row in batch.probe_rows}
         return TritonPlan(slots, starts, lengths, tables, tiles, probes, {})
 
     def decode_plan(self, inputs: DecodeInputs) -> TritonPlan:
         """A plan over tensors whose contents may change from one run to the next."""
         num_rows, num_pages = inputs.page_tables.shape
-        starts = torch.arange(num_rows + 1, device=self._device)
-        queries = torch.zeros(num_rows, dtype=torch.int64, device=self._device)
+        starts = torch.arange(num_rows + 1, device=self.pages.device)
+        queries = torch.zeros(num_rows, dtype=torch.int64, device=self.pages.device)
         longest = num_pages * self.page_size
         tiles: dict[int, tuple[Tiles, ...]] = {
             group: (self._tiles(starts[:-1], queries, _lanes(FEW_LANES, group), longest),) for group in self._groups
@@ -128,22 +124,19 @@ class TritonAttention(ReferenceAttention):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        plan: TritonPlan,  # type: ignore[override]
+        plan: TritonPlan,
     ) -> torch.Tensor:
-        shape = self._pages.shapes[spec.layer]
+        shape = self.pages.shapes[spec.layer]
         query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
         self._scatter(spec.layer, key[0], value[0], plan.slots)
         out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])  # [T, heads, v_head_dim]
         for tiles in plan.tiles[shape.group]:
             self._launch(spec, query[0], out, tiles, plan)
-        if spec.layer == len(self._pages.shapes) - 1:
+        if self._is_last(spec.layer):
             for index, row in plan.probes.items():
                 last = replace(row, query_positions=row.query_positions[-1:])
-                plan.scores[index] = self._attend(spec, query[0, :, row.tokens][:, -1:].float(), last)[0][:, 0]
+                plan.scores[index] = attend(spec, query[0, :, row.tokens][:, -1:].float(), last, self.pages)[0][:, 0]
         return out[None]
-
-    def probed(self, plan: TritonPlan) -> dict[int, torch.Tensor]:  # type: ignore[override]
-        return dict(plan.scores)
 
     def _tiles(self, rows: torch.Tensor, queries: torch.Tensor, lanes: int, longest: int) -> Tiles:
         is_split = len(rows) * self._most_kv_heads < ENOUGH_PROGRAMS
@@ -151,9 +144,9 @@ class TritonAttention(ReferenceAttention):
 
     def _scatter(self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
         """key [kv_heads, T, head_dim], value [kv_heads, T, v_head_dim] into their slots."""
-        shape = self._pages.shapes[layer]
+        shape = self.pages.shapes[layer]
         kernels.scatter[(len(slots), shape.kv_heads)](
-            key, value, slots, self._pages.keys[layer], self._pages.values[layer],
+            key, value, slots, self.pages.keys[layer], self.pages.values[layer],
             key.stride(0), key.stride(1), value.stride(0), value.stride(1),
             shape.head_dim, shape.v_head_dim, self.page_size, _padded(shape.head_dim), _padded(shape.v_head_dim),
             enable_fp_fusion=self._is_fused,
@@ -167,7 +160,7 @@ class TritonAttention(ReferenceAttention):
         tiles: Tiles,
         plan: TritonPlan,
     ) -> None:
-        shape, is_split = self._pages.shapes[spec.layer], tiles.num_spans > 1
+        shape, is_split = self.pages.shapes[spec.layer], tiles.num_spans > 1
         sinks = query if spec.sinks is None else spec.sinks
         bests, totals, parts = self._scratch(shape, tiles) if is_split else (out, out, out)
         options: dict[str, Any] = {
@@ -177,7 +170,7 @@ class TritonAttention(ReferenceAttention):
         }  # fmt: skip
         grid = (len(tiles.rows), shape.kv_heads)
         kernels.attend[(*grid, tiles.num_spans)](
-            out, query, self._pages.keys[spec.layer], self._pages.values[spec.layer],
+            out, query, self.pages.keys[spec.layer], self.pages.values[spec.layer],
             tiles.rows, tiles.queries, plan.query_starts, plan.kv_lengths, plan.page_tables, sinks,
             bests, totals, parts,
             query.stride(0), query.stride(1), out.stride(0), plan.page_tables.stride(0), spec.scaling,
@@ -193,13 +186,13 @@ class TritonAttention(ReferenceAttention):
 
     def _block_for(self, shape: LayerShape) -> int:
         """Fewer keys a product where heads are wide: a multiprocessor holds several blocks of keys and values."""
-        fitting = BLOCK_BYTES // (_padded(max(shape.head_dim, shape.v_head_dim)) * self._pages.dtype.itemsize)
+        fitting = BLOCK_BYTES // (_padded(max(shape.head_dim, shape.v_head_dim)) * self.pages.dtype.itemsize)
         return min(self._block, max(16, fitting))
 
     def _scratch(self, shape: LayerShape, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Best scores, weights and weighted values of every span."""
         size = (len(tiles.rows), shape.kv_heads, tiles.num_spans, tiles.lanes)
-        bests, totals = torch.empty((2, *size), dtype=torch.float32, device=self._device).unbind()
+        bests, totals = torch.empty((2, *size), dtype=torch.float32, device=self.pages.device).unbind()
         return bests, totals, bests.new_empty(*size, _padded(shape.v_head_dim))
 
 

@@ -90,6 +90,10 @@ class PageCache:
             table.pages.append(self._take())
         return copies
 
+    def commit(self, table: PageTable, count: int) -> None:
+        """The table's next `count` positions are written, in the room that `grow` made."""
+        table.length += count
+
     def fork(self, table: PageTable) -> PageTable:
         """A second owner of every page that is written."""
         pages = table.pages[: self.pages_for(table.length)]

@@ -7,7 +7,7 @@ same result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,8 +17,10 @@ from decoding.engine.cache import PageTable
 
 @dataclass(slots=True, eq=False)
 class EncoderMemory:
-    """The pages of `table` hold the source's positions, all of them or none. mark: tells keys and values of rows that
-    read it from those of rows that read the request's own source."""
+    """The pages of `table` hold the source's positions, all of them or none.
+
+    mark: tells keys and values of rows that read it from those of rows that read the request's own source.
+    """
 
     model: str
     source_ids: np.ndarray  # int64 [S]
@@ -34,9 +36,6 @@ class EncoderMemory:
         return self.table.length == self.length
 
 
-def page_tables(memories: Sequence[EncoderMemory]) -> np.ndarray:
-    """int64 [memories, longest], padded with page 0."""
-    tables = np.zeros((len(memories), max(len(m.table.pages) for m in memories)), dtype=np.int64)
-    for row, memory in zip(tables, memories, strict=True):
-        row[: len(memory.table.pages)] = memory.table.pages
-    return tables
+def source_digest(source_ids: np.ndarray) -> bytes:
+    """What tells keys and values that depend on this source from those that depend on another."""
+    return b"/" + hashlib.blake2b(source_ids.tobytes()).digest()

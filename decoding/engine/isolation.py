@@ -1,4 +1,4 @@
-"""Who pays when a tick's encoding, forward or reads raise: the request that is the cause, not the batch.
+"""When a tick's encoding, forward or reads raise, the request that is the cause fails, and not the whole batch.
 
 Out of memory: the youngest half gives way and the rest tries again, until it works or one request is left, which is too
 large by itself. Anything else: each half runs by itself, down to the request that raises alone. Where request after

@@ -6,14 +6,13 @@ Knows page tables and positions; nothing of models or strategies.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from decoding.attention.interface import Batch, Memories
 from decoding.engine.encoder_memory import EncoderMemory
-from decoding.engine.encoder_memory import page_tables as memory_tables
 from decoding.engine.rows import Row
 
 
@@ -43,62 +42,46 @@ def pack(spans: Sequence[Span], page_size: int, drawn: torch.Tensor | None = Non
 
     drawn: int64 [T], the spans' ids on the device, where the logs do not have them yet.
     """
-    counts = np.array([s.count for s in spans], dtype=np.int64)
     starts = np.array([s.start for s in spans], dtype=np.int64)
-    query_starts = np.zeros(len(spans) + 1, dtype=np.int64)
-    np.cumsum(counts, out=query_starts[1:])
-    tables = _page_tables(spans, page_size)
-    row_of = np.repeat(np.arange(len(spans)), counts)
-    positions = np.arange(query_starts[-1]) - np.repeat(query_starts[:-1] - starts, counts)
-    ids = [s.row.log.ids[s.start : s.end] for s in spans] if drawn is None else [np.zeros_like(positions)]
-    return Batch(
-        token_ids=np.concatenate(ids),
-        positions=positions,
-        slots=tables[row_of, positions // page_size] * page_size + positions % page_size,
-        query_starts=query_starts,
-        kv_lengths=starts + counts,
-        page_tables=tables,
+    counts = np.array([s.count for s in spans], dtype=np.int64)
+    if drawn is None:
+        ids = np.concatenate([s.row.log.ids[s.start : s.end] for s in spans])
+    else:
+        ids = np.zeros(counts.sum(), dtype=np.int64)
+    tables = _padded([s.row.table.pages[: -(-s.end // page_size)] for s in spans])
+    batch = Batch.of_rows(ids, starts, counts, tables, page_size)
+    return replace(
+        batch,
         embeds={
-            int(query_starts[r]) + position - span.start: vector
+            int(batch.query_starts[r]) + position - span.start: vector
             for r, span in enumerate(spans)
             for position, vector in span.row.embeds.items()
             if span.start <= position < span.end
         },
         probe_rows=tuple(r for r, s in enumerate(spans) if s.is_probed),
-        memories=_memories([s.row.memory for s in spans]),
+        memories=_memories([s.row.memory for s in spans if s.row.memory is not None]),
         drawn=drawn,
     )
 
 
 def pack_sources(memories: Sequence[EncoderMemory], page_size: int) -> Batch:
     """Lay whole sources end to end. Their memories must already have room for them."""
-    lengths = np.array([m.length for m in memories], dtype=np.int64)
-    query_starts = np.concatenate(([0], np.cumsum(lengths)))
-    tables = memory_tables(memories)
-    row_of = np.repeat(np.arange(len(memories)), lengths)
-    positions = np.arange(query_starts[-1]) - query_starts[row_of]
-    return Batch(
-        token_ids=np.concatenate([m.source_ids for m in memories]),
-        positions=positions,
-        slots=tables[row_of, positions // page_size] * page_size + positions % page_size,
-        query_starts=query_starts,
-        kv_lengths=lengths,
-        page_tables=tables,
-    )
+    counts = np.array([m.length for m in memories], dtype=np.int64)
+    tables = _padded([m.table.pages for m in memories])
+    ids = np.concatenate([m.source_ids for m in memories])
+    return Batch.of_rows(ids, np.zeros_like(counts), counts, tables, page_size)
 
 
-def _memories(memories: Sequence[EncoderMemory | None]) -> Memories | None:
+def _memories(memories: Sequence[EncoderMemory]) -> Memories | None:
     """None where the model has no encoder."""
-    present = [m for m in memories if m is not None]
-    if not present:
+    if not memories:
         return None
-    return Memories(np.array([m.length for m in present], dtype=np.int64), memory_tables(present))
+    return Memories(np.array([m.length for m in memories], dtype=np.int64), _padded([m.table.pages for m in memories]))
 
 
-def _page_tables(spans: Sequence[Span], page_size: int) -> np.ndarray:
-    """int64 [rows, longest]: only the pages that the row's keys reach, padded with page 0."""
-    needed = [-(-s.end // page_size) for s in spans]
-    tables = np.zeros((len(spans), max(needed)), dtype=np.int64)
-    for r, (span, count) in enumerate(zip(spans, needed, strict=True)):
-        tables[r, :count] = span.row.table.pages[:count]
-    return tables
+def _padded(tables: Sequence[list[int]]) -> np.ndarray:
+    """int64 [rows, longest], padded with page 0."""
+    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
+    for row, pages in zip(padded, tables, strict=True):
+        row[: len(pages)] = pages
+    return padded

@@ -1,7 +1,7 @@
 """What the strategies asked to see of a forward, computed for all rows at once and copied to the host in one piece.
 
-`enqueue` only launches device work; `HostCopy` is the tick's one device-to-host copy; `collect` builds the Readings. A
-row whose scores are not finite yields an Unreadable and disturbs no other row.
+`enqueue` only launches device work, which a HostCopy brings to the host; `collect` builds the Readings. A row whose
+scores are not finite yields an Unreadable and disturbs no other row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from decoding.device import Arriving, indices, is_asynchronous, to_device
+from decoding.device import HostCopy, indices, is_asynchronous, to_device
 from decoding.engine.rows import TokenLog
 from decoding.logits.context import Context
 from decoding.logits.contrast import contrast
@@ -76,36 +76,6 @@ class Unreadable:
     """The row's scores or hidden state were not finite, or (is_excluded) its own request's masks left none."""
 
     is_excluded: bool
-
-
-class HostCopy:
-    """Gathers device tensors of a tick and moves them in one transfer. Ids travel as float64, exact below 2**53."""
-
-    def __init__(self) -> None:
-        self._tensors: list[torch.Tensor] = []
-        self._arriving: Arriving | None = None
-        self._arrays: list[np.ndarray] = []
-
-    def add(self, tensor: torch.Tensor) -> int:
-        self._tensors.append(tensor)
-        return len(self._tensors) - 1
-
-    def send(self) -> None:
-        """Launch the transfer. Call once, after the last `add`; what is launched later does not hold it up."""
-        if self._tensors:
-            self._arriving = Arriving(torch.cat([t.detach().double().flatten() for t in self._tensors]))
-
-    def fetch(self) -> None:
-        """Wait for what was sent."""
-        if self._arriving is None:
-            return
-        flat = self._arriving.wait()
-        ends = np.cumsum([t.numel() for t in self._tensors])[:-1]
-        parts = np.split(flat, ends)
-        self._arrays = [p.reshape(tuple(t.shape)) for p, t in zip(parts, self._tensors, strict=True)]
-
-    def get(self, handle: int) -> np.ndarray:
-        return self._arrays[handle]
 
 
 def enqueue(model: Head, hidden: HiddenStates, reads: Sequence[Read], copy: HostCopy) -> list[ReadSlice]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decoding.contract.params import Request
 from decoding.engine.encoder_memory import EncoderMemory
 from decoding.engine.rows import Row
-from decoding.logits.pipeline import Pipeline
+from decoding.logits.pipeline import NEUTRAL, Pipeline
 from decoding.seam import Feed, Reading, RowId, RowView, Strategy, Want
 
 
@@ -45,23 +45,18 @@ class Work:
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """arrival breaks ties among equal priorities; it is also the age that preemption goes by. Times are in seconds.
-
-    memories: what each model's encoder makes of each source. lost_pages: of each model, what preemption took
-    and it needs again to go on. yielded_pages: what it held when it last gave way for its size. resumed_at and
-    stepped_at: its last admission and its first step after that. passed_rows: of those that went before it since.
-    """
+    """Times are in seconds."""
 
     id: int
     request: Request
-    strategy: Strategy
-    pipeline: Pipeline
     salt: bytes
-    arrival: int
+    arrival: int  # breaks ties among equal priorities; also the age that preemption goes by
     submitted_at: float
+    strategy: Strategy = field(init=False)  # there once it is built
+    pipeline: Pipeline = NEUTRAL
     rows: dict[RowId, Row] = field(default_factory=dict)
     works: list[Work] = field(default_factory=list)
-    memories: dict[tuple[str, tuple[int, ...]], EncoderMemory] = field(default_factory=dict)
+    memories: dict[tuple[str, tuple[int, ...]], EncoderMemory] = field(default_factory=dict)  # by model and source
     is_running: bool = False
     admitted_at: float | None = None
     first_token_at: float | None = None
@@ -69,11 +64,11 @@ class LiveRequest:
     num_computed: int = 0
     num_encoded: int = 0
     num_preemptions: int = 0
-    lost_pages: Counter[str] = field(default_factory=Counter)
-    yielded_pages: int = 0
-    resumed_at: float = 0.0
-    stepped_at: float | None = None
-    passed_rows: int = 0
+    lost_pages: Counter[str] = field(default_factory=Counter)  # by model: what preemption took and it needs again
+    yielded_pages: int = 0  # what it held when it last gave way for its size
+    resumed_at: float = 0.0  # its last admission
+    stepped_at: float | None = None  # its first step after that
+    passed_rows: int = 0  # rows of requests that were admitted before it since
     num_drafted: int = 0
     num_accepted: int = 0
 

@@ -1,4 +1,4 @@
-"""The engine's services to a strategy (`seam.Tools`), and what stands for a strategy until one is built."""
+"""The engine's services to a strategy (`seam.Tools`)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,7 @@ from decoding.logits.context import Context
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipelines
 from decoding.sampling import uniforms
-from decoding.seam import Draw, Move, Observation, RowId
-
-
-class NotBegun:
-    """Stands where a request's strategy will be; never asked for anything."""
-
-    def begin(self, prompt_ids: Sequence[int]) -> Move:
-        raise NotImplementedError
-
-    def step(self, seen: Observation) -> Move:
-        raise NotImplementedError
+from decoding.seam import Draw, RowId
 
 
 class RowTools:

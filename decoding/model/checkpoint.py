@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 from transformers.utils.logging import disable_progress_bar
 
-from decoding.model.rewrite import Progress
-from decoding.model.support import UnsupportedModel, architecture_of
+from decoding.model.compatibility import UnsupportedModel, architecture_of
+from decoding.model.replace_modules import Progress
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"

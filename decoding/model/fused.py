@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from decoding.attention.compiled import CompiledAttention, CompiledPlan
 from decoding.attention.interface import Batch
-from decoding.attention.kernel import KernelAttention, KernelPlan
 from decoding.attention.pages import LayerShape
 from decoding.kernels.cpu.layer import LAYER, STACK, stacks
 from decoding.kernels.cpu.panels import rounded_bytes
 from decoding.kernels.cpu.tile import Format
+from decoding.model.attention_function import NAME, TracedAttention, carrying
 from decoding.model.layer_weights import Weights, read_weights
-from decoding.model.plug import NAME, PluggedAttention, carrying
-from decoding.model.rewrite import Progress
+from decoding.model.replace_modules import Progress
 
 # Of weights. The last two round the input, too.
 TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2, Format.INT4: 1e-2}
@@ -54,10 +54,10 @@ class FusedStack:
     calls what in which order.
     """
 
-    def __init__(self, plugged: PluggedAttention, attention: KernelAttention) -> None:
-        self._plugged, self._attention = plugged, attention
+    def __init__(self, traced: TracedAttention, attention: CompiledAttention) -> None:
+        self._traced, self._attention = traced, attention
         self._weights: dict[int, Weights] = {}
-        self._records = np.zeros(len(plugged.specs), LAYER)
+        self._records = np.zeros(len(traced.specs), LAYER)
         self._records["index"] = np.arange(len(self._records))
         self._attention_records: dict[int, np.ndarray] = {}
         self._rotates = np.zeros(len(self._records), np.int64)
@@ -82,7 +82,7 @@ class FusedStack:
     def remove(self, index: int) -> None:
         del self._weights[index]
 
-    def output(self, index: int, x: torch.Tensor, angles: Angles | None, plan: KernelPlan) -> torch.Tensor:
+    def output(self, index: int, x: torch.Tensor, angles: Angles | None, plan: CompiledPlan) -> torch.Tensor:
         """What layer `index` makes of x [1, T, hidden]."""
         if self._outputs.get(index - 1) is not x or self._given != (plan, angles):
             self._outputs = self.run(index, self._run_length(index), x, angles, plan)
@@ -93,7 +93,7 @@ class FusedStack:
         return found
 
     def run(
-        self, first: int, count: int, x: torch.Tensor, angles: Angles | None, plan: KernelPlan
+        self, first: int, count: int, x: torch.Tensor, angles: Angles | None, plan: CompiledPlan
     ) -> dict[int, torch.Tensor]:
         """Layers first : first + count; returns the output of each."""
         x = x.contiguous()
@@ -116,10 +116,10 @@ class FusedStack:
         self._attention.team.run(stacks[self._weights[first].form].address, self._stack.ctypes.data)
         last = first + count - 1
         if plan.batch.probe_rows:
-            self._attention.probe(self._plugged.specs[last], self._queries(last, tokens), plan)
+            self._attention.probe(self._traced.specs[last], self._queries(last, tokens), plan)
         return {first + i: out for i, out in enumerate(outs.unbind())}
 
-    def _check(self, first: int, x: torch.Tensor, angles: Angles | None, plan: KernelPlan) -> None:
+    def _check(self, first: int, x: torch.Tensor, angles: Angles | None, plan: CompiledPlan) -> None:
         """The kernel would go past the ends of anything else."""
         wanted = (1, plan.batch.num_tokens, self._weights[first].hidden)
         if tuple(x.shape) != wanted or x.dtype != torch.float32:
@@ -143,14 +143,14 @@ class FusedStack:
             self._buffers = {name: torch.empty(rows, width) for name, width in self._widths().items()}
             widest = max(buffer.shape[1] for buffer in self._buffers.values())
             self._buffers["rounded"] = torch.empty(rounded_bytes(rows, widest), dtype=torch.uint8)
-        if self._bound_to == (rows, self._attention.num_allocations):
+        if self._bound_to == (rows, self._attention.generation):
             return
         for name, buffer in self._buffers.items():
             self._records[name] = buffer.data_ptr()
         for index in self._weights:
             self._attention_records[index] = self._attention_record(index)
             self._records[index]["attention"] = self._attention_records[index].ctypes.data
-        self._bound_to = (rows, self._attention.num_allocations)
+        self._bound_to = (rows, self._attention.generation)
 
     def _widths(self) -> dict[str, int]:
         """Of what a layer's steps hand to each other; the widest layer decides."""
@@ -159,7 +159,7 @@ class FusedStack:
 
     def _attention_record(self, index: int) -> np.ndarray:
         shape, columns = self._attention.shapes[index], self._weights[index].qkv.panels.columns
-        record = self._attention.new_record(self._plugged.specs[index])
+        record = self._attention.new_record(self._traced.specs[index])
         start = self._buffers["qkv"].data_ptr()
         record["query"], record["out"] = start, self._buffers["attended"].data_ptr()
         record["key"] = start + 4 * shape.heads * shape.head_dim
@@ -200,19 +200,19 @@ def _describe(record: np.void, weights: Weights, head_dim: int) -> None:
 
 def fuse_layers(
     blocks: nn.ModuleList,
-    plugged: PluggedAttention,
-    attention: KernelAttention,
+    traced: TracedAttention,
+    attention: CompiledAttention,
     progress: Progress,
     form: Format | None = None,
 ) -> bool:
     """Replace each layer that is recognised and passes its trials; returns whether all were. form: of the weights."""
-    stack = FusedStack(plugged, attention)
+    stack = FusedStack(traced, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
         weights = None if _takes_positions(layer) else read_weights(layer, form)
         if weights is None or not fits(weights, attention.shapes[index]):
             continue
-        trials = _trials(layer, index, plugged, attention)
+        trials = _trials(layer, index, traced, attention)
         if _try(stack, weights, trials, [trial.original(layer) for trial in trials]):
             blocks[index] = FusedLayer(stack, index)
             if hasattr(layer, "attention_type"):
@@ -255,15 +255,15 @@ def _try(stack: FusedStack, weights: Weights, trials: list[_Trial], expected: li
     return False
 
 
-def _trials(layer: Any, index: int, plugged: PluggedAttention, attention: KernelAttention) -> list[_Trial]:
+def _trials(layer: Any, index: int, traced: TracedAttention, attention: CompiledAttention) -> list[_Trial]:
     """First positions, last ones, and inputs that make products large: a layer may treat any of them apart."""
     generator = torch.Generator().manual_seed(index)
     x = torch.randn(1, TRIAL_TOKENS, len(layer.input_layernorm.weight), generator=generator)
     loud = torch.cat([x[:, :2], _loud(layer, x.shape[2])], 1)  # a query needs keys to choose from
     first = np.arange(TRIAL_TOKENS)
-    last = first + max(0, plugged.num_positions - TRIAL_TOKENS)
-    far = np.linspace(0, plugged.num_positions - 1, loud.shape[1]).astype(np.int64)
-    common = (index, plugged, attention)
+    last = first + max(0, traced.num_positions - TRIAL_TOKENS)
+    far = np.linspace(0, traced.num_positions - 1, loud.shape[1]).astype(np.int64)
+    common = (index, traced, attention)
     return [_Trial(*common, x, first), _Trial(*common, x, last), _Trial(*common, loud, far)]
 
 
@@ -280,12 +280,12 @@ class _Trial:
     def __init__(
         self,
         index: int,
-        plugged: PluggedAttention,
-        attention: KernelAttention,
+        traced: TracedAttention,
+        attention: CompiledAttention,
         x: torch.Tensor,  # [1, T, hidden]
         positions: np.ndarray,  # int64 [T]
     ) -> None:
-        self.index, self._plugged, self._attention = index, plugged, attention
+        self.index, self._traced, self._attention = index, traced, attention
         self._x, self._positions = x, positions
         generator = torch.Generator().manual_seed(index)
         angles = torch.rand(1, x.shape[1], attention.shapes[index].head_dim, generator=generator)
@@ -294,7 +294,7 @@ class _Trial:
     def original(self, layer: nn.Module) -> torch.Tensor | None:
         """What the layer gives; None where it cannot be called like the others."""
         try:
-            with carrying(self._plugged.bind(self._attention, self._plan())) as keywords:
+            with carrying(self._traced.bind(self._attention, self._plan())) as keywords:
                 found = layer(
                     self._x,
                     attention_mask=None,
@@ -312,14 +312,6 @@ class _Trial:
         found = stack.run(self.index, 1, self._x, self._angles, self._plan())[self.index]
         return bool((found - expected).norm() < TOLERANCE[form] * (expected - self._x).norm())
 
-    def _plan(self) -> KernelPlan:
-        tokens = np.arange(self._x.shape[1])
-        batch = Batch(
-            token_ids=tokens,
-            positions=tokens,
-            slots=tokens + self._attention.page_size,
-            query_starts=np.array([0, len(tokens)]),
-            kv_lengths=np.array([len(tokens)]),
-            page_tables=np.array([[1]]),
-        )
-        return self._attention.plan(batch)
+    def _plan(self) -> CompiledPlan:
+        ids = np.arange(self._x.shape[1])
+        return self._attention.plan(Batch.of_one_row(ids, self._attention.page_size))

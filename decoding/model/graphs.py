@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -28,10 +28,8 @@ Decode = Callable[[DecodeInputs], Run]
 """What to record, given where its inputs will be."""
 
 
-class Capture(Protocol):
-    """Records what `run` does and returns what does it again; its result is the same tensor every time."""
-
-    def __call__(self, run: Run) -> Run: ...
+Capture = Callable[[Run], Run]
+"""Records what a forward does and returns what does it again; its result is the same tensor every time."""
 
 
 class CannotCapture(Exception):

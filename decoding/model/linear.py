@@ -1,13 +1,14 @@
 """Linear layers whose row results do not depend on how many rows are multiplied, and several of them in one product.
 
 Owns the packed weights and the start-up self-test that decides, per weight shape, how this machine reaches
-that promise. Knows nothing of models: `rewrite.py` puts these in place of a model's own linears. The largest thread
-count must be settled before the test runs: its verdict holds for that count and for what it goes down to beside others.
+that promise. Knows nothing of models: `replace_modules.py` puts these in place of a model's own linears. The largest
+thread count must be settled before the test runs: its verdict holds for that count and for all smaller ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -157,10 +158,7 @@ class LinearFactory:
         columns = weight.shape[1]
         if can_pack(weight) and is_row_exact(PackedLinear(weight, bias), columns, weight.dtype):
             return None
-        for multiple in ROW_MULTIPLES:
-            if is_row_exact(PaddedLinear(weight, bias, multiple), columns, weight.dtype):
-                return multiple
-        return FIXED_ROWS
+        return smallest_multiple(partial(PaddedLinear, weight, bias), columns, weight.dtype)
 
 
 def _compiled(weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantize) -> nn.Module:
@@ -177,6 +175,12 @@ def can_pack(weight: torch.Tensor) -> bool:
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return weight.device.type == "cpu"
+
+
+def smallest_multiple(padded: Callable[[int], Product], columns: int, dtype: torch.dtype) -> int:
+    """To which multiple a product's rows must be padded to come out the same in any number."""
+    exact = (multiple for multiple in ROW_MULTIPLES if is_row_exact(padded(multiple), columns, dtype))
+    return next(exact, FIXED_ROWS)
 
 
 def is_row_exact(product: Product, columns: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 
 from decoding.contract.quantize import Quantize
 from decoding.model.quantize import QuantizeUnsupported
-from decoding.model.rewrite import PlainLinear, bare_products, make_fast
+from decoding.model.replace_modules import PlainLinear, bare_products, make_fast
 
 GROUP_SIZES = (128, 64, 32)
 FP8_MULTIPLE = 16  # of both sides, or torch has no product

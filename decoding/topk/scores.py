@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decoding.attention.choice import has_triton
+from decoding.device import has_triton
 from decoding.kernels import cpu as kernels
 from decoding.topk.plain import plain_topk
 

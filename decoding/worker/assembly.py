@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fractions import Fraction
 
 import torch
 
-from decoding.attention.interface import AttentionBackend
+from decoding.attention.interface import PagedAttention
 from decoding.contract.frames import EncoderInfo, Loaded, Start
 from decoding.contract.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, ModelInfo
-from decoding.model.seq2seq.model import Seq2SeqModel
+from decoding.engine.limits import Limits
+from decoding.engine.placed import Placed
+from decoding.engine.vocabulary import Vocabulary
+from decoding.model.info import ModelInfo
+from decoding.model.model import Model
 from decoding.strategies import build
 from decoding.worker.memory import available_memory
 
@@ -26,35 +29,33 @@ GPU_CANARY_TOKENS = 300
 """Enough that attention is split by keys (`attention/triton.py`), which takes kernels of its own."""
 
 
-AnyModel = Model | Seq2SeqModel
-
-
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the memory and the models allow. num_pages: of each model, page 0 included. max_source_len: 0 where there is
-    no encoder."""
+    """What the memory and the models allow."""
 
     max_model_len: int
-    num_pages: dict[str, int]
-    max_source_len: int = 0
+    num_pages: dict[str, int]  # of each model, page 0 included
+    max_source_len: int = 0  # 0 where there is no encoder
 
 
-def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -> tuple[Engine, Loaded]:
+def build_engine(start: Start, model: Model, draft: Model | None = None) -> tuple[Engine, Loaded]:
     """Size the KV caches, make the engine, decode one canary token with each model.
 
     Raises ValueError where the memory is too small or the draft model does not go with the other.
     """
-    models = {MAIN: model} | ({} if draft is None else {DRAFT: draft})
-    _check_widths(models)
-    _check_encoders(models)
-    _check_heads(models)
+    models = {MAIN: model}
+    if draft is not None:
+        _check_draft(model, draft)
+        models[DRAFT] = draft
     sizes = size_caches(start, models)
     for name, each in models.items():
         each.attention.allocate(sizes.num_pages[name])
         own = Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]}, sizes.max_source_len)
         for prompt in canaries(each, own):
-            _decode_canary(_engine(start, {MAIN: each}, own), prompt, has_encoder=isinstance(each, Seq2SeqModel))
-    info = model.info
+            _decode_canary(_engine(start, {MAIN: each}, own), prompt, has_encoder=each.encoder is not None)
+    info, encoder = model.info, None
+    if model.encoder is not None:
+        encoder = EncoderInfo(sizes.max_source_len, *astuple(model.encoder.generation))
     loaded = Loaded(
         vocab_size=info.vocab_size,
         max_model_len=sizes.max_model_len,
@@ -68,7 +69,7 @@ def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -
         num_layers=info.num_layers if info.reads_layers else 0,
         ties_embeddings=info.ties_embeddings,
         has_draft=draft is not None,
-        encoder=_encoder_info(model, sizes) if isinstance(model, Seq2SeqModel) else None,
+        encoder=encoder,
         has_head=info.has_head,
     )
     engine = _engine(start, models, sizes)
@@ -76,46 +77,25 @@ def build_engine(start: Start, model: AnyModel, draft: AnyModel | None = None) -
     return engine, loaded
 
 
-def _check_widths(models: dict[str, AnyModel]) -> None:
-    """A draft model proposes the other's token ids and is weighed against it id by id."""
-    widths = {name: model.info.vocab_size for name, model in models.items()}
-    if widths.get(DRAFT, widths[MAIN]) != widths[MAIN]:
-        raise ValueError(
-            f"the draft model has another vocabulary: {widths[DRAFT]} token ids, where the model has {widths[MAIN]}"
-        )
-
-
-def _check_encoders(models: dict[str, AnyModel]) -> None:
-    """A draft model reads what the other reads."""
-    if len({isinstance(model, Seq2SeqModel) for model in models.values()}) > 1:
+def _check_draft(model: Model, draft: Model) -> None:
+    """It reads what the model reads, proposes the model's token ids and is weighed against it id by id."""
+    width, own = draft.info.vocab_size, model.info.vocab_size
+    if width != own:
+        raise ValueError(f"the draft model has another vocabulary: {width} token ids, where the model has {own}")
+    if (model.encoder is None) != (draft.encoder is None):
         raise ValueError("of the model and the draft model only one has an encoder")
-
-
-def _check_heads(models: dict[str, AnyModel]) -> None:
-    """Drafting is about tokens."""
-    if len(models) > 1 and not all(model.info.has_head for model in models.values()):
+    if not (model.info.has_head and draft.info.has_head):
         raise ValueError("of the model and the draft model one was saved without its language head")
 
 
-def _encoder_info(model: Seq2SeqModel, sizes: Sizes) -> EncoderInfo:
-    words = model.generation
-    return EncoderInfo(
-        sizes.max_source_len,
-        words.decoder_start_token_id,
-        words.forced_bos_token_id,
-        words.forced_eos_token_ids,
-        words.bad_words,
-    )
-
-
-def size_caches(start: Start, models: dict[str, AnyModel]) -> Sizes:
+def size_caches(start: Start, models: dict[str, Model]) -> Sizes:
     """Divide the memory so that all caches hold equally many tokens: what a draft row holds, its target row holds too.
 
     Never more than all rows at full length could use, each with a source of its own where there is an encoder.
     """
     own_limit = min(model.info.max_model_len for model in models.values())
     max_model_len = min(own_limit, start.max_model_len or own_limit)
-    sources = [model.max_source_len for model in models.values() if isinstance(model, Seq2SeqModel)]
+    sources = [model.encoder.max_source_len for model in models.values() if model.encoder is not None]
     max_source_len = min([*sources, start.max_model_len or max(sources)]) if sources else 0
     backends = {name: model.attention for name, model in models.items()}
     memory = start.kv_memory_bytes or _default_kv_memory(models[MAIN].info.device)
@@ -139,22 +119,26 @@ def size_caches(start: Start, models: dict[str, AnyModel]) -> Sizes:
     return Sizes(min(max_model_len, held - half), num_pages, min(max_source_len, half))
 
 
-def _pages_each(backend: AttentionBackend, *lengths: int) -> int:
+def _pages_each(backend: PagedAttention, *lengths: int) -> int:
     return sum(-(-length // backend.page_size) for length in lengths)
 
 
-def _engine(start: Start, models: dict[str, AnyModel], sizes: Sizes) -> Engine:
+def _engine(start: Start, models: dict[str, Model], sizes: Sizes) -> Engine:
     info = models[MAIN].info
+    placed = {
+        name: Placed(model, PageCache(sizes.num_pages[name], model.attention.page_size))
+        for name, model in models.items()
+    }
+    vocabulary = Vocabulary(
+        ending_ids(start, info),
+        start.token_bytes[: info.vocab_size],
+        tuple((i, name) for i, name in start.special_tokens if i < info.vocab_size),
+    )
+    tick_tokens = start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS)
     return Engine(
-        models,
-        {name: PageCache(sizes.num_pages[name], model.attention.page_size) for name, model in models.items()},
-        encoders={name: model for name, model in models.items() if isinstance(model, Seq2SeqModel)},
-        eos_token_ids=ending_ids(start, info),
-        token_bytes=start.token_bytes[: info.vocab_size],
-        special_tokens=tuple((i, name) for i, name in start.special_tokens if i < info.vocab_size),
-        max_rows=start.max_rows,
-        tick_tokens=start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS),
-        max_model_len=sizes.max_model_len,
+        placed,
+        vocabulary,
+        Limits(start.max_rows, tick_tokens, sizes.max_model_len),
         shares_prefixes=start.prefix_cache,
         launches_ahead=launches_ahead(start, info.device),
     )
@@ -180,9 +164,9 @@ def _default_kv_memory(device: torch.device) -> int:
     return min(4 << 30, available_memory() // 4)
 
 
-def canaries(model: AnyModel, sizes: Sizes) -> list[tuple[int, ...]]:
+def canaries(model: Model, sizes: Sizes) -> list[tuple[int, ...]]:
     """Prompts whose decoding brings every kernel of the model to be compiled now, and not while requests wait."""
-    if model.info.device.type == "cpu" or isinstance(model, Seq2SeqModel):
+    if model.info.device.type == "cpu" or model.encoder is not None:
         return [CANARY]
     longest = min(sizes.max_model_len, (sizes.num_pages[MAIN] - 1) * model.attention.page_size) - 2
     long = tuple(i % model.info.vocab_size for i in range(min(GPU_CANARY_TOKENS, longest)))

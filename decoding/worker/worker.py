@@ -51,10 +51,11 @@ from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.kernels import cpu as kernels
 from decoding.model.loading import load
+from decoding.model.model import Model
 from decoding.seam import Emit
 from decoding.strategies import build
-from decoding.worker.assembly import AnyModel, build_engine
-from decoding.worker.fault import kind_and_place, load_cause, trace_of
+from decoding.worker.assembly import build_engine
+from decoding.worker.error_report import kind_and_place, load_cause, trace_of
 from decoding.worker.link import Link, ParentGone
 from decoding.worker.memory import give_back
 from decoding.worker.threads import Threads, default_threads
@@ -227,7 +228,7 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _load(start: Start, directory: str, link: Link, prefix: str) -> AnyModel:
+def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
     """The model of that directory; the server hears of it under the prefix."""
     return load(
         directory,
@@ -270,7 +271,7 @@ def _build(start: Start, link: Link) -> tuple[Worker, Loaded]:
     return Worker(link, engine, loaded.vocab_size, threads), loaded
 
 
-def _threads(model: AnyModel, draft: AnyModel | None) -> Threads:
+def _threads(model: Model, draft: Model | None) -> Threads:
     """What settles their number from tick to tick."""
     most = torch.get_num_threads() if model.info.device.type == "cpu" else 1
     is_compiled = all(each.is_compiled for each in (model, draft) if each is not None)

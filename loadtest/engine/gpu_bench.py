@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 
-from decoding.attention.choice import default_attention, uniform_attention
 from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from loadtest.engine.gpu_box import Box, measure
 from loadtest.engine.gpu_engine import GREEDY, Bench, Options
 from loadtest.engine.gpu_peers import PEERS, seconds_of
@@ -207,8 +206,7 @@ def _measure_own(options: Options, box: Box, show: Callable[[str], None]) -> tup
     work = work_of(causal_lm)
     prompt = torch.randint(0, causal_lm.config.vocab_size, (64,), generator=torch.Generator().manual_seed(1)).tolist()
     expected = own_logprobs(causal_lm, prompt)
-    attention = uniform_attention if options.is_batch_invariant else default_attention
-    model = wrap(causal_lm, attention=attention, is_batch_invariant=options.is_batch_invariant)
+    model = wrap(causal_lm, is_batch_invariant=options.is_batch_invariant)
     bench = Bench(model, options)
     checks = []
     for done in check(bench, options, prompt, expected):

@@ -16,7 +16,10 @@ from decoding.attention.interface import Batch
 from decoding.contract.params import MAIN, LogitsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
+from decoding.engine.limits import Limits
 from decoding.engine.output import Output
+from decoding.engine.placed import Placed
+from decoding.engine.vocabulary import Vocabulary
 from decoding.model.model import Model
 from decoding.strategies import build as build_strategy
 from loadtest.engine.gpu_box import seconds
@@ -74,11 +77,9 @@ class Bench:
         num_pages = 2 + needed + num_rows  # beams copy a page before they write to it
         model.attention.allocate(num_pages)
         self.engine = Engine(
-            {MAIN: model},
-            {MAIN: PageCache(num_pages, size, has_prefix_index=False)},
-            eos_token_ids=(),
-            max_rows=num_rows,
-            tick_tokens=8192 if options.device.type == "cuda" else 512,
+            {MAIN: Placed(model, PageCache(num_pages, size, has_prefix_index=False))},
+            Vocabulary(()),
+            Limits(max_rows=num_rows, tick_tokens=8192 if options.device.type == "cuda" else 512),
             launches_ahead=options.device.type == "cuda",
         )
         self._vocab = model.info.vocab_size
@@ -98,14 +99,8 @@ class Bench:
         size = self._model.attention.page_size
         pages = -(-context // size)
         tables = 1 + np.arange(num_rows * pages).reshape(num_rows, pages)
-        batch = Batch(
-            token_ids=np.zeros(num_rows, dtype=np.int64),
-            positions=np.full(num_rows, context - 1),
-            slots=tables[:, -1] * size + (context - 1) % size,
-            query_starts=np.arange(num_rows + 1),
-            kv_lengths=np.full(num_rows, context),
-            page_tables=tables,
-        )
+        ones = np.ones(num_rows, dtype=np.int64)
+        batch = Batch.of_rows(0 * ones, (context - 1) * ones, ones, tables, size)
         return seconds(lambda: self._model.forward(batch), self._options.device)
 
     def run(self, requests: Sequence[Request]) -> Run:

@@ -17,7 +17,8 @@ from transformers import AutoTokenizer
 
 from decoding.attention.interface import Batch
 from decoding.contract.quantize import Quantize
-from decoding.model.model import Model, load
+from decoding.model.loading import load
+from decoding.model.model import Model
 from decoding.model.quantize import CAPABILITIES
 
 CHUNK = 256
@@ -26,24 +27,15 @@ CHUNK = 256
 def perplexity(model: Model, ids: np.ndarray) -> float:  # int64 [T], T >= 2
     """Of one sequence; takes the model's pages for itself."""
     page_size = model.attention.page_size
-    table = np.arange(1, 2 + len(ids) // page_size)[None]
-    model.attention.allocate(1 + table.shape[1])
-    losses = torch.cat([_losses(model, ids, start, table) for start in range(0, len(ids) - 1, CHUNK)])
+    model.attention.allocate(2 + len(ids) // page_size)
+    losses = torch.cat([_losses(model, ids, start) for start in range(0, len(ids) - 1, CHUNK)])
     return math.exp(float(losses.double().mean()))
 
 
-def _losses(model: Model, ids: np.ndarray, start: int, table: np.ndarray) -> torch.Tensor:  # [tokens]
+def _losses(model: Model, ids: np.ndarray, start: int) -> torch.Tensor:  # [tokens]
     """Of the tokens that follow ids[start : start + CHUNK]."""
     end = min(start + CHUNK, len(ids) - 1)
-    positions = np.arange(start, end)
-    batch = Batch(
-        token_ids=ids[start:end],
-        positions=positions,
-        slots=positions + model.attention.page_size,
-        query_starts=np.array([0, len(positions)]),
-        kv_lengths=np.array([end]),
-        page_tables=table,
-    )
+    batch = Batch.of_one_row(ids[start:end], model.attention.page_size, start=start)
     logprobs = model.head(model.forward(batch).last).log_softmax(-1)
     following = torch.from_numpy(ids[start + 1 : end + 1]).to(logprobs.device)
     return -logprobs.gather(1, following[:, None])[:, 0]

@@ -18,7 +18,8 @@ from decoding.contract.quantize import Quantize
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.gguf.embedded import ensure_directory
-from decoding.model.model import Model, load
+from decoding.model.loading import load
+from decoding.model.model import Model
 from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
 
 PHASES = ("pack", "layers", "head", "reads", "advance")

@@ -18,8 +18,11 @@ from decoding.contract.params import MAIN, Beam, LogitsParams, LogprobsParams, R
 from decoding.engine import reading
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
+from decoding.engine.limits import Limits
+from decoding.engine.placed import Placed
+from decoding.engine.vocabulary import Vocabulary
 from decoding.gguf.embedded import ensure_directory
-from decoding.model.model import load
+from decoding.model.loading import load
 from decoding.strategies import build
 from decoding.topk.scores import RowScores, log_softmax_topk
 
@@ -88,8 +91,8 @@ def seconds_of_ticks(engine: Engine, asked: Sequence[Request]) -> tuple[list[flo
 def embedded_engine() -> Engine:
     model = load(str(ensure_directory(None, lambda *_: None)), device="cpu", dtype="auto", progress=lambda *_: None)
     model.attention.allocate(NUM_PAGES)
-    cache = PageCache(NUM_PAGES, model.attention.page_size, has_prefix_index=False)
-    return Engine({MAIN: model}, {MAIN: cache}, eos_token_ids=model.info.eos_token_ids, max_rows=16, tick_tokens=512)
+    placed = Placed(model, PageCache(NUM_PAGES, model.attention.page_size, has_prefix_index=False))
+    return Engine({MAIN: placed}, Vocabulary(model.info.eos_token_ids), Limits(max_rows=16))
 
 
 def report(name: str, taken: tuple[list[float], list[float]], unit: float) -> None:

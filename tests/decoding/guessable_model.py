@@ -40,6 +40,8 @@ class NoisyModel(TableModel):
 class MarkovModel:
     """Scores that hang on the last id alone, [vocab, vocab] from a seed: what is drawn has a closed form."""
 
+    encoder = None
+
     def __init__(self, vocab: int, seed: int, num_pages: int) -> None:
         self.logits = torch.randn((vocab, vocab), generator=torch.Generator().manual_seed(seed))
         self.attention = TableAttention(4, num_pages)

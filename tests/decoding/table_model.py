@@ -16,6 +16,7 @@ import torch
 from decoding.attention.interface import Batch
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
+from tests.decoding.engines import make_engine
 
 HIDDEN = 4
 _MASK = (1 << 23) - 1  # hashes stay exact in float32, also with a layer index added
@@ -45,6 +46,8 @@ class TableAttention:
 
 class TableModel:
     """peak: how far the best token stands out; nan_after: a token id after which the row's scores are NaN."""
+
+    encoder = None
 
     def __init__(
         self, *, vocab: int = 40, page_size: int = 4, num_pages: int = 64, seed: int = 1, nan_after: int | None = None
@@ -120,4 +123,4 @@ def table_engine(
     """An engine over table models; the model named "main" unless given."""
     models = models or {"main": TableModel(page_size=page_size, num_pages=num_pages)}
     caches = {n: PageCache(m.attention.num_pages, m.attention.page_size) for n, m in models.items()}
-    return Engine(models, caches, eos_token_ids=eos, **options)  # type: ignore[arg-type]
+    return make_engine(models, caches, eos_token_ids=eos, **options)  # type: ignore[arg-type]

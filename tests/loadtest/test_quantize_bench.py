@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from decoding.kernels import cpu as kernels
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from loadtest.engine.quantize_bench import main
 from tests.decoding.tiny import tiny
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from decoding.attention.interface import AttentionBackend, Batch, LayerSpec, Memories
+from decoding.attention.interface import Batch, LayerSpec, Memories, PagedAttention
 from decoding.device import to_device
 from decoding.model.model import Hidden
 from decoding.model.seq2seq.stack import Stack
 
 
 class Decoder(nn.Module):
-    def __init__(self, stack: Stack, attention: AttentionBackend) -> None:
+    def __init__(self, stack: Stack, attention: PagedAttention) -> None:
         super().__init__()
         self.embedding, self.layers, self.norm, self.memory = stack.embedding, stack.layers, stack.norm, stack.memory
         self.attention = attention
@@ -34,11 +34,11 @@ class Decoder(nn.Module):
             key, value = project(encoded)
             self.attention.forward(spec, torch.zeros_like(key), key, value, plan)
 
-    def forward(self, batch: Batch, layers: tuple[int, ...]) -> Hidden:
-        """layers: whose inputs to keep; as many as there are stands for the output."""
+    def forward(self, batch: Batch, layers: tuple[int, ...], shift: int) -> Hidden:
+        """layers: whose inputs to keep; as many as there are stands for the output. shift: of the positions."""
         assert batch.memories is not None
         device = self.embedding.tokens.weight.device
-        ids, positions = batch.ids_on(device), to_device(batch.positions, device)
+        ids, positions = batch.ids_on(device), to_device(batch.positions + shift, device)
         plan = self.attention.plan(dataclasses.replace(batch, probe_rows=()))
         cross_plan = self.attention.plan(cross_batch(batch, batch.memories))
         x: torch.Tensor = self.embedding(ids, positions, batch.embeds)
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Attend:
-    attention: AttentionBackend
+    attention: PagedAttention
     spec: LayerSpec
     plan: Any
 
@@ -68,7 +68,7 @@ class _Attend:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Read:
-    attention: AttentionBackend
+    attention: PagedAttention
     spec: LayerSpec
     plan: Any
 

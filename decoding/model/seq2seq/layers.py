@@ -1,7 +1,7 @@
 """Layers of encoder-decoder models, whose attention is told to them: they project, normalise and feed forward.
 
-Norms come before each part or after its residual sum. Linears that share an input carry the names by which `rewrite.py`
-merges them.
+Norms come before each part or after its residual sum. Linears that share an input carry the names by which
+`replace_modules.py` merges them.
 """
 
 from __future__ import annotations

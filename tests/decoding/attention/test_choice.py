@@ -17,7 +17,7 @@ def test_a_gpu_gets_our_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("CC", "cc")
     made = default_attention(SHAPES, GPU, torch.bfloat16)
-    assert hasattr(made, "decode_plan")
+    assert made.is_capturable
     assert (made.page_size, made.bytes_per_page()) == (16, 2 * 2 * 16 * 16 * 2)
 
 
@@ -26,5 +26,5 @@ def test_without_a_compiler_it_gets_the_reference_and_a_warning(monkeypatch: pyt
     monkeypatch.setenv("PATH", "")
     with pytest.warns(UserWarning, match="compiler"):
         assert type(default_attention(SHAPES, GPU, torch.bfloat16)) is ReferenceAttention
-    with pytest.warns(UserWarning, match="slow"), pytest.raises(RuntimeError, match="compiler"):
+    with pytest.raises(RuntimeError, match="compiler"):
         uniform_attention(SHAPES, GPU, torch.bfloat16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from decoding.attention.cpu import CPUAttention
-from decoding.attention.interface import AttentionBackend, LayerSpec
+from decoding.attention.interface import LayerSpec, PagedAttention
 from decoding.attention.pages import LAYERS_AT_ONCE, LayerShape, Pages, copy_stacked
 from decoding.attention.reference import ReferenceAttention
 from decoding.attention.tiles import block_edges
@@ -62,7 +62,7 @@ def oracle(shape: LayerShape, num_pages: int = 400) -> ReferenceAttention:
 
 
 def attend(
-    attention: AttentionBackend, spec: LayerSpec, sequences: list[Sequence], ticks: list[list[int]]
+    attention: PagedAttention, spec: LayerSpec, sequences: list[Sequence], ticks: list[list[int]]
 ) -> list[torch.Tensor]:
     """Feed every sequence ticks[t][row] tokens at tick t; return each row's outputs, [length, heads, v_head_dim]."""
     book = PageBook(400, attention.page_size, seed=len(ticks))
@@ -140,7 +140,7 @@ def test_the_page_size_changes_no_bit(page_size: int) -> None:
 def test_leftovers_of_a_former_owner_cannot_poison_a_row() -> None:
     shape = SHAPES["multi-head"]
     attention = backend(shape)
-    for pages in (*attention._pages.keys, *attention._pages.values):
+    for pages in (*attention.pages.keys, *attention.pages.values):
         pages[1:] = float("nan")
     (found,) = attend(attention, SPECS["plain"], [sequence(shape, 20, seed=1)], [[18], [1], [1]])
     assert found.isfinite().all()
@@ -149,7 +149,7 @@ def test_leftovers_of_a_former_owner_cannot_poison_a_row() -> None:
 @pytest.mark.parametrize("make", [backend, oracle])
 def test_copy_pages_copies_keys_and_values_of_all_layers_as_they_were(make) -> None:  # type: ignore[no-untyped-def]
     attention = make(SHAPES["multi-head"])
-    tensors = [*attention._pages.keys, *attention._pages.values]
+    tensors = [*attention.pages.keys, *attention.pages.values]
     for pages in tensors:
         pages.normal_()
     before = [pages.clone() for pages in tensors]
@@ -211,7 +211,7 @@ def test_probed_scores_are_those_of_the_last_query_of_the_last_layer(spec_name: 
 
 def test_bytes_per_page_is_what_allocate_takes_per_page() -> None:
     attention = backend(SHAPES["two-dims"], num_pages=10)
-    taken = sum(pages.nbytes for pages in (*attention._pages.keys, *attention._pages.values))
+    taken = sum(pages.nbytes for pages in (*attention.pages.keys, *attention.pages.values))
     assert attention.bytes_per_page() * 10 == taken
 
 

@@ -107,7 +107,7 @@ def test_neighbours_chunks_and_prefill_change_no_bit_of_uniform_attention(monkey
 def test_leftovers_of_a_former_owner_cannot_poison_a_row() -> None:
     shape = SHAPES["multi-head"]
     attention = backend(shape)
-    for pages in (*attention._pages.keys, *attention._pages.values):
+    for pages in (*attention.pages.keys, *attention.pages.values):
         pages.fill_(float("nan"))
     (found,) = attend(attention, SPECS["plain"], [sequence(shape, 20, seed=1)], [[18], [1], [1]])
     assert found.isfinite().all()

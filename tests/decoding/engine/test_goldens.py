@@ -11,8 +11,10 @@ import pytest
 from decoding.contract.params import LogitsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import run
+from tests.decoding.engines import make_engine
 from tests.goldens.tiny import TinySpec, build
 
 ENTRIES = json.loads((Path(__file__).parents[2] / "goldens" / "tiny_greedy.json").read_text(encoding="utf-8"))["models"]
@@ -21,7 +23,7 @@ MAX_TOKENS = 24
 
 def engine(model: Model, entry: dict[str, Any]) -> Engine:
     caches = {"main": PageCache(300, model.attention.page_size)}
-    return Engine({"main": model}, caches, eos_token_ids=entry["eos_token_ids"], max_rows=48)
+    return make_engine({"main": model}, caches, eos_token_ids=entry["eos_token_ids"], max_rows=48)
 
 
 def cases(entry: dict[str, Any]) -> list[tuple[Request, list[int]]]:

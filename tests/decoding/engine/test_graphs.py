@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from decoding.attention.choice import AttentionMaker
-from decoding.attention.interface import AttentionBackend, Batch, DecodeInputs
+from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.contract.params import Beam, LogitsParams, Request, Sampling, StoppingParams
 from decoding.engine.cache import PageCache
-from decoding.engine.engine import Engine
 from decoding.model.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.tiny import tiny
 
@@ -256,7 +256,7 @@ def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_oth
         lm = tiny("llama", num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1)
         model = wrap(lm, capture=capture) if maker is None else wrap(lm, attention=maker, capture=capture)
         model.attention.allocate(40)
-        engine = Engine({"main": model}, {"main": PageCache(40, 16)}, eos_token_ids=(), tick_tokens=16)
+        engine = make_engine({"main": model}, {"main": PageCache(40, 16)}, eos_token_ids=(), tick_tokens=16)
         stopping = StoppingParams(6, ignore_eos=True)
         requests = [
             Request(tuple(range(3, 25)), logits=LogitsParams(temperature=0), stopping=stopping),
@@ -275,7 +275,7 @@ def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_oth
     assert recorded
 
 
-def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> AttentionBackend:
+def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> PagedAttention:
     from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - triton may be absent
 
     return TritonAttention(shapes, device=device, dtype=dtype, block=16)
@@ -339,7 +339,7 @@ def test_recorded_forwards_that_are_launched_ahead_say_what_plain_ones_say() -> 
         model = wrap(lm, attention=triton_blocks, capture=OnePlace())
         model.attention.allocate(40)
         caches = {"main": PageCache(40, 16)}
-        engine = Engine({"main": model}, caches, eos_token_ids=(), tick_tokens=16, launches_ahead=launches_ahead)
+        engine = make_engine({"main": model}, caches, eos_token_ids=(), tick_tokens=16, launches_ahead=launches_ahead)
         stopping = StoppingParams(9, ignore_eos=True)
         found = [Answer() for _ in range(3)]
         engine.add(0, Request((5, 6, 7), logits=LogitsParams(temperature=0), stopping=stopping), build)
@@ -349,7 +349,7 @@ def test_recorded_forwards_that_are_launched_ahead_say_what_plain_ones_say() -> 
                 engine.add(2, Request((4,), stopping=stopping, seed=4), build)
             for output in engine.tick():
                 found[output.request_id].take(output)
-        assert bool(engine.ahead.counters.taken) is launches_ahead
+        assert bool(engine.launch_ahead.counters.taken) is launches_ahead
         return [answer.said for answer in found]
 
     assert answers(launches_ahead=True) == answers(launches_ahead=False)

@@ -14,11 +14,12 @@ from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.isolation import BROKEN_AFTER
 from decoding.logits.pipeline import Pipelines
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.seam import Draw, Feed, Move, Observation, Open, RowId, Strategy, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.table_model import TableHidden, TableModel, table_engine
 from tests.decoding.tiny import VOCAB, tiny
 
@@ -212,7 +213,7 @@ def real_engine(poisoned: int) -> Engine:
         network.get_input_embeddings().weight[poisoned] = float("nan")
     model = wrap(network)
     model.attention.allocate(24)
-    return Engine({"main": model}, {"main": PageCache(24, model.attention.page_size)}, eos_token_ids=(2,))
+    return make_engine({"main": model}, {"main": PageCache(24, model.attention.page_size)}, eos_token_ids=(2,))
 
 
 def test_a_real_model_that_yields_nan_harms_neither_neighbours_nor_who_gets_its_pages_next() -> None:

@@ -12,6 +12,7 @@ import json, resource, sys
 import torch
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
+from tests.decoding.engines import make_engine
 from decoding.contract.params import LogitsParams, LogprobsParams, Request, StoppingParams
 from tests.decoding.drive import run
 from tests.decoding.table_model import TableModel
@@ -30,7 +31,7 @@ def peak():
 
 def scored(length):
     model = Wide(num_pages=800)
-    engine = Engine({"main": model}, {"main": PageCache(800, model.attention.page_size)}, eos_token_ids=())
+    engine = make_engine({"main": model}, {"main": PageCache(800, model.attention.page_size)}, eos_token_ids=())
     request = Request(tuple(range(length)), logits=LogitsParams(temperature=0), stopping=StoppingParams(0),
                       logprobs=LogprobsParams(prompt=20))
     (answer,) = run(engine, [request])

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
-from decoding.engine.reading import HostCopy, Read, enqueue
+from decoding.device import HostCopy
+from decoding.engine.reading import Read, enqueue
 from decoding.engine.rows import TokenLog
 from decoding.logits.pipeline import NEUTRAL
 from decoding.seam import Reading, Want

@@ -14,9 +14,10 @@ import pytest
 from decoding.contract.params import Assisted, LogitsParams, PromptLookup, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from tests.decoding.conftest import one_thread
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.goldens.tiny import TinySpec, build, perturbed
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
@@ -34,7 +35,7 @@ def engine(spec: TinySpec) -> Engine:
     for model in models.values():
         model.attention.allocate(600)
     caches = {name: PageCache(600, model.attention.page_size) for name, model in models.items()}
-    return Engine(models, caches, eos_token_ids=spec.eos_token_ids)
+    return make_engine(models, caches, eos_token_ids=spec.eos_token_ids)
 
 
 def request(prompt_ids: list[int], recorded: dict[str, Any]) -> Request:

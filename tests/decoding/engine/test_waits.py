@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import decoding.engine.forwarding
+import decoding.engine.forward
 import decoding.engine.reading
 import decoding.logits.filters
 import decoding.logits.unclear
@@ -72,7 +72,7 @@ def test_no_read_of_any_strategy_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     models = {"main": TableModel(vocab=vocab, num_pages=200), "draft": DraftTableModel(num_pages=200)}
     options: dict[str, Any] = {"eos": (3,), "token_bytes": crowd_token_bytes(vocab), "max_rows": FEW_ROWS}
     expected = [answer.said for answer in run(table_engine(models=models, **options), requests)]
-    monkeypatch.setattr(decoding.engine.forwarding, "enqueue", watched(enqueue))
+    monkeypatch.setattr(decoding.engine.forward, "enqueue", watched(enqueue))
     assert [answer.said for answer in run(table_engine(models=models, **options), requests)] == expected
 
 

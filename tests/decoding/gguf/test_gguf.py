@@ -24,7 +24,7 @@ from decoding.gguf.reader import UnsupportedFile, read
 from decoding.gguf.tokenizer import TokenType, Vocabulary, special_ids
 from decoding.gguf.weights import numbers
 from decoding.kernels import cpu as kernels
-from decoding.model.model import load, wrap
+from decoding.model.loading import load, wrap
 from tests.decoding.gguf.gguf_files import SPECIAL, WORDS, byte_words, finish, rounded, score_words, sized, write
 from tests.decoding.model.test_model import hidden_states, last_hidden, prompts
 from tests.decoding.rounding_error import of_model, ulp

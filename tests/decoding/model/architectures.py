@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from decoding.model.model import UnsupportedModel, wrap
+from decoding.model.compatibility import UnsupportedModel
+from decoding.model.loading import wrap
 from tests.decoding.model.test_model import generate, greedy, prompts
 
 SIZES: dict[str, Any] = {

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.model.model import UnsupportedModel, wrap
+from decoding.model.compatibility import UnsupportedModel
+from decoding.model.loading import wrap
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.model.architectures import built, compared
 from tests.decoding.model.test_model import prompts

@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from decoding.attention.interface import Batch
 from decoding.contract.frames import Start
 from decoding.model.checkpoint import odd_ones, read_headers, renaming_of
-from decoding.model.loading import load
-from decoding.model.model import wrap
-from decoding.model.support import UnsupportedModel, _trial
+from decoding.model.compatibility import UnsupportedModel
+from decoding.model.loading import load, wrap
 from decoding.worker.assembly import build_engine
-from decoding.worker.fault import MAX_CHARS, load_cause
+from decoding.worker.error_report import MAX_CHARS, load_cause
 from tests.decoding.model.test_model import generate, greedy, prompts
 from tests.decoding.tiny import tiny
 
@@ -113,7 +113,7 @@ def test_a_model_that_was_saved_without_its_head_makes_embeddings(prefix: str, t
     _, loaded = build_engine(Start("", kv_memory_bytes=1 << 20), model)
     assert not loaded.has_head
     ids = torch.arange(3, 12)
-    batch = _trial(ids.numpy(), model.attention.page_size)
+    batch = Batch.of_one_row(ids.numpy(), model.attention.page_size)
     with torch.no_grad():
         expected = body(input_ids=ids[None]).last_hidden_state[0]
     torch.testing.assert_close(model.forward(batch).last, expected, rtol=1e-4, atol=1e-4)

@@ -15,7 +15,8 @@ from decoding.attention.pages import LayerShape
 from decoding.kernels import cpu as kernels
 from decoding.model.fused import FusedLayer, fits
 from decoding.model.layer_weights import read_weights
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.model.test_model import greedy, hidden_states, last_hidden, prompts
 from tests.decoding.rounding_error import of_model
@@ -25,7 +26,7 @@ FUSED = ["llama", "llama-llama3-rope", "llama-yarn-rope", "mistral", "qwen2", "q
 
 
 def layers(model: Model) -> list[nn.Module]:
-    blocks = next(child for child in model._base.children() if isinstance(child, nn.ModuleList))
+    blocks = next(child for child in model._body.base.children() if isinstance(child, nn.ModuleList))
     return list(blocks)
 
 

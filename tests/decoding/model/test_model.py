@@ -17,15 +17,17 @@ from transformers import (
     GenerationConfig,
     JambaConfig,
     MambaConfig,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
     PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
-from decoding.attention.interface import AttentionBackend
+from decoding.attention.interface import PagedAttention
 from decoding.attention.reference import ReferenceAttention
 from decoding.kernels import cpu as kernels
-from decoding.model.model import Model, UnsupportedModel, load, resolve_dtype, wrap
+from decoding.model.compatibility import UnsupportedModel
+from decoding.model.loading import load, resolve_dtype, wrap
+from decoding.model.model import Model
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model, of_product, of_row
 from tests.decoding.tiny import CONFIGS, VOCAB, tiny
@@ -87,7 +89,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_oss"])
 def test_the_reference_backend_gives_the_same_tokens(name: str) -> None:
-    def reference(shapes, device, dtype) -> AttentionBackend:  # type: ignore[no-untyped-def]
+    def reference(shapes, device, dtype) -> PagedAttention:  # type: ignore[no-untyped-def]
         return ReferenceAttention(shapes, device=device, dtype=dtype)
 
     wanted = prompts(40, 7)
@@ -209,14 +211,14 @@ def test_bfloat16_runs_and_stays_near_float32() -> None:
 
 def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("decoding.model.model.cpu_multiplies_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("decoding.model.loading.cpu_multiplies_bfloat16", lambda native=native: native)
         assert resolve_dtype("auto", torch.device("cpu"), None) == expected
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (T5Config(num_layers=1, d_model=16, d_ff=16, num_heads=2, d_kv=8, vocab_size=50), "encoder-decoder"),
+        (PegasusConfig(encoder_layers=1, decoder_layers=1, d_model=16, vocab_size=50), "encoder-decoder"),
         (MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50), "linear_attention|recurrent|other"),
         (
             JambaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=2, vocab_size=50, num_attention_heads=2,
@@ -231,11 +233,11 @@ def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: py
         ),
         (AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=50), "other attention"),
     ],
-    ids=["t5", "mamba", "jamba", "deepseek", "bloom"],
+    ids=["pegasus", "mamba", "jamba", "deepseek", "bloom"],
 )  # fmt: skip
 def test_other_architectures_are_refused_by_name(config, reason: str) -> None:  # type: ignore[no-untyped-def]
-    make = T5ForConditionalGeneration if config.model_type == "t5" else AutoModelForCausalLM.from_config
-    made = make(config)
+    kind = PegasusForConditionalGeneration if config.is_encoder_decoder else AutoModelForCausalLM.from_config
+    made = kind(config)
     with pytest.raises(UnsupportedModel, match=reason) as refusal:
         wrap(made)
     assert type(made).__name__ in str(refusal.value) or config.model_type in str(refusal.value).lower()

@@ -17,7 +17,7 @@ from decoding.contract.quantize import Quantize
 from decoding.kernels import cpu as kernels
 from decoding.kernels.cpu.rounding import LARGEST_INPUT
 from decoding.model.fused import FusedLayer
-from decoding.model.model import load, wrap
+from decoding.model.loading import load, wrap
 from decoding.model.quantize import QuantizeUnsupported, round_linears
 from loadtest.engine.perplexity import perplexity
 from tests.decoding.layout import PageBook, Row

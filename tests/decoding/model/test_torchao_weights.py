@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from decoding.model.model import load, wrap
+from decoding.model.loading import load, wrap
 from decoding.model.quantize import QuantizeUnsupported, check_machine
 from decoding.model.torchao_weights import config_of, merged_linears
 from tests.decoding.gguf.gguf_files import sized

@@ -274,14 +274,16 @@ def test_hidden_states_and_project_are_the_decoder_s() -> None:
 def test_a_source_that_cannot_be_encoded_fails_alone(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [request(SPECS["bart"], source) for source in (SOURCE, (3, 59, 59, 59), SOURCE[::-1])]
     alone = [run(engine("bart"), [each])[0] for each in asked]
-    encode = model("bart").encode
+    encoder = model("bart").encoder
+    assert encoder is not None
+    encode = encoder.encode
 
     def unless_59(sources: Batch) -> None:
         if (sources.token_ids == 59).any():
             raise error
         encode(sources)
 
-    monkeypatch.setattr(model("bart"), "encode", unless_59)
+    monkeypatch.setattr(encoder, "encode", unless_59)
     crowded = engine("bart")
     first, failed, last = run(crowded, asked)
     assert failed.failure is not None
@@ -294,4 +296,4 @@ def test_rows_that_only_draw_run_ahead_over_their_memories() -> None:
     asked = [request(SPECS["bart"], (*SOURCE, 3 + i), stopping=stopping, strategy=Sampling(2)) for i in range(3)]
     ahead = engine("bart", launches_ahead=True)
     assert [a.said for a in run(ahead, asked)] == [a.said for a in run(engine("bart"), asked)]
-    assert ahead.ahead.counters.taken > 20
+    assert ahead.launch_ahead.counters.taken > 20

@@ -16,9 +16,11 @@ from transformers import PreTrainedModel
 from decoding.contract.params import BestOf, Request, Sampling
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_model
 from tests.decoding.table_model import table_engine
 from tests.goldens.tiny import TinySpec, build, weights_sha256
@@ -56,7 +58,7 @@ def golden_model(index: int) -> Model:
 def golden_engine(index: int, num_pages: int = 400) -> Engine:
     model, eos = golden_model(index), RECORDED["cot_decoding"][index]["eos_token_ids"]
     caches = {"main": PageCache(num_pages, model.attention.page_size)}
-    return Engine({"main": model}, caches, eos_token_ids=eos, token_bytes=TOKEN_BYTES, max_rows=40)
+    return make_engine({"main": model}, caches, eos_token_ids=eos, token_bytes=TOKEN_BYTES, max_rows=40)
 
 
 def sampling_requests(rng: random.Random, count: int, vocab: int) -> list[Request]:

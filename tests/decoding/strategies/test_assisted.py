@@ -18,6 +18,7 @@ from decoding.seam import FinishReason, TraceEvent
 from decoding.strategies import build
 from tests.decoding.crowd import random_requests, run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.guessable_model import MarkovModel, NoisyModel
 from tests.decoding.table_model import TableModel, table_engine
 
@@ -128,7 +129,7 @@ def test_sampled_tokens_are_distributed_as_plain_samplings(logits: LogitsParams)
     """
     models = {"main": MarkovModel(6, 1, 20000), "draft": MarkovModel(6, 2, 20000)}
     caches = {name: PageCache(20000, 4) for name in models}
-    crowd = Engine(models, caches, eos_token_ids=(), max_rows=10000)
+    crowd = make_engine(models, caches, eos_token_ids=(), max_rows=10000)
     strategy = Assisted(3, confidence_threshold=0.2, n=100)
     answers = run(crowd, [Request((1, 2), strategy, logits, StoppingParams(4), seed=i) for i in range(20)])
     texts = [c.token_ids for a in answers for c in a.choices.values()]
@@ -159,7 +160,7 @@ def test_a_draft_unlike_the_target_is_mostly_rejected_and_one_like_it_kept() -> 
 
 def test_a_perfect_draft_saves_target_forwards() -> None:
     crowd = engine(0.0)
-    model = crowd._models["main"]
+    model = crowd._placed["main"].model
     assert isinstance(model, TableModel)
     (answer,) = run(crowd, [ask()])
     assert answer.usage is not None
@@ -169,7 +170,7 @@ def test_a_perfect_draft_saves_target_forwards() -> None:
 
 def test_all_draft_rows_run_in_one_forward_a_tick() -> None:
     crowd = engine(0.0, 400, 400)
-    draft = crowd._models["draft"]
+    draft = crowd._placed["draft"].model
     assert isinstance(draft, TableModel)
     run(crowd, [ask()])
     alone = draft.num_forwards
@@ -333,4 +334,4 @@ def test_prefix_hits_of_the_draft_model_are_not_counted_as_prompt_tokens() -> No
     (again,) = run(crowd, [long])
     assert again.usage is not None
     assert 0 < again.usage.cached_tokens < 20
-    assert isinstance(crowd._caches["draft"], PageCache)
+    assert isinstance(crowd._placed["draft"].cache, PageCache)

@@ -18,12 +18,12 @@ from decoding.contract.params import (
     StoppingParams,
 )
 from decoding.engine.cache import PageCache
-from decoding.engine.engine import Engine
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.sampling import draw, uniforms
 from decoding.seam import FinishReason, Purpose
 from decoding.strategies.parts.quadrants import Metrics, Quadrant, Settings, filtered, settings
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_each
 from tests.decoding.strategies.table_oracle import logprob_error
 from tests.decoding.table_model import TableModel, states_of, table_engine
@@ -179,7 +179,7 @@ def test_the_metrics_are_those_of_transformers_eager_attention() -> None:
     request = Request(prompt, Entropix(), stopping=StoppingParams(6), seed=1, trace=True)
     model = wrap(tiny("llama"))
     model.attention.allocate(40)
-    engine = Engine({"main": model}, {"main": PageCache(40, model.attention.page_size)}, eos_token_ids=())
+    engine = make_engine({"main": model}, {"main": PageCache(40, model.attention.page_size)}, eos_token_ids=())
     (answer,) = run(engine, [request])
     output: tuple[int, ...] = ()
     theirs = tiny("llama")

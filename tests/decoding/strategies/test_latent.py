@@ -28,8 +28,10 @@ from decoding.contract.params import (
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.rows import EMBED_ID
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.strategies.branching import assert_same_in_a_crowd, changed, sampling_requests
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
@@ -52,7 +54,7 @@ def model_of(index: int) -> Model:
 
 def engine(index: int, num_pages: int = 300) -> Engine:
     model, eos = model_of(index), RECORDED["models"][index]["eos_token_ids"]
-    return Engine(
+    return make_engine(
         {"main": model}, {"main": PageCache(num_pages, model.attention.page_size)}, eos_token_ids=eos, max_rows=40
     )
 
@@ -97,7 +99,7 @@ def test_a_draft_without_the_thoughts_changes_no_token() -> None:
     draft.attention.allocate(100)
     for case in RECORDED["models"][1]["runs"][::3]:
         caches = {"main": PageCache(300, page_size), "draft": PageCache(100, page_size)}
-        both = Engine({"main": main, "draft": draft}, caches, eos_token_ids=(2,))
+        both = make_engine({"main": main, "draft": draft}, caches, eos_token_ids=(2,))
         (answer,) = run(both, [request(case, Assisted(num_tokens=3))])
         assert_golden(answer, case)
         assert answer.usage is not None

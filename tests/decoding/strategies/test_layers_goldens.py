@@ -30,8 +30,10 @@ from decoding.contract.params import (
 from decoding.contract.params.dola import premature_layers
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_divergence, of_model
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
@@ -68,7 +70,7 @@ def engine(model_type: str, num_pages: int = NUM_PAGES) -> Engine:
     model = model_of(model_type)
     caches = {"main": PageCache(num_pages, model.attention.page_size)}
     eos = ENTRIES[model_type]["eos_token_ids"]
-    return Engine({"main": model}, caches, eos_token_ids=eos, max_rows=64, tick_tokens=64)
+    return make_engine({"main": model}, caches, eos_token_ids=eos, max_rows=64, tick_tokens=64)
 
 
 def strategy(method: str, run: dict[str, Any]) -> StrategyParams:

@@ -21,9 +21,10 @@ from decoding.contract.params import (
     StrategyParams,
 )
 from decoding.engine.cache import PageCache
-from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.strategies.branching import assert_same_in_a_crowd, changed
 from tests.decoding.tiny import tiny
 
@@ -52,7 +53,7 @@ def llama() -> Model:
 
 def answer(model: Model, request: Request) -> Answer:
     caches = {"main": PageCache(200, model.attention.page_size)}
-    return run(Engine({"main": model}, caches, eos_token_ids=(2,)), [request])[0]
+    return run(make_engine({"main": model}, caches, eos_token_ids=(2,)), [request])[0]
 
 
 def ask(strategy: StrategyParams, logits: LogitsParams = GREEDY) -> Request:
@@ -112,7 +113,7 @@ def test_they_count_as_work_and_in_the_length_but_not_as_cached_prompt(llama: Mo
     many = changed(ask(Sampling()), pause_ids=(90,) * 60)
     assert many.max_length == len(PROMPT) + 60 + 9
     caches = {"main": PageCache(200, llama.attention.page_size)}
-    engine = Engine({"main": llama}, caches, eos_token_ids=(2,))
+    engine = make_engine({"main": llama}, caches, eos_token_ids=(2,))
     first, again = (run(engine, [many])[0].usage for _ in range(2))
     assert first is not None
     assert again is not None

@@ -12,10 +12,12 @@ import torch
 from decoding.contract.params import PoolBy, Pooling, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.strategies import pooling
 from tests.decoding.crowd import DraftTableModel
 from tests.decoding.drive import run
+from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_model
 from tests.decoding.strategies.branching import sampling_requests
 from tests.decoding.table_model import TableModel, table_engine
@@ -27,7 +29,7 @@ PROMPTS = [(7,), (3, 1, 4, 1, 5, 9, 2, 6), tuple(random.Random(3).randrange(VOCA
 def engine(model: Model, *, tick_tokens: int = 512) -> Engine:
     model.attention.allocate(100)
     caches = {"main": PageCache(100, model.attention.page_size)}
-    return Engine({"main": model}, caches, eos_token_ids=(2,), tick_tokens=tick_tokens)
+    return make_engine({"main": model}, caches, eos_token_ids=(2,), tick_tokens=tick_tokens)
 
 
 def pooled(model: Any, prompt: tuple[int, ...], pool_by: PoolBy) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from decoding.contract.frames import Start
 from decoding.contract.params import DRAFT, MAIN
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.worker.assembly import (
     GPU_CANARY_TOKENS,
     Sizes,
@@ -104,7 +105,7 @@ def test_memory_that_torch_holds_without_using_counts_as_free(monkeypatch: pytes
 
 def test_a_gpu_decodes_what_splits_attention_before_it_serves(model: Model) -> None:
     on_gpu: Any = SimpleNamespace(
-        info=replace(model.info, device=torch.device("cuda")), attention=SimpleNamespace(page_size=16)
+        info=replace(model.info, device=torch.device("cuda")), attention=SimpleNamespace(page_size=16), encoder=None
     )
     assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4096, {MAIN: 100}))] == [3, GPU_CANARY_TOKENS]
     assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4096, {MAIN: 5}))] == [3, 62]
@@ -120,4 +121,4 @@ def test_a_text_ends_at_the_tokenizers_end_too_and_at_no_id_beyond_the_logits(mo
     begun = start(1 << 20, **own)
     engine, loaded = build_engine(begun, model)
     assert loaded.eos_token_ids == (*model.info.eos_token_ids, width - 1)
-    assert engine._special == {width - 1: b"<end>"}
+    assert engine._vocabulary.special_tokens == ((width - 1, "<end>"),)

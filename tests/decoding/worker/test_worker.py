@@ -47,11 +47,11 @@ from decoding.contract.params import (
     StoppingParams,
 )
 from decoding.engine.cache import PageCache
-from decoding.engine.engine import Engine
-from decoding.model.model import wrap
+from decoding.model.loading import wrap
 from decoding.worker.link import Link
 from decoding.worker.worker import _build
 from tests.decoding.drive import run
+from tests.decoding.engines import make_engine
 from tests.decoding.tiny import tiny
 
 REQUEST = Request(
@@ -154,7 +154,7 @@ def test_it_answers_what_the_engine_in_process_answers(loaded: Peer) -> None:
     outputs = loaded.outputs_of(7)
     model = wrap(tiny("llama"))
     model.attention.allocate(50)
-    engine = Engine({"main": model}, {"main": PageCache(50, model.attention.page_size)}, eos_token_ids=(2,))
+    engine = make_engine({"main": model}, {"main": PageCache(50, model.attention.page_size)}, eos_token_ids=(2,))
     (answer,) = run(engine, [REQUEST])
     assert [tokens(outputs, i) for i in range(2)] == [answer.tokens(i) for i in range(2)]
     last: Chunk = next(c for c in outputs[-1].chunks if c.choice == 1)

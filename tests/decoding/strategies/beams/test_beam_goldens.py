@@ -24,8 +24,10 @@ from decoding.contract.params import (
 )
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.rounding_error import of_model
 from tests.goldens.tiny import TinySpec, build, weights_sha256
 
@@ -117,7 +119,7 @@ def model(key: str) -> Model:
 
 def engine(key: str, num_pages: int) -> Engine:
     caches = {"main": PageCache(num_pages, model(key).attention.page_size)}
-    return Engine({"main": model(key)}, caches, eos_token_ids=spec(key).eos_token_ids, max_rows=64)
+    return make_engine({"main": model(key)}, caches, eos_token_ids=spec(key).eos_token_ids, max_rows=64)
 
 
 @pytest.mark.parametrize("key", ENTRIES)

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from decoding.attention.interface import AttentionBackend, LayerSpec
+from decoding.attention.interface import LayerSpec, PagedAttention
 from decoding.attention.pages import LayerShape
-from decoding.model.support import UnsupportedModel, position_limit
+from decoding.model.compatibility import UnsupportedModel, position_limit
 
 NAME = "polydecode"
 # What attention calls may carry that changes nothing here: masks and caches are never made, dropout is off.
@@ -81,7 +81,7 @@ def register(causal_lm: PreTrainedModel) -> None:
 @dataclass(frozen=True, slots=True)
 class _Bound:
     specs: tuple[LayerSpec, ...]
-    attention: AttentionBackend
+    attention: PagedAttention
     plan: Any
 
     def receive(
@@ -92,16 +92,17 @@ class _Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class PluggedAttention:
-    """What every layer asks of attention; the same for every call, so it is read once.
+class TracedAttention:
+    """What every layer asks of attention; the same for every call, so one trial forward tells it.
 
     num_positions: that a row may have.
     """
 
     specs: tuple[LayerSpec, ...]
+    shapes: tuple[LayerShape, ...]
     num_positions: int
 
-    def bind(self, attention: AttentionBackend, plan: Any) -> Receiver:
+    def bind(self, attention: PagedAttention, plan: Any) -> Receiver:
         return _Bound(self.specs, attention, plan)
 
 
@@ -148,7 +149,7 @@ class _Tracer:
         return self._config.sliding_window if is_sliding else None
 
 
-def trace(causal_lm: PreTrainedModel) -> tuple[PluggedAttention, tuple[LayerShape, ...]]:
+def trace(causal_lm: PreTrainedModel) -> TracedAttention:
     """Run one token through the model to learn what each layer's attention is."""
     tracer = _Tracer(causal_lm)
     ids = torch.zeros(1, 1, dtype=torch.long, device=causal_lm.device)
@@ -160,5 +161,5 @@ def trace(causal_lm: PreTrainedModel) -> tuple[PluggedAttention, tuple[LayerShap
             type(causal_lm).__name__, f"has {num_layers} layers of which {len(tracer.specs)} use plain attention"
         )
     layers = range(num_layers)
-    specs = tuple(tracer.specs[i] for i in layers)
-    return PluggedAttention(specs, position_limit(causal_lm)), tuple(tracer.shapes[i] for i in layers)
+    specs, shapes = tuple(tracer.specs[i] for i in layers), tuple(tracer.shapes[i] for i in layers)
+    return TracedAttention(specs, shapes, position_limit(causal_lm))

@@ -13,8 +13,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from decoding.attention.interface import Batch, LayerSpec
-from decoding.attention.pages import LayerShape, copy_pages
+from decoding.attention.interface import Batch, LayerSpec, PagedAttention
+from decoding.attention.pages import LayerShape, Pages
 from decoding.kernels.cpu.arena import lazy_zeros
 from decoding.kernels.cpu.attend import (
     ATTENTION,
@@ -33,7 +33,7 @@ NO_WINDOW = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
-class KernelPlan:
+class CompiledPlan:
     """Arrays stay here for as long as the record holds their addresses."""
 
     record: np.ndarray  # BATCH [1]
@@ -47,34 +47,42 @@ class KernelPlan:
         return int(self.record.ctypes.data)
 
 
-class KernelAttention:
-    def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
-        self.page_size = PAGE
-        self.team = team or default_team()
-        self.shapes = tuple(shapes)
-        self.keys: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, head_dim, PAGE]
-        self.values: list[torch.Tensor] = []  # per layer [num_pages, kv_heads, PAGE, v_width]
-        self._room = max(room_bytes(s.heads, s.kv_heads, s.head_dim, _padded(s.v_head_dim)) for s in shapes)
-        self._room += -self._room % 64
-        self._scratch = np.zeros(self._room * self.team.size // 8, np.int64)
-        self.num_allocations = 0
-        self._records: dict[int, tuple[LayerSpec, np.ndarray]] = {}
-        self._sinks: dict[int, torch.Tensor] = {}
-        self._kernel = attention.address
+class KernelPages(Pages):
+    """In the layout that the kernel reads: keys [num_pages, kv_heads, head_dim, PAGE], values padded to panels.
+
+    The kernel writes them itself.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape]) -> None:
+        super().__init__(shapes, PAGE, torch.float32, torch.device("cpu"))
 
     def allocate(self, num_pages: int) -> None:
-        self._records = {}
-        self.num_allocations += 1
         self.keys = [lazy_zeros(num_pages, s.kv_heads, s.head_dim, PAGE) for s in self.shapes]
         self.values = [lazy_zeros(num_pages, s.kv_heads, PAGE, _padded(s.v_head_dim)) for s in self.shapes]
 
     def bytes_per_page(self) -> int:
         return sum(4 * PAGE * s.kv_heads * (s.head_dim + _padded(s.v_head_dim)) for s in self.shapes)
 
-    def copy_pages(self, pairs: list[tuple[int, int]]) -> None:
-        copy_pages((*self.keys, *self.values), pairs)
 
-    def plan(self, batch: Batch) -> KernelPlan:
+class CompiledAttention(PagedAttention):
+    fuses_layers = True
+
+    def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
+        super().__init__(KernelPages(shapes))
+        self.team = team or default_team()
+        self.shapes = self.pages.shapes
+        self._room = max(room_bytes(s.heads, s.kv_heads, s.head_dim, _padded(s.v_head_dim)) for s in shapes)
+        self._room += -self._room % 64
+        self._scratch = np.zeros(self._room * self.team.size // 8, np.int64)
+        self._records: dict[int, tuple[LayerSpec, np.ndarray]] = {}
+        self._sinks: dict[int, torch.Tensor] = {}
+        self._kernel = attention.address
+
+    def allocate(self, num_pages: int) -> None:
+        self._records = {}
+        super().allocate(num_pages)
+
+    def plan(self, batch: Batch) -> CompiledPlan:
         most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
         pieces = cut(batch, most)
         tables = np.ascontiguousarray(batch.page_tables)
@@ -92,10 +100,10 @@ class KernelAttention:
             self._room,
             counts.ctypes.data,
         )
-        return KernelPlan(record, (pieces, tables, slots), counts, batch)
+        return CompiledPlan(record, (pieces, tables, slots), counts, batch)
 
     def forward(
-        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
+        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CompiledPlan
     ) -> torch.Tensor:
         self._check(spec, query, key, value, plan)
         parts = [_readable(part) for part in (query, key, value)]
@@ -110,7 +118,7 @@ class KernelAttention:
         return out[None].to(value.dtype)
 
     def _check(
-        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: KernelPlan
+        self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CompiledPlan
     ) -> None:
         """The kernel goes by the layer's shape, and would read and write past the ends of any other."""
         shape, tokens = self.shapes[spec.layer], plan.batch.num_tokens
@@ -123,9 +131,6 @@ class KernelAttention:
         if found != wanted:
             raise ValueError(f"layer {spec.layer} attends with {found} where its shapes are {wanted}")
 
-    def probed(self, plan: KernelPlan) -> dict[int, torch.Tensor]:
-        return dict(plan.scores)
-
     def _record(self, spec: LayerSpec) -> np.ndarray:
         known, record = self._records.get(spec.layer, (None, None))
         if known is not spec or record is None:
@@ -133,9 +138,9 @@ class KernelAttention:
             self._records[spec.layer] = (spec, record)
         return record
 
-    def probe(self, spec: LayerSpec, queries: torch.Tensor, plan: KernelPlan) -> None:
+    def probe(self, spec: LayerSpec, queries: torch.Tensor, plan: CompiledPlan) -> None:
         """In the last layer, keep the scores of each probed row's last query: queries [T, heads, head_dim]."""
-        if spec.layer != len(self.shapes) - 1:
+        if not self._is_last(spec.layer):
             return
         for row in plan.batch.probe_rows:
             last = int(plan.batch.query_starts[row + 1]) - 1
@@ -144,7 +149,8 @@ class KernelAttention:
     def _scores(self, spec: LayerSpec, query: torch.Tensor, keys: int, batch: Batch, row: int) -> torch.Tensor:
         """query [heads, head_dim] -> scaled, capped and masked scores [heads, keys]."""
         pages = torch.from_numpy(batch.page_tables[row, : -(-keys // PAGE)])
-        found = self.keys[spec.layer].index_select(0, pages).permute(1, 2, 0, 3).flatten(2)  # [kv_heads, dim, keys]
+        found = self.pages.keys[spec.layer].index_select(0, pages)
+        found = found.permute(1, 2, 0, 3).flatten(2)  # [kv_heads, dim, keys]
         grouped = query.view(found.shape[0], -1, query.shape[-1])
         scores = (grouped @ found).flatten(0, 1)[:, :keys] * spec.scaling
         if spec.softcap is not None:
@@ -155,12 +161,10 @@ class KernelAttention:
 
     def new_record(self, spec: LayerSpec) -> np.ndarray:
         """An ATTENTION record, valid until the next `allocate`; tensors, strides and batch are left to the caller."""
-        if spec.bias is not None:
-            raise ValueError("the kernel knows no relative biases")
         shape = self.shapes[spec.layer]
         record = np.zeros(1, ATTENTION)
-        record["key_pages"] = self.keys[spec.layer].data_ptr()
-        record["value_pages"] = self.values[spec.layer].data_ptr()
+        record["key_pages"] = self.pages.keys[spec.layer].data_ptr()
+        record["value_pages"] = self.pages.values[spec.layer].data_ptr()
         record["layer"] = spec.layer
         record["heads"], record["kv_heads"] = shape.heads, shape.kv_heads
         record["head_dim"], record["v_head_dim"] = shape.head_dim, shape.v_head_dim

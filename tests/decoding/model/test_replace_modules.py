@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from decoding.model import rewrite
+from decoding.model import replace_modules
+from decoding.model.attention_function import register
 from decoding.model.linear import FIXED_ROWS
-from decoding.model.plug import register
-from decoding.model.rewrite import NotRowExact, make_batch_invariant, make_fast
+from decoding.model.replace_modules import NotRowExact, make_batch_invariant, make_fast
 from tests.decoding.rounding_error import of_model
 from tests.decoding.tiny import tiny
 
@@ -68,7 +68,7 @@ def test_a_mixture_whose_experts_multiply_by_themselves_is_refused() -> None:
 
 
 def test_a_product_that_depends_on_the_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rewrite, "is_row_exact", lambda *_: False)
+    monkeypatch.setattr(replace_modules, "is_row_exact", lambda *_: False)
     with pytest.raises(NotRowExact, match="place"):
         make_batch_invariant(tiny("llama"))
 

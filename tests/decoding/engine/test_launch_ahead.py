@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import decoding.engine.reading
+import decoding.device
 from decoding.attention.interface import Batch
 from decoding.contract.params import (
     Beam,
@@ -25,16 +25,18 @@ from decoding.contract.params import (
     StoppingParams,
 )
 from decoding.device import Arriving
-from decoding.engine.ahead import PAUSE_TICKS
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
-from decoding.model.model import Model, wrap
+from decoding.engine.launch_ahead import PAUSE_TICKS
+from decoding.model.loading import wrap
+from decoding.model.model import Model
 from decoding.seam import Draw, Feed, Move, Observation, Open, Reading, Tools, Want
 from decoding.stopping import Stopping
 from decoding.strategies import build
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
+from tests.decoding.engines import make_engine
 from tests.decoding.table_model import TableHidden, TableModel, table_engine
 from tests.decoding.tiny import tiny
 
@@ -72,7 +74,7 @@ def drawing_requests(rng: random.Random, count: int, vocab: int, others: int) ->
 
 def small_engine(num_pages: int, *, launches_ahead: bool) -> Engine:
     models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
-    return Engine(
+    return make_engine(
         models,
         {name: PageCache(num_pages, 4) for name in models},
         eos_token_ids=(3,),
@@ -91,7 +93,7 @@ def test_a_crowd_that_runs_ahead_answers_as_each_does_alone() -> None:
     for index, answer in answers.items():
         (solo,) = run(small_engine(200, launches_ahead=False), [requests[index]])
         assert answer.said == solo.said, f"request {index} differs: {requests[index]}"
-    counters = engine.ahead.counters
+    counters = engine.launch_ahead.counters
     assert engine.scheduler.counters.preemptions > 10
     assert counters.taken > 200
     assert counters.rows > counters.taken, "some guess was wrong"
@@ -108,7 +110,7 @@ def llama() -> Model:
 def test_a_real_model_that_runs_ahead_says_the_same_bits(llama: Model) -> None:
     def make(num_pages: int, *, launches_ahead: bool) -> Engine:
         caches = {"main": PageCache(num_pages, llama.attention.page_size)}
-        return Engine(
+        return make_engine(
             {"main": llama},
             caches,
             eos_token_ids=(3,),
@@ -123,7 +125,7 @@ def test_a_real_model_that_runs_ahead_says_the_same_bits(llama: Model) -> None:
     answers = run_crowd(engine, requests, random.Random(5))
     for index, answer in answers.items():
         assert answer.said == run(make(200, launches_ahead=False), [requests[index]])[0].said
-    assert engine.ahead.counters.taken > 100
+    assert engine.launch_ahead.counters.taken > 100
 
 
 def test_every_tick_does_and_says_what_it_would_have_without() -> None:
@@ -139,7 +141,7 @@ def test_every_tick_does_and_says_what_it_would_have_without() -> None:
         counted = [(e.tick_rows, e.tick_tokens, e.computed_tokens) for e in engines]
         assert counted[0] == counted[1]
     assert not engines[1].has_work
-    assert engines[1].ahead.counters.rows > engines[1].ahead.counters.taken > 50
+    assert engines[1].launch_ahead.counters.rows > engines[1].launch_ahead.counters.taken > 50
 
 
 # when it happens
@@ -152,7 +154,7 @@ def test_rows_that_only_draw_have_every_tick_but_the_first_two_launched_ahead(lo
     engine = engine_of(model)
     requests = [ask(1, 2, i, logits=logits, max_tokens=12, seed=i) for i in range(5)]
     assert [a.said for a in run(engine, requests)] == plain(requests)
-    counters = engine.ahead.counters
+    counters = engine.launch_ahead.counters
     assert (counters.forwards, counters.rows, counters.taken) == (10, 50, 50)
     assert model.num_forwards == 12, "no forward is run in vain"
 
@@ -161,13 +163,13 @@ def test_a_row_that_does_not_draw_keeps_the_whole_batch_from_being_guessed() -> 
     beam = Request((1, 2), Beam(1, 2), GREEDY, StoppingParams(10, ignore_eos=True))
     engine = engine_of()
     run(engine, [ask(), beam])
-    assert engine.ahead.counters.forwards == 0
+    assert engine.launch_ahead.counters.forwards == 0
 
 
 def test_off_means_that_nothing_is_launched_ahead() -> None:
     engine = engine_of(launches_ahead=False)
     run(engine, [ask()])
-    assert engine.ahead.counters.forwards == 0
+    assert engine.launch_ahead.counters.forwards == 0
 
 
 def test_rows_that_end_for_sure_are_left_out_and_the_others_go_on() -> None:
@@ -175,7 +177,7 @@ def test_rows_that_end_for_sure_are_left_out_and_the_others_go_on() -> None:
     engine = engine_of(model)
     requests = [ask(1, max_tokens=5), ask(2, max_tokens=9)]
     assert [a.said for a in run(engine, requests)] == plain(requests)
-    assert engine.ahead.counters.taken == engine.ahead.counters.rows == 3 + 7
+    assert engine.launch_ahead.counters.taken == engine.launch_ahead.counters.rows == 3 + 7
     assert model.num_forwards == 9
 
 
@@ -205,7 +207,7 @@ def test_the_next_forward_is_launched_before_the_host_reads_what_this_one_drew(m
             events.append("read")
             return self._tensor.numpy()
 
-    monkeypatch.setattr(decoding.engine.reading, "Arriving", Late)
+    monkeypatch.setattr(decoding.device, "Arriving", Late)
     run(engine_of(Noting(events)), [ask(max_tokens=4)])
     first, second = ["forward", "send", "read"], ["forward", "send", "ahead", "read"]
     assert events == [*first, *second, "send", "ahead", "read", "send", "read"]
@@ -220,7 +222,7 @@ def test_a_row_that_stops_leaves_its_guess_behind_and_no_page() -> None:
     request = dataclasses.replace(ask(), stopping=StoppingParams(10, stop_token_ids=(stop,)))
     engine = engine_of()
     assert [a.said for a in run(engine, [request, ask(7, 8)])] == plain([request, ask(7, 8)])
-    assert engine.ahead.counters.rows - engine.ahead.counters.taken == 1
+    assert engine.launch_ahead.counters.rows - engine.launch_ahead.counters.taken == 1
     assert engine.used_pages == 0
 
 
@@ -255,7 +257,7 @@ def test_a_row_that_is_cancelled_between_two_ticks_harms_nobody() -> None:
             answer.take(output)
         engine.check_integrity()
     assert [answer.said] == plain([other])
-    assert engine.ahead.counters.rows - engine.ahead.counters.taken == 1
+    assert engine.launch_ahead.counters.rows - engine.launch_ahead.counters.taken == 1
 
 
 def test_who_arrives_meanwhile_runs_in_a_forward_of_its_own_in_the_same_tick() -> None:
@@ -269,7 +271,7 @@ def test_who_arrives_meanwhile_runs_in_a_forward_of_its_own_in_the_same_tick() -
     assert {o.request_id for o in engine.tick()} == {0, 1}
     assert engine.tick_rows == 2
     assert model.num_forwards == before + 1
-    assert engine.ahead.counters.rows == engine.ahead.counters.taken
+    assert engine.launch_ahead.counters.rows == engine.launch_ahead.counters.taken
 
 
 class Wayward:
@@ -338,14 +340,14 @@ def test_a_strategy_that_breaks_its_habit_reads_what_it_would_have_read(page_siz
         engines.append(engine)
     without, ahead = engines
     while without.has_work:
-        launched = ahead.ahead.counters.rows
+        launched = ahead.launch_ahead.counters.rows
         for engine in engines:
             assert all(output.failure is None for output in engine.tick())
             engine.check_integrity()
-        if ahead.ahead.counters.rows == launched:
+        if ahead.launch_ahead.counters.rows == launched:
             assert without.used_pages == ahead.used_pages, "a page is kept that nobody writes"
-    assert ahead.ahead.counters.rows - ahead.ahead.counters.taken > 30
-    assert ahead.ahead.counters.taken > 50
+    assert ahead.launch_ahead.counters.rows - ahead.launch_ahead.counters.taken > 30
+    assert ahead.launch_ahead.counters.taken > 50
     assert repr(players[0].read) == repr(players[1].read)
     assert len(players[1].read) > 200
 
@@ -363,7 +365,7 @@ def test_a_guess_that_raises_is_dropped_and_not_tried_again_at_once() -> None:
     engine = engine_of(Unready(num_pages=200))
     requests = [ask(1, max_tokens=80), ask(2, max_tokens=80)]
     assert [a.said for a in run(engine, requests)] == plain(requests, num_pages=200)
-    assert engine.ahead.counters.raised == 2
+    assert engine.launch_ahead.counters.raised == 2
     assert PAUSE_TICKS < 78 < 2 * PAUSE_TICKS
     assert engine.used_pages == 0
 

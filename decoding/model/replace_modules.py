@@ -8,7 +8,6 @@ module types; never touches a model's forward code. The forward on a device othe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from decoding.contract.quantize import Quantize
 from decoding.model.elementwise import RowExactActivation, fuse_norm, row_exact
 from decoding.model.linear import (
     FIXED_ROWS,
-    ROW_MULTIPLES,
     LinearFactory,
     LinearPart,
     MergedLinear,
@@ -30,6 +28,7 @@ from decoding.model.linear import (
     is_row_exact,
     num_bytes,
     pad_rows,
+    smallest_multiple,
 )
 from decoding.model.quantize import head_of, of_module
 
@@ -54,17 +53,14 @@ class PlainLinear(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def merge_only(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
-    """Merge linears that share an input; leave everything else to torch. build: makes the merged one."""
+def make_fast(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
+    """For a GPU: merge linears that share an input, fuse norms; leave everything else to torch.
+
+    build: makes the merged linear.
+    """
     for parent in list(model.modules()):
         for names in MERGED_NAMES:
             _merge(parent, names, build)
-
-
-def make_fast(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -> None:
-    """For a GPU: merge linears, fuse norms; leave everything else to torch."""
-    merge_only(model, build)
-    for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             fused = fuse_norm(child) if type(child).__name__.endswith("RMSNorm") else None
             if fused is not None:
@@ -194,19 +190,11 @@ class RowExactProducts(TorchFunctionMode):
         flat = x.reshape(-1, x.shape[-1])
         key = (*weight.shape, *weight.stride(), x.dtype)
         if key not in self._multiples:
-            self._multiples[key] = smallest_multiple(product, x)
+
+            def at(multiple: int) -> Product:
+                return lambda rows: product(pad_rows(rows, multiple))[: len(rows)]
+
+            self._multiples[key] = smallest_multiple(at, x.shape[-1], x.dtype)
         padded = pad_rows(flat, self._multiples[key])
         out = product(padded)[: len(flat)]
         return out.view(*x.shape[:-1], out.shape[-1])  # -1 would be ambiguous for an expert without tokens
-
-
-def smallest_multiple(product: Product, like: torch.Tensor) -> int:
-    """To which multiple the rows of `product` must be padded to come out the same in any number."""
-
-    def padded(x: torch.Tensor, multiple: int) -> torch.Tensor:
-        return product(pad_rows(x, multiple))[: len(x)]
-
-    for multiple in ROW_MULTIPLES:
-        if is_row_exact(partial(padded, multiple=multiple), like.shape[-1], like.dtype):
-            return multiple
-    return FIXED_ROWS

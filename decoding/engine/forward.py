@@ -8,36 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
 
 from decoding.attention.interface import Batch
+from decoding.device import HostCopy
 from decoding.engine.packing import pack
-from decoding.engine.reading import HiddenStates, HostCopy, Read, ReadSlice, enqueue
+from decoding.engine.placed import Model
+from decoding.engine.reading import HiddenStates, Read, ReadSlice, enqueue
 from decoding.engine.scheduler import Scheduled
-
-
-class Pages(Protocol):
-    """What the engine needs of an attention backend."""
-
-    @property
-    def page_size(self) -> int: ...
-
-    def copy_pages(self, pairs: list[tuple[int, int]]) -> None: ...
-
-
-class Model(Protocol):
-    """What the engine needs of a model; `model.py` and the tests' table-driven model both are one."""
-
-    @property
-    def attention(self) -> Pages: ...
-
-    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> HiddenStates: ...
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor: ...
-
-    def project(self, hidden: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,23 +68,12 @@ def _reads(scheduled: Scheduled, batch_row: int, offset: int) -> list[Read]:
     wanted = range(max(work.next_read, span.start), span.end)
     if work.feed.inner.is_empty:
         wanted = range(work.last, span.end) if span.end > work.last and not work.readings else range(0)
+    of_row = (live.pipeline, live.request.seed, row.log, row.num_prompt)
     reads = []
     for position in wanted:
         want = work.want_at(position)
         if not want.is_empty:
             following = int(row.log.ids[position + 1]) if position < work.last else None
             index = offset + position - span.start
-            reads.append(
-                Read(
-                    index,
-                    batch_row,
-                    position,
-                    want,
-                    live.pipeline,
-                    live.request.seed,
-                    row.log,
-                    row.num_prompt,
-                    following,
-                )
-            )
+            reads.append(Read(index, batch_row, position, want, *of_row, following))
     return reads

@@ -23,8 +23,9 @@ import torch
 from decoding.attention.interface import Batch
 from decoding.device import indices
 from decoding.engine.cache import PageCache
-from decoding.engine.forwarding import Enqueued, Forwarded, Model, hidden_layers
+from decoding.engine.forward import Enqueued, Forwarded, hidden_layers
 from decoding.engine.packing import Span, pack
+from decoding.engine.placed import Model, Placed
 from decoding.engine.reading import HiddenStates
 from decoding.engine.request import Work
 from decoding.engine.rows import Row
@@ -65,12 +66,11 @@ class Counters:
     raised: int = 0
 
 
-class Ahead:
+class LaunchAhead:
     """At most one forward per model is ahead."""
 
-    def __init__(self, models: Mapping[str, Model], caches: Mapping[str, PageCache], *, is_on: bool) -> None:
-        self._models = models
-        self._caches = caches
+    def __init__(self, placed: Mapping[str, Placed], *, is_on: bool) -> None:
+        self._placed = placed
         self._is_on = is_on
         self._guesses: dict[str, Guess] = {}
         self._reserved: list[Row] = []
@@ -81,7 +81,7 @@ class Ahead:
     def settle(self) -> None:
         """The rows' next feeds are known: give back the pages that none of them needs."""
         for row in self._reserved:
-            self._caches[row.model].trim(row.table, row.log.length)
+            self._placed[row.model].cache.trim(row.table, row.log.length)
         self._reserved = []
 
     def take(self) -> dict[str, Guess]:
@@ -114,26 +114,26 @@ class Ahead:
         if self._pause or not all(_draws_on(s, before.get(s.span.row.id)) for s in scheduled):
             return
         try:
-            for name, model in self._models.items():
-                self._launch(name, model, [p for p in parts if p.scheduled[0].span.row.model == name])
+            for name, placed in self._placed.items():
+                self._launch(name, placed, [p for p in parts if p.scheduled[0].span.row.model == name])
         except Exception:
             # Whose fault it is comes out when the same tick runs plainly.
             self._guesses = {}
             self._pause = PAUSE_TICKS
             self.counters.raised += 1
 
-    def _launch(self, name: str, model: Model, parts: Sequence[Enqueued]) -> None:
+    def _launch(self, name: str, placed: Placed, parts: Sequence[Enqueued]) -> None:
         every = [s for part in parts for s in part.scheduled]
         going = [i for i, s in enumerate(every) if s.span.row.log.length < s.live.request.max_length]
         scheduled = [every[i] for i in going]
-        if not scheduled or not self._reserve(self._caches[name], [s.span.row for s in scheduled]):
+        if not scheduled or not self._reserve(placed.cache, [s.span.row for s in scheduled]):
             return
         drawn = torch.cat([s.drawn[:, 0] for part in parts for s in part.slices if s.drawn is not None])  # [every]
         if len(going) < len(every):
             drawn = drawn[indices(going, drawn.device)]
-        batch = pack([Span(s.span.row, 1, lead=1) for s in scheduled], model.attention.page_size, drawn)
+        batch = pack([Span(s.span.row, 1, lead=1) for s in scheduled], placed.model.attention.page_size, drawn)
         layers = hidden_layers(scheduled)
-        hidden = model.forward(batch, layers)
+        hidden = placed.model.forward(batch, layers)
         batch_row_of = {s.span.row.id: at for at, s in enumerate(scheduled)}
         self._guesses[name] = Guess([s.work for s in scheduled], batch_row_of, batch, hidden, layers)
         self.counters.forwards += 1

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("numba")
 
+from decoding.attention.compiled import CompiledAttention
 from decoding.attention.interface import LayerSpec
-from decoding.attention.kernel import KernelAttention
 from decoding.attention.pages import LayerShape
 from decoding.kernels.cpu.team import Team
 from tests.decoding.attention.test_cpu import (
@@ -29,8 +29,8 @@ from tests.decoding.layout import PageBook, Row
 MANY = SHAPES | {"wide-group": LayerShape(heads=32, kv_heads=1, head_dim=16, v_head_dim=16)}
 
 
-def backend(shape: LayerShape, *, threads: int = 1) -> KernelAttention:
-    made = KernelAttention([shape] * LAYERS, Team(threads))
+def backend(shape: LayerShape, *, threads: int = 1) -> CompiledAttention:
+    made = CompiledAttention([shape] * LAYERS, Team(threads))
     made.allocate(400)
     return made
 
@@ -79,7 +79,7 @@ def test_a_long_row_is_bitwise_the_same_decoded_or_prefilled() -> None:
 def test_leftovers_of_a_former_owner_cannot_poison_a_row() -> None:
     shape = SHAPES["two-dims"]
     attention = backend(shape)
-    for pages in (*attention.keys, *attention.values):
+    for pages in (*attention.pages.keys, *attention.pages.values):
         pages.fill_(float("nan"))
     (found,) = attend(attention, SPECS["plain"], [sequence(shape, 20, seed=1)], [[18], [1], [1]])
     assert found.isfinite().all()
@@ -87,7 +87,7 @@ def test_leftovers_of_a_former_owner_cannot_poison_a_row() -> None:
 
 def test_copy_pages_copies_keys_and_values_of_all_layers_as_they_were() -> None:
     attention = backend(SHAPES["multi-head"])
-    tensors = [*attention.keys, *attention.values]
+    tensors = [*attention.pages.keys, *attention.pages.values]
     for pages in tensors:
         pages.normal_()
     before = [pages.clone() for pages in tensors]
@@ -117,7 +117,9 @@ def test_probed_scores_are_those_of_the_last_query_of_the_last_layer(spec_name: 
 
 def test_bytes_per_page_is_what_allocate_takes_per_page() -> None:
     attention = backend(SHAPES["two-dims"])
-    assert attention.bytes_per_page() * 400 == sum(pages.nbytes for pages in (*attention.keys, *attention.values))
+    assert attention.bytes_per_page() * 400 == sum(
+        pages.nbytes for pages in (*attention.pages.keys, *attention.pages.values)
+    )
 
 
 def test_a_sink_above_every_score_takes_the_weight() -> None:
@@ -131,7 +133,7 @@ def test_a_sink_above_every_score_takes_the_weight() -> None:
 
 def test_queries_keys_and_values_of_other_shapes_are_refused_before_the_kernel_runs() -> None:
     shape = LayerShape(6, 2, 8, 8)
-    attention = KernelAttention([shape])
+    attention = CompiledAttention([shape])
     attention.allocate(20)
     plan = attention.plan(PageBook(20, attention.page_size, 0).batch([(Row(list(range(3, 13))), 10)]))
     right = [torch.zeros(1, 6, 10, 8), torch.zeros(1, 2, 10, 8), torch.zeros(1, 2, 10, 8)]

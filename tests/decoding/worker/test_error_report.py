@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.model.support import UnsupportedModel
-from decoding.worker.fault import MAX_CHARS, kind_and_place, load_cause, trace_of
+from decoding.model.compatibility import UnsupportedModel
+from decoding.worker.error_report import MAX_CHARS, kind_and_place, load_cause, trace_of
 
 SECRET = "what a client sent"
 
@@ -54,7 +54,7 @@ def test_a_long_message_is_cut() -> None:
 
 def test_amid_requests_only_kind_and_place_are_told() -> None:
     said = kind_and_place(raised(ValueError(SECRET)))
-    assert said.startswith("ValueError at decoding/worker/test_fault.py:")
+    assert said.startswith("ValueError at decoding/worker/test_error_report.py:")
     assert SECRET not in said
     assert kind_and_place(ValueError(SECRET)) == "ValueError"
 
