@@ -20,6 +20,11 @@ def cache_home() -> Path:
     return _in_tmp()
 
 
+def cache_folder(name: str) -> Path:
+    """Ours of that name."""
+    return cache_home() / "polydecode" / name
+
+
 def _can_be_made(folder: Path) -> bool:
     nearest = next((each for each in (folder, *folder.parents) if each.exists()), Path("/"))
     return os.access(nearest, os.W_OK)

@@ -28,6 +28,7 @@ from typing import NamedTuple, NewType, Protocol
 import torch
 
 from decoding.contract.params import MAIN, LogitsParams
+from decoding.contract.params.stopping import StopSequence
 
 RowId = NewType("RowId", int)
 
@@ -264,13 +265,13 @@ class Observation:
 class Finish:
     """A choice is over.
 
-    stop_reason: the stop token's id, or "stop:" and the index of the stop sequence; None for EOS and length.
+    stop_reason: the stop token's id, or the stop sequence; None for EOS and length.
     score: what the strategy ranks by, if known: the cumulative raw log-prob unless its file says otherwise.
     figures: what else it says of the choice, by name (`cot_confidence`, `forwards`, …).
     """
 
     reason: FinishReason
-    stop_reason: int | str | None = None
+    stop_reason: int | StopSequence | None = None
     score: float | None = None
     figures: tuple[tuple[str, Figure], ...] = ()
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from decoding.contract.params import StoppingParams
+from decoding.contract.params.stopping import StopSequence
 from decoding.seam import Finish, FinishReason
 
 
@@ -76,7 +77,7 @@ class Stopping:
         if token in self._stop_ids:
             return after, Finish(FinishReason.STOP, token)
         if found is not None:
-            return after, Finish(FinishReason.STOP, f"stop:{found}")
+            return after, Finish(FinishReason.STOP, StopSequence(found))
         if num_tokens >= self.max_tokens:
             return after, Finish(FinishReason.LENGTH)
         return after, None

@@ -8,6 +8,7 @@ from typing import Any
 
 from decoding.contract.frames import EncoderInfo
 from decoding.contract.params import PoolBy
+from server.settings.sections import LimitSettings
 from server.text.grammar_check import GrammarCheck
 from server.text.tokenizer import Tokenizer
 from server.text.tool_parsers.tool_format import ToolFormat
@@ -16,13 +17,17 @@ from server.work_queue import WorkQueue
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Valid token ids are below vocab_size, the width of the logits. created: Unix seconds. names[0] is the default.
+    """num_layers, ties_embeddings, has_draft, encoder, has_head: as in `frames.Loaded`.
 
-    num_layers is 0 where it is not known; ties_embeddings, has_draft, encoder, has_head: as in `frames.Loaded`.
-    grammars: tells whether those of requests compile. tools: how calls are written, None where no tools are taken.
-    generation_defaults: wire fields that hold where a request says nothing. pool_by: how embeddings are made.
-    max_prompt_scores: of an answer's choices together. writing: makes the text of long prompts, for
-    those who hold a reservation.
+    names: the first is the default.
+    vocab_size: the width of the logits; valid token ids are below it.
+    created: in Unix seconds.
+    grammars: tells whether those of requests compile.
+    tools: how calls are written; None where no tools are taken.
+    generation_defaults: wire fields that hold where a request says nothing.
+    pool_by: how embeddings are made.
+    max_prompt_scores: of an answer's choices together.
+    writing: makes the text of long prompts, for those who hold a reservation.
     """
 
     names: tuple[str, ...]
@@ -42,7 +47,7 @@ class Served:
     encoder: EncoderInfo | None = None
     has_head: bool = True
     pool_by: PoolBy = "mean"
-    max_prompt_scores: int = 1_000_000
+    max_prompt_scores: int = LimitSettings.model_fields["max_prompt_scores"].default
     writing: WorkQueue = field(default_factory=lambda: WorkQueue("prompt writing", 1))
 
     @property

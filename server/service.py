@@ -13,21 +13,20 @@ import structlog
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
-from server.app import Surface, api_routers, create_app
-from server.http.body_limit import WireLimits
-from server.http.connection import ConnectionLimits, limited
-from server.http.host_names import is_loopback
+from server.app import api_routers, create_app
+from server.http.connection import limited
 from server.http.server import HttpServer
 from server.observe.error_stream import ErrorStream
 from server.observe.metrics import Metrics
 from server.observe.vllm_aliases import VllmAliases
-from server.queue.batcher import Batcher, QueueRules
+from server.queue.batcher import Batcher
 from server.settings.limits import Limits
+from server.settings.sections import NetworkSettings, QueueSettings, SupervisionSettings
 from server.settings.settings import Settings
 from server.startup import LoadTokenizer, Startup, served_names
 from server.text.tokenizer import Tokenizer
 from server.worker.descriptors import room_for_connections
-from server.worker.mailbox import WORKER_COMMAND, Mailbox, Patience, WorkerGaveUp
+from server.worker.mailbox import WORKER_COMMAND, Mailbox, WorkerGaveUp
 from server.worker.model_files import ModelError
 from server.worker.orphans import inherits_orphans, reap_orphans
 from server.worker.progress import ProgressDisplay
@@ -61,13 +60,19 @@ class Service:
         self._metrics = _metrics(settings)
         if errors is not None:
             self._metrics.watch_log(lambda: errors.num_dropped)
-        rules = QueueRules(settings.max_queue, settings.queue_timeout, settings.request_timeout)
-        self._batcher = Batcher(rules, self._metrics)
+        self._batcher = Batcher(settings.section(QueueSettings), self._metrics)
         self._startup = Startup(settings, self._batcher, display, parts.load_tokenizer)
-        self._mailbox = Mailbox(self._startup, _patience(settings), parts.worker_command)
-        routers = parts.routers(self._batcher, settings.limits)
-        app = create_app(_surface(settings), self._batcher, self._metrics, routers, self._lifespan)
-        config = _uvicorn_config(settings, app, self._max_connections())
+        self._mailbox = Mailbox(self._batcher, settings.section(SupervisionSettings), parts.worker_command)
+        network = settings.section(NetworkSettings).model_copy(update={"max_connections": self._max_connections()})
+        app = create_app(
+            network,
+            self._batcher,
+            self._metrics,
+            parts.routers(self._batcher, settings.section(Limits)),
+            lifespan=self._lifespan,
+            is_access_logged=settings.access_log,
+        )
+        config = _uvicorn_config(app, network, settings.send_timeout)
         self._server = HttpServer(config, self._drain, self._mailbox.kill)
 
     def _max_connections(self) -> int:
@@ -132,49 +137,16 @@ def _version() -> str:
         return "0+unknown"
 
 
-def _patience(settings: Settings) -> Patience:
-    return Patience(
-        stall_seconds=settings.stall_seconds,
-        stall_kill_seconds=settings.stall_kill_seconds,
-        load_timeout=settings.load_timeout,
-        worker_restarts=settings.worker_restarts,
-        restart_delay=settings.restart_delay,
-    )
-
-
-def _surface(settings: Settings) -> Surface:
-    return Surface(
-        wire=WireLimits(
-            settings.max_body_bytes,
-            settings.max_buffered_body_bytes,
-            settings.max_header_bytes,
-            settings.body_timeout,
-        ),
-        api_keys=settings.api_keys,
-        has_docs=settings.docs,
-        is_metrics_open=not settings.metrics_auth,
-        is_access_logged=settings.access_log,
-        host_names=settings.allowed_hosts if is_loopback(settings.host) and not settings.api_keys else None,
-    )
-
-
-def _uvicorn_config(settings: Settings, app: FastAPI, max_connections: int) -> uvicorn.Config:
-    limits = ConnectionLimits(
-        max_connections,
-        settings.max_header_bytes,
-        settings.header_timeout,
-        settings.body_timeout,
-        settings.send_timeout,
-    )
+def _uvicorn_config(app: FastAPI, network: NetworkSettings, send_timeout: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=limited(limits),
+        http=limited(network, send_timeout),
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=round(settings.keep_alive),
+        timeout_keep_alive=round(network.keep_alive),
         timeout_graceful_shutdown=CLOSE_SECONDS,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from decoding.contract.frames import Loaded, Progress, Start, Tick
+from decoding.contract.frames import Loaded, Progress, Start
 from server.queue.batcher import Batcher
 from server.served import Served
 from server.settings.settings import Settings
@@ -32,7 +32,7 @@ LoadTokenizer = Callable[[Path], Tokenizer]
 
 
 class Startup:
-    """Also the mailbox's listener while loading: it shows progress and passes everything on to the batcher."""
+    """Shows how far it is, and how far the worker is with loading, which it hears from the mailbox."""
 
     def __init__(self, settings: Settings, batcher: Batcher, display: ProgressDisplay, load: LoadTokenizer) -> None:
         self._settings = settings
@@ -50,7 +50,7 @@ class Startup:
             with contextlib.ExitStack() as until_the_end:
                 preparing = asyncio.create_task(self._prepare(mailbox, directory, until_the_end))
                 until_the_end.callback(preparing.cancel)
-                await mailbox.run(preparing)
+                await mailbox.run(preparing, self)
         finally:
             self._display.close()
 
@@ -74,7 +74,6 @@ class Startup:
 
     def worker_loaded(self, loaded: Loaded) -> None:
         self._display.close()
-        self._batcher.worker_loaded(loaded)
         self._log.info(
             "ready",
             model=served_names(self._settings)[0],
@@ -86,12 +85,6 @@ class Startup:
             kv_tokens=loaded.num_pages * loaded.page_size,
             has_draft=loaded.has_draft,
         )
-
-    def worker_ticked(self, tick: Tick) -> None:
-        self._batcher.worker_ticked(tick)
-
-    def worker_lost(self, reason: str) -> None:
-        self._batcher.worker_lost(reason)
 
     def _read_tokenizer(self, directory: Path) -> Tokenizer:
         try_folder(directory)

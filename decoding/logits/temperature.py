@@ -54,7 +54,7 @@ class EntropyTemperature:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LineTemperature:
-    """AdapT (Zhu et al. 2024, arXiv 2309.02772): `hot` for the first word of an indented code line, `cold` elsewhere.
+    """AdapT (Zhu et al. 2024, AAAI): `hot` for the first word of an indented code line, `cold` elsewhere.
 
     The prompt counts, as in the authors' loop: one that ends with a newline opens a line. first_token: whether the
     output's first token is hot wherever it stands.

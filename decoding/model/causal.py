@@ -14,6 +14,7 @@ from torch import nn
 
 from decoding.attention.choice import AttentionMaker
 from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
+from decoding.contract.quantize import Quantize
 from decoding.device import to_device
 from decoding.model.agreement import Agreement
 from decoding.model.attention_function import TracedAttention, carrying, register, trace
@@ -23,7 +24,6 @@ from decoding.model.head import Head, headless
 from decoding.model.info import describe
 from decoding.model.model import Hidden, Model
 from decoding.model.prepare import Recipe
-from decoding.model.quantize import Quantize
 from decoding.model.replace_modules import Progress, RowExactProducts, bare_products
 
 

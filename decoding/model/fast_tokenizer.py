@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from decoding.cache_home import cache_home
+from decoding.cache_home import cache_folder
 from decoding.gguf.unpacking import Report, answer, digest_of, is_model_directory, publish
 
 NAME = "tokenizer.json"
@@ -24,7 +24,7 @@ SMALL = 64 << 20  # of files up to this size the content counts, of weights the 
 def with_tokenizer(folder: Path, report: Report) -> Path:
     """The folder with a tokenizer.json. Raises ValueError where none can be made."""
     folder = folder.resolve()
-    directory = cache_home() / "polydecode" / f"{folder.name[:100]}-{digest_of(_content(folder))}"
+    directory = cache_folder(f"{folder.name[:100]}-{digest_of(_content(folder))}")
     if not is_model_directory(directory):
         report("converting the tokenizer", 0.0)
         _make(folder, directory)

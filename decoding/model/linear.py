@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from decoding.contract.quantize import Quantize
 from decoding.kernels import cpu as kernels
-from decoding.model.quantize import Quantize
 
 # The packing hint of 16 rows gave one kernel for every row count tried (1..2048); the hint 1 did not.
 PACK_HINT = 16

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
+from decoding.contract.quantize import COMPUTES_IN, Quantize
 from decoding.model import causal
 from decoding.model.agreement import Agreement
 from decoding.model.checkpoint import load_weights
@@ -16,7 +17,7 @@ from decoding.model.compatibility import UnsupportedModel, check_class, check_co
 from decoding.model.graphs import Capture
 from decoding.model.model import Model
 from decoding.model.prepare import choose
-from decoding.model.quantize import COMPUTES_IN, Quantize, check_machine
+from decoding.model.quantize import check_machine
 from decoding.model.replace_modules import Progress
 from decoding.model.seq2seq import build as seq2seq
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from decoding.contract.quantize import Quantize
 from decoding.model.compatibility import UnsupportedModel
-from decoding.model.quantize import ROUNDED, Quantize, check_model, round_linears
+from decoding.model.quantize import ROUNDED, check_model, round_linears
 from decoding.model.replace_modules import (
     NotRowExact,
     Progress,

@@ -4,28 +4,24 @@ int8: each linear's weight as whole numbers up to 127 times one scale for each o
 not. int4: whole numbers 0 … 15 with a scale and a least weight for each 32 inputs of a column, those of GGML's Q4_1;
 the head stays int8, for its rounding meets every logit directly, and a file in Q4_1 keeps eight bits there, too. The
 model itself then holds the rounded weights in float32, and is what the packed one must agree with.
-fp8 and int4, on a GPU: `torchao_weights.py`'s. Owns which machines can have which; the arithmetic is the kernels' and
-torch's.
+fp8 and int4, on a GPU: `torchao_weights.py`'s. The arithmetic is the kernels' and torch's.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from decoding.contract.quantize import COMPUTES_IN, QUANTIZED_ON, Quantize
 from decoding.kernels import cpu as kernels
 from decoding.kernels.cpu.rounding import GROUP, round_groups, round_weight
 
-Quantize = Literal["none", "int8", "fp8", "int4"]
-
-COMPUTES_IN: Mapping[str, str] = {"cpu": "float32", "cuda": "bfloat16"}
-ROUNDED: tuple[Quantize, ...] = ("int8", "int4")  # what a CPU can have
+ROUNDED = QUANTIZED_ON["cpu"]
 CAPABILITIES: Mapping[Quantize, tuple[int, int]] = {"fp8": (8, 9), "int4": (8, 0)}  # that a GPU must have
 
 

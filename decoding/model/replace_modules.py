@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
+from decoding.contract.quantize import Quantize
 from decoding.model.elementwise import RowExactActivation, fuse_norm, row_exact
 from decoding.model.linear import (
     FIXED_ROWS,
@@ -29,7 +30,7 @@ from decoding.model.linear import (
     pad_rows,
     smallest_multiple,
 )
-from decoding.model.quantize import Quantize, head_of, of_module
+from decoding.model.quantize import head_of, of_module
 
 Progress = Callable[[str, float], None]
 

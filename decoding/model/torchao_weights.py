@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from decoding.model.quantize import Quantize, QuantizeUnsupported
+from decoding.contract.quantize import Quantize
+from decoding.model.quantize import QuantizeUnsupported
 from decoding.model.replace_modules import PlainLinear, bare_products, make_fast
 
 GROUP_SIZES = (128, 64, 32)

@@ -16,9 +16,10 @@ import torch
 from transformers import AutoTokenizer
 
 from decoding.attention.interface import Batch
+from decoding.contract.quantize import Quantize
 from decoding.model.loading import load
 from decoding.model.model import Model
-from decoding.model.quantize import CAPABILITIES, Quantize
+from decoding.model.quantize import CAPABILITIES
 
 CHUNK = 256
 

@@ -16,10 +16,11 @@ from typing import get_args
 
 import torch
 
+from decoding.contract.quantize import Quantize
 from decoding.gguf.embedded import ensure_directory
 from decoding.model.loading import load, resolve_device
 from decoding.model.model import Model
-from decoding.model.quantize import CAPABILITIES, ROUNDED, Quantize
+from decoding.model.quantize import CAPABILITIES, ROUNDED
 from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
 from loadtest.engine.perplexity import ids_of, perplexity
 

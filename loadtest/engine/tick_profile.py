@@ -14,12 +14,12 @@ from typing import Any, get_args
 
 import torch
 
+from decoding.contract.quantize import Quantize
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.gguf.embedded import ensure_directory
 from decoding.model.loading import load
 from decoding.model.model import Model
-from decoding.model.quantize import Quantize
 from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
 
 PHASES = ("pack", "layers", "head", "reads", "advance")

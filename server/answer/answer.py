@@ -8,7 +8,6 @@ from msgspec import UNSET
 
 from decoding.contract.frames import Chunk, Finished, Output, PromptScores, TraceEvent
 from server.answer.choice import Choice, Piece, echo, joined
-from server.errors import ApiError
 from server.served import Served
 from server.translate.plan import Plan, Prompt, Shown
 from server.wire.answers import CompletionTokensDetails, Decoding, PromptTokensDetails, TraceStep, Usage
@@ -119,8 +118,6 @@ class Answer:
         return echo(self._plan.prompts[prompt], scores, num_top or 0)
 
     def _finish(self, finished: Finished) -> None:
-        if finished.error_code is not None:
-            raise ApiError(500, finished.error_message or "decoding failed", code=finished.error_code)
         self._cached_tokens += finished.cached_tokens
         self._computed_tokens += finished.computed_tokens
         self._drafted += finished.drafted

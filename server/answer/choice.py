@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from decoding.contract.frames import Chunk, PromptScores
+from decoding.contract.params.stopping import StopSequence
 from server.text.detokenizer import Detokenizer
 from server.text.message_text import MessageText, Parts, joined_calls
 from server.text.stop_text import StopText
@@ -68,12 +69,6 @@ def echo(prompt: Prompt, scores: PromptScores | None, num_top: int) -> Piece:
     return Piece(prompt.text, scored=scored)
 
 
-def stop_index(chunk: Chunk) -> int | None:
-    """The place among the request's stop strings of the one that ended a choice."""
-    reason = chunk.stop_reason
-    return int(reason.removeprefix("stop:")) if isinstance(reason, str) else None
-
-
 class Choice:
     """Turns chunks into pieces. offset: how many characters stand before the choice's own text.
 
@@ -125,19 +120,19 @@ class Choice:
             offsets.append(self._offset + self._detokenizer.num_chars)
             if i != silent:
                 text = self._detokenizer.push(token_id)
-                is_stop = i == len(chunk.token_ids) - 1 and isinstance(chunk.stop_reason, str)
+                is_stop = i == len(chunk.token_ids) - 1 and isinstance(chunk.stop_reason, StopSequence)
                 self._text.push(text + self._detokenizer.waiting() if is_stop else text)
         return offsets
 
     def _take(self, chunk: Chunk) -> str:
         if chunk.finish_reason is None:
             return self._text.settled()
-        stop = stop_index(chunk)
-        return self._text.rest() if stop is None else self._text.cut(stop)
+        stop = chunk.stop_reason
+        return self._text.cut(stop.index) if isinstance(stop, StopSequence) else self._text.rest()
 
     def _ends_silently(self, chunk: Chunk) -> bool:
         """The last token ended the row and is no text: EOS never is, a stop token only if stops are to be shown."""
-        if chunk.finish_reason != "stop" or isinstance(chunk.stop_reason, str) or not chunk.token_ids:
+        if chunk.finish_reason != "stop" or isinstance(chunk.stop_reason, StopSequence) or not chunk.token_ids:
             return False
         last = chunk.token_ids[-1]
         if chunk.stop_reason is None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 
 from server.answer.outputs import outputs
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 from server.translate.plan import Plan
 from server.wire.answers import Decoding, Embedding, EmbeddingList, EmbeddingUsage
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from decoding.contract.frames import Output
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 
 Numbered = tuple[int, Output]
 

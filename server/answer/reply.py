@@ -12,7 +12,7 @@ from server.answer.answer import Answer
 from server.answer.choice import Piece, joined
 from server.answer.format import Whole
 from server.answer.outputs import outputs
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 
 
 class JsonResponse(Response):

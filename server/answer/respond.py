@@ -11,8 +11,8 @@ from server.answer.answer import Answer
 from server.answer.format import Whole
 from server.answer.reply import plain_reply
 from server.answer.stream import Events, stream_reply
-from server.http.presence import while_present
-from server.queue.admission import Ticket
+from server.http.disconnect import until_disconnect
+from server.queue.ticket import Ticket
 from server.settings.limits import Limits
 
 Form = TypeVar("Form", bound=Whole)
@@ -31,10 +31,10 @@ async def respond(
     """stream: writes the answer as events, if those are wanted. Raises ApiError, or ClientDisconnect."""
     reply: Awaitable[Response]
     if answer.shown.stream:
-        reply = stream_reply(stream(tickets, answer, form), limits.send_seconds)
+        reply = stream_reply(stream(tickets, answer, form), limits.send_timeout)
     else:
         reply = plain_reply(tickets, answer, form)
-    return naming_ignored(await while_present(request.receive, reply), ignored)
+    return naming_ignored(await until_disconnect(request.receive, reply), ignored)
 
 
 def naming_ignored(response: Response, ignored: Sequence[str]) -> Response:

@@ -14,7 +14,7 @@ from server.answer.choice import Piece, joined
 from server.answer.obfuscation import padded_line
 from server.answer.outputs import outputs
 from server.answer.response_format import ResponseFormat
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 from server.wire.event_line import event_line
 from server.wire.response_objects import OutputMessage, OutputText, ResponseEvent
 

@@ -24,7 +24,7 @@ from server.answer.format import Extras, Format
 from server.answer.obfuscation import padded_line
 from server.answer.outputs import outputs
 from server.errors import ApiError
-from server.queue.admission import Ticket
+from server.queue.ticket import Ticket
 from server.wire.answers import Decoding
 from server.wire.event_line import event_line
 
@@ -115,10 +115,10 @@ class StreamResponse(EventSourceResponse):
     """Sends a stream of events. However it ends, the tickets are cancelled; a client that stops reading is cut off."""
 
     def __init__(
-        self, stream: Events, first: asyncio.Task[bytes], rest: AsyncGenerator[bytes], send_seconds: float
+        self, stream: Events, first: asyncio.Task[bytes], rest: AsyncGenerator[bytes], send_timeout: float
     ) -> None:
         AppStatus.enable_automatic_graceful_drain = False
-        super().__init__(_guarded(first, rest), sep="\n", ping=PING_SECONDS, send_timeout=send_seconds)
+        super().__init__(_guarded(first, rest), sep="\n", ping=PING_SECONDS, send_timeout=send_timeout)
         self._stream = stream
         self._first = first
         self._rest = rest
@@ -135,7 +135,7 @@ class StreamResponse(EventSourceResponse):
             await self._rest.aclose()
 
 
-async def stream_reply(stream: Events, send_seconds: float) -> StreamResponse:
+async def stream_reply(stream: Events, send_timeout: float) -> StreamResponse:
     """The response, once there is something to say. Raises the ApiError that comes before the first event."""
     events = stream.events()
     first = asyncio.ensure_future(anext(events))
@@ -147,7 +147,7 @@ async def stream_reply(stream: Events, send_seconds: float) -> StreamResponse:
         first.cancel()
         stream.cancel()
         raise
-    return StreamResponse(stream, first, events, send_seconds)
+    return StreamResponse(stream, first, events, send_timeout)
 
 
 async def _guarded(first: asyncio.Task[bytes], rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

@@ -11,10 +11,10 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
+from server.http.error_response import send_error
 from server.http.plain_path import plain
-from server.http.refusal import send_error
 from server.observe.metrics import NO_STRATEGY, Metrics
-from server.queue.exchange import CURRENT
+from server.queue.request_context import CURRENT
 from server.queue.ticket import Outcome
 
 GENERATION = {  # path -> endpoint label
@@ -51,8 +51,8 @@ class Access:
 
     def _count(self, scope: Scope, status: int | None) -> None:
         endpoint = GENERATION.get(plain(scope["path"])) if scope["method"] == "POST" else None
-        exchange = CURRENT.get()
-        if endpoint is not None and exchange is not None and not exchange.is_submitted:
+        context = CURRENT.get()
+        if endpoint is not None and context is not None and not context.is_submitted:
             self._metrics.requests.labels(endpoint, NO_STRATEGY, _outcome(status)).inc()
 
     def _report(self, scope: Scope, status: int, seconds: float) -> None:

@@ -9,8 +9,8 @@ from hashlib import sha256
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.http.refusal import send_error
-from server.queue.exchange import CURRENT
+from server.http.error_response import send_error
+from server.queue.request_context import CURRENT
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 
@@ -40,7 +40,7 @@ class Auth:
         scheme, _, key = values[0].partition(b" ")
         digest = sha256(key.strip()).digest()  # of equal length, so that the comparison tells nothing
         matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, whichever fits
-        exchange = CURRENT.get()
-        if exchange is not None and len(self._digests) > 1:
-            exchange.tenant = digest.hex()[:16]
+        context = CURRENT.get()
+        if context is not None and len(self._digests) > 1:
+            context.tenant = digest.hex()[:16]
         return scheme.lower() == b"bearer" and any(matches)

@@ -8,22 +8,14 @@ parsed the body and keeps none of its bytes.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError
 from server.http.body_memory import BodyMemory, HeldBody
-from server.http.refusal import send_error
-
-
-@dataclass(frozen=True, slots=True)
-class WireLimits:
-    max_body_bytes: int
-    max_buffered_body_bytes: int
-    max_header_bytes: int
-    body_timeout: float
+from server.http.error_response import send_error
+from server.settings.sections import NetworkSettings
 
 
 class _ClientGone(Exception):
@@ -31,10 +23,10 @@ class _ClientGone(Exception):
 
 
 class BodyLimit:
-    def __init__(self, app: ASGIApp, limits: WireLimits) -> None:
+    def __init__(self, app: ASGIApp, settings: NetworkSettings) -> None:
         self._app = app
-        self._limits = limits
-        self._memory = BodyMemory(limits.max_buffered_body_bytes)
+        self._settings = settings
+        self._memory = BodyMemory(settings.max_buffered_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,17 +57,17 @@ class BodyLimit:
     def _check_size(self, scope: Scope) -> None:
         num_bytes = len(scope.get("raw_path") or b"") + len(scope["query_string"])
         num_bytes += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
-        if num_bytes > self._limits.max_header_bytes:
+        if num_bytes > self._settings.max_header_bytes:
             raise ApiError(431, "the request line and headers are too large", code="headers_too_large")
 
     async def _taken_in(self, headers: Headers, receive: Receive, held: HeldBody) -> Receive:
         length = int(headers.get("content-length") or 0)
         if length == 0 and "transfer-encoding" not in headers:
             return receive
-        if length > self._limits.max_body_bytes:
+        if length > self._settings.max_body_bytes:
             raise self._too_large()
         _check_type(headers)
-        async with asyncio.timeout(self._limits.body_timeout):
+        async with asyncio.timeout(self._settings.body_timeout):
             await self._read(receive, held)
         return _replay(receive, held)
 
@@ -85,14 +77,14 @@ class BodyLimit:
             if message["type"] == "http.disconnect":
                 raise _ClientGone
             piece = message.get("body", b"")
-            if held.num_bytes + len(piece) > self._limits.max_body_bytes:
+            if held.num_bytes + len(piece) > self._settings.max_body_bytes:
                 raise self._too_large()
             held.add(piece)
             if not message.get("more_body", False):
                 return
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._limits.max_body_bytes} bytes", code="body_too_large")
+        return ApiError(413, f"the body is larger than {self._settings.max_body_bytes} bytes", code="body_too_large")
 
 
 def _check_type(headers: Headers) -> None:

@@ -14,10 +14,6 @@ class BodyMemory:
         self._max_bytes = max_bytes
         self._num_bytes = 0
 
-    @property
-    def num_bytes(self) -> int:
-        return self._num_bytes
-
     def new_body(self) -> HeldBody:
         """To be given back by its `release`."""
         return HeldBody(self)

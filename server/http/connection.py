@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.errors import ApiError
-from server.http.refusal import raw_answer
+from server.http.error_response import raw_answer
+from server.settings.sections import NetworkSettings
 
 LINGER_SECONDS = 2.0
 MAX_REFUSED = 32  # connections above the most that get an answer; the others are closed without
 MAX_PIPELINED = 16  # requests that wait for the answer to another one on the same connection
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    max_connections: int
-    max_header_bytes: int
-    header_timeout: float
-    body_timeout: float
-    send_timeout: float
-
-
 class _Refused(Exception):
     """Stops the parser: what follows on this connection is not read any more."""
 
 
-class _Careful:
-    """A transport that takes no offence when it is written to although it is closed: the client has just gone, or was
-    cut off, and `connection_lost` is still on its way."""
+class _ForgivingTransport:
+    """Drops what is written once it is closing: the client has gone, but `connection_lost` has not been called yet."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -46,13 +36,17 @@ class _Careful:
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    """Made concrete by `limited`. Unless a request is being worked on, some time always runs out on a connection: that
-    for headers, for a body or for the next request; and beside these the time for taking an answer."""
+    """Made concrete by `limited`.
 
-    limits: ClassVar[ConnectionLimits]
+    Unless a request is being worked on, a timer runs on each connection: for headers, for a body or for the next
+    request. A second timer runs while an answer waits for its reader.
+    """
+
+    settings: ClassVar[NetworkSettings]
+    send_timeout: ClassVar[float]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Careful(transport)))
+        super().connection_made(cast(asyncio.Transport, _ForgivingTransport(transport)))
         transport.set_write_buffer_limits(high=0)  # so that `pause_writing` tells of every byte that was not taken
         self._is_refused = False
         self._cycles: deque[RequestResponseCycle] = deque()  # without an answer: one runs, others are pipelined
@@ -60,7 +54,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_header_bytes = 0  # since the last byte of a body: headers, trailers, chunk headers, blank lines
         self._timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
-        excess = len(self.connections) - self.limits.max_connections
+        excess = len(self.connections) - self.settings.max_connections
         if excess > MAX_REFUSED:
             self._is_refused = True
             transport.abort()
@@ -68,7 +62,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if excess > 0:
             self._refuse(ApiError(503, "too many connections", code="too_many_connections", retry_after=1))
             return
-        self._arm(self.limits.header_timeout)
+        self._arm(self.settings.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -84,7 +78,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if waiting is not None:  # uvicorn would stop it at any byte, also at a blank line
             self._wait_on(waiting, is_idle=was_idle and self._is_idle)
-        if self._num_header_bytes > self.limits.max_header_bytes and not self._is_refused:
+        if self._num_header_bytes > self.settings.max_header_bytes and not self._is_refused:
             self._refuse(_headers_too_large())
 
     @property
@@ -102,7 +96,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_headers = True
         self._num_header_bytes = 0
-        self._arm(self.limits.header_timeout)
+        self._arm(self.settings.header_timeout)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_headers:  # trailers are dropped: what a proxy checked in front of us were the headers
@@ -110,7 +104,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
-        self._arm(self.limits.body_timeout + LINGER_SECONDS)  # the app itself answers a slow body before that
+        self._arm(self.settings.body_timeout + LINGER_SECONDS)  # the app itself answers a slow body before that
         super().on_headers_complete()
         self._cycles_left()
         self._cycles.append(self.cycle)
@@ -144,7 +138,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _await_reader(self) -> None:
         self._disarm_reader()
         size = self.transport.get_write_buffer_size()
-        self._reader_timer = self.loop.call_later(self.limits.send_timeout, self._judge_reader, size)
+        self._reader_timer = self.loop.call_later(self.send_timeout, self._judge_reader, size)
 
     def _judge_reader(self, size: int) -> None:
         """A slow reader is waited for, one that took nothing of what was there is not. `close` would wait for it."""
@@ -199,6 +193,6 @@ def _headers_too_large() -> ApiError:
     return ApiError(431, "the request line and headers are too large", code="headers_too_large")
 
 
-def limited(limits: ConnectionLimits) -> type[LimitedProtocol]:
+def limited(settings: NetworkSettings, send_timeout: float) -> type[LimitedProtocol]:
     """The protocol class for uvicorn, which makes its own instances."""
-    return type("ConcreteLimitedProtocol", (LimitedProtocol,), {"limits": limits})
+    return type("ConcreteLimitedProtocol", (LimitedProtocol,), {"settings": settings, "send_timeout": send_timeout})

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.http.refusal import send_error
+from server.http.error_response import send_error
 
 LOCAL_ENDINGS = (".localhost", ".local", ".internal")  # names that nobody can register
 

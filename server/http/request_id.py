@@ -10,7 +10,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.queue.exchange import CURRENT, Exchange
+from server.queue.request_context import CURRENT, RequestContext
 
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -24,7 +24,7 @@ class RequestId:
             await self._app(scope, receive, send)
             return
         request_id = _accepted(Headers(scope=scope).getlist("x-request-id")) or uuid4().hex
-        CURRENT.set(Exchange(request_id, _address(scope)))
+        CURRENT.set(RequestContext(request_id, _address(scope)))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
 

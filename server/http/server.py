@@ -12,7 +12,6 @@ from contextvars import Context
 from types import FrameType
 
 import uvicorn
-from sse_starlette.sse import AppStatus
 
 # A signal to a process group reaches us twice when make, or a shell, passes its own copy on: that is still one signal.
 SAME_SIGNAL_SECONDS = 0.3
@@ -33,7 +32,6 @@ class HttpServer(uvicorn.Server):
         self._first_signal: float | None = None
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # it would cut every stream at the first signal
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -45,7 +43,7 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _hang_up(self) -> None:
-        """On those who do not take their answer: uvicorn would cancel its requests, as if something had failed here."""
+        """Closes what clients left unread: uvicorn would cancel their requests, as if something had failed here."""
         for connection in tuple(self.server_state.connections):
             connection.transport.abort()
 

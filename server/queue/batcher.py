@@ -1,27 +1,28 @@
 """The bounded queue before the engine: admits rows, submits requests, hands each tick's outputs to their tickets.
 
 It owns the queue, the deadlines, the drain and what a refusal says. The worker orders and runs what it is sent, through
-the mailbox. It knows nothing of HTTP or text.
+the mailbox. It knows nothing of text.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import Literal, Protocol
+from typing import Literal, Self
 
-from decoding.contract.frames import Loaded, Progress, Tick, encode, submit_frame
+from decoding.contract.frames import Loaded, Tick, encode, submit_frame
 from decoding.contract.params import Request
 from server.errors import ApiError
 from server.observe.metrics import Metrics
-from server.queue.reservation import Reservation, Tally
-from server.queue.ticket import Outcome, Ticket
+from server.queue.request_context import CURRENT
+from server.queue.ticket import Outcome, Tally, Ticket
 from server.queue.waiting import WaitingRows
 from server.served import Served
-from server.worker.mailbox import WorkerStatus
+from server.settings.sections import QueueSettings
+from server.worker.mailbox import Mailbox
 
 Status = Literal["ready", "loading", "draining", "worker_down", "stalled"]
 
@@ -34,35 +35,12 @@ _MESSAGES: dict[Status, str] = {
 }
 
 
-class Outbox(Protocol):
-    """The part of the mailbox that the batcher writes to."""
-
-    @property
-    def status(self) -> WorkerStatus: ...
-
-    @property
-    def is_congested(self) -> bool: ...
-
-    def send_encoded(self, data: bytes) -> None: ...
-
-    def cancel(self, request_id: int) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class QueueRules:
-    """max_queue counts rows that were admitted but have not started; seconds count from a request's arrival."""
-
-    max_queue: int
-    queue_timeout: float
-    request_timeout: float
-
-
 class Batcher:
-    def __init__(self, rules: QueueRules, metrics: Metrics) -> None:
-        self._rules = rules
+    def __init__(self, settings: QueueSettings, metrics: Metrics) -> None:
+        self._settings = settings
         self._metrics = metrics
-        self._waiting = WaitingRows(rules.max_queue)
-        self._outbox: Outbox | None = None
+        self._waiting = WaitingRows(settings.max_queue)
+        self._mailbox: Mailbox | None = None
         self._served: Served | None = None
         self._describe: Callable[[Loaded], Served] | None = None
         self._tickets: dict[int, Ticket] = {}
@@ -76,15 +54,15 @@ class Batcher:
         self._idle.set()
         metrics.watch_queue(lambda: self._waiting.num_rows, lambda: self._num_worker_waiting + self._num_unseen)
 
-    def connect(self, outbox: Outbox, describe: Callable[[Loaded], Served]) -> None:
+    def connect(self, mailbox: Mailbox, describe: Callable[[Loaded], Served]) -> None:
         """Tells where to submit to and how to describe a loaded model; until then the status is loading."""
-        self._outbox, self._describe = outbox, describe
+        self._mailbox, self._describe = mailbox, describe
 
     @property
     def status(self) -> Status:
         if self._is_draining:
             return "draining"
-        return "loading" if self._outbox is None else self._outbox.status
+        return "loading" if self._mailbox is None else self._mailbox.status
 
     @property
     def served(self) -> Served:
@@ -95,9 +73,9 @@ class Batcher:
 
     def reserve(self, endpoint: str, num_rows: int) -> Reservation:
         """Room for that many rows, before anything is tokenized. Raises ApiError 429 or 503."""
-        if self.status != "ready" or self._outbox is None:
+        if self.status != "ready" or self._mailbox is None:
             raise unavailable(self.status)
-        if not self._waiting.has_room(num_rows) or self._outbox.is_congested:
+        if not self._waiting.has_room(num_rows) or self._mailbox.is_congested:
             raise ApiError(429, "the queue is full", code="queue_full", retry_after=self._waiting.retry_after(_now()))
         return Reservation(self, endpoint, num_rows, _now())
 
@@ -124,11 +102,11 @@ class Batcher:
         self, reservation: Reservation, requests: Sequence[Request], strategy: str, timeout: float | None
     ) -> list[Ticket]:
         """Called by the reservation. All or none: whatever can fail comes before the first change."""
-        outbox = self._open_outbox()
+        mailbox = self._open_mailbox()
         numbered = [(next(self._ids), request) for request in requests]
-        outbox.send_encoded(b"".join(encode(submit_frame(i, request)) for i, request in numbered))
+        mailbox.send_encoded(b"".join(encode(submit_frame(i, request)) for i, request in numbered))
         self._num_unseen += len(numbered)
-        seconds = self._rules.request_timeout if timeout is None else min(timeout, self._rules.request_timeout)
+        seconds = self._settings.request_timeout if timeout is None else min(timeout, self._settings.request_timeout)
         on_end = partial(self._on_end, Tally(len(numbered), partial(self._count, reservation.endpoint, strategy)))
         series = self._metrics.strategy(strategy)
         tickets = [
@@ -145,9 +123,6 @@ class Batcher:
         for ticket in tickets:
             self._admit(ticket, reservation.arrived, seconds)
         return tickets
-
-    def worker_progressed(self, progress: Progress) -> None:
-        """Shown by the start-up, which listens too."""
 
     def worker_loaded(self, loaded: Loaded) -> None:
         self._metrics.worker_loaded(loaded)
@@ -174,17 +149,17 @@ class Batcher:
         message = "the decode worker was lost while it ran this request; try again"
         self._fail_all(ApiError(503, message, code="worker_lost", retry_after=RETRY_SECONDS))
 
-    def _open_outbox(self) -> Outbox:
+    def _open_mailbox(self) -> Mailbox:
         """A draining server still takes what it has reserved room for."""
         if self._is_closed:
             raise unavailable("draining")
-        if self._outbox is None or self._outbox.status != "ready":
-            raise unavailable("loading" if self._outbox is None else self._outbox.status)
-        return self._outbox
+        if self._mailbox is None or self._mailbox.status != "ready":
+            raise unavailable("loading" if self._mailbox is None else self._mailbox.status)
+        return self._mailbox
 
     def _admit(self, ticket: Ticket, arrived: float, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        ticket.alarms.append(loop.call_at(arrived + self._rules.queue_timeout, self._expire_queued, ticket))
+        ticket.alarms.append(loop.call_at(arrived + self._settings.queue_timeout, self._expire_queued, ticket))
         ticket.alarms.append(loop.call_at(arrived + seconds, self._expire, ticket))
         self._tickets[ticket.request_id] = ticket
         self._waiting.add(ticket.num_rows)
@@ -209,8 +184,8 @@ class Batcher:
         del self._tickets[ticket.request_id]
         if not ticket.is_started:
             self._waiting.remove(ticket.num_rows)
-        if not is_worker_done and self._outbox is not None:
-            self._outbox.cancel(ticket.request_id)
+        if not is_worker_done and self._mailbox is not None:
+            self._mailbox.cancel(ticket.request_id)
         tally.add(outcome)
         self._note_idle()
 
@@ -220,6 +195,48 @@ class Batcher:
     def _note_idle(self) -> None:
         if not self._tickets and self._num_held == 0:
             self._idle.set()
+
+
+class Reservation:
+    """Room in the queue for one HTTP request: held while its prompts are tokenized, then turned into tickets.
+
+    Made by `Batcher.reserve`, to be used in a `with` statement at once. Leaving that without `submit` gives it back.
+    """
+
+    def __init__(self, batcher: Batcher, endpoint: str, num_rows: int, arrived: float) -> None:
+        self.endpoint = endpoint
+        self.num_rows = num_rows
+        self.arrived = arrived
+        self._batcher = batcher
+        self._is_held = False
+
+    def __enter__(self) -> Self:
+        self._batcher.hold(self)
+        self._is_held = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._release()
+
+    def submit(self, requests: Sequence[Request], *, strategy: str, timeout: float | None) -> list[Ticket]:
+        """Queues all requests or none; a ticket each, in order. `timeout`: seconds from arrival. Raises ApiError."""
+        if not self._is_held:
+            raise RuntimeError("the reservation is not held")
+        context = CURRENT.get()
+        if context is not None:
+            requests = [replace(each, client=context.client) for each in requests]
+        if context is not None and context.tenant:  # what is cached of one's prompts tells the other nothing
+            requests = [replace(each, cache_salt=f"{context.tenant}/{each.cache_salt}") for each in requests]
+        tickets = self._batcher.submit(self, requests, strategy, timeout)
+        self._release()
+        if context is not None:
+            context.is_submitted = True
+        return tickets
+
+    def _release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._batcher.release(self)
 
 
 def unavailable(status: Status) -> ApiError:

@@ -9,7 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -22,6 +22,7 @@ from server.observe.metrics import StrategySeries
 _CLIENT_ERRORS = {"never_fits": "context_length_exceeded", "nothing_to_draw": "nothing_to_draw"}
 
 Outcome = Literal["success", "length", "cancelled", "rejected", "error"]
+_BY_GRAVITY: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(slots=True)
@@ -168,3 +169,18 @@ class Ticket:
         series.request_generated_tokens.observe(line.num_tokens)
         if line.first_token is not None and line.num_tokens > 1:
             series.time_per_output_token.observe((now - line.first_token) / (line.num_tokens - 1))
+
+
+class Tally:
+    """Counts one HTTP request, when its last ticket ends, by the gravest outcome of its tickets."""
+
+    def __init__(self, num_tickets: int, count: Callable[[Outcome], None]) -> None:
+        self._num_open = num_tickets
+        self._count = count
+        self._outcome: Outcome = "success"
+
+    def add(self, outcome: Outcome) -> None:
+        self._num_open -= 1
+        self._outcome = max(self._outcome, outcome, key=_BY_GRAVITY.index)
+        if self._num_open == 0:
+            self._count(self._outcome)

@@ -11,7 +11,7 @@ from server.answer.answer import Answer
 from server.answer.completion_format import CompletionFormat
 from server.answer.respond import respond
 from server.answer.stream import EventStream
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.routes.submit import submitted
 from server.settings.limits import Limits
 from server.translate.asked import Asked

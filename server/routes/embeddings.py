@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from server.answer.embedding import embedding_list, gathered
 from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
-from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.http.disconnect import until_disconnect
+from server.queue.batcher import Batcher
 from server.routes.submit import submitted
 from server.settings.limits import Limits
 from server.translate.bounds import bad_field, check_priority
@@ -30,8 +30,8 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
 
     def read(body: dict[str, Any]) -> tuple[EmbeddingRequest, Ignored]:
         wire, ignored = parse(EmbeddingRequest, body, LATER_IN_EMBEDDINGS)
-        if num_prompts(wire.input) > limits.max_request_rows:
-            raise bad_field("input", f"must have at most {limits.max_request_rows} entries")
+        if num_prompts(wire.input) > limits.max_rows_per_request:
+            raise bad_field("input", f"must have at most {limits.max_rows_per_request} entries")
         if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
             raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
         check_priority(wire.priority, limits)
@@ -51,7 +51,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         wire, ignored = await read_body(request, limits, read)
         planned = partial(embedding_plan, wire)
         plan, tickets, _ = await submitted(request, batcher, "embeddings", num_prompts(wire.input), planned)
-        vectors = await while_present(request.receive, gathered(tickets))
+        vectors = await until_disconnect(request.receive, gathered(tickets))
         response = JsonResponse(embedding_list(plan, vectors, is_base64=wire.encoding_format == "base64"))
         return naming_ignored(response, ignored)
 

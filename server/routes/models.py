@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from server.answer.reply import JsonResponse
 from server.http.plain_path import plain
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.served import Served
 from server.text.retelling import tools_in as told_in
 from server.translate.catalogue import available

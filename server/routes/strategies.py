@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from server.answer.reply import JsonResponse
-from server.queue.admission import Batcher
+from server.queue.batcher import Batcher
 from server.settings.limits import Limits
 from server.translate.catalogue import catalogue
 from server.wire.answers import StrategyList

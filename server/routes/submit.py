@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from fastapi import Request
 
-from server.http.presence import while_present
-from server.queue.admission import Batcher, Ticket
+from server.http.disconnect import until_disconnect
+from server.queue.batcher import Batcher
+from server.queue.ticket import Ticket
 from server.served import Served
 from server.translate.plan import Plan
 
@@ -19,5 +20,5 @@ async def submitted(
     planned. Raises ApiError, or ClientDisconnect."""
     with batcher.reserve(endpoint, num_rows) as reservation:
         served = batcher.served
-        plan = await while_present(request.receive, planned(served))
+        plan = await until_disconnect(request.receive, planned(served))
         return plan, reservation.submit(plan.requests, strategy=plan.strategy, timeout=plan.timeout), served

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Request, Response
 from server.answer.reply import JsonResponse
 from server.answer.respond import naming_ignored
 from server.errors import ApiError
-from server.http.presence import while_present
-from server.queue.admission import Batcher
+from server.http.disconnect import until_disconnect
+from server.queue.batcher import Batcher
 from server.served import Served
 from server.settings.limits import Limits
 from server.translate.bounds import bad_field
@@ -55,7 +55,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         wire, ignored = await read_body(request, limits, tokenize_request)
         served = batcher.served
         resolve_model(wire.model, served)
-        answer = await while_present(request.receive, threads.run(_tokens, wire, served, limits))
+        answer = await until_disconnect(request.receive, threads.run(_tokens, wire, served, limits))
         return naming_ignored(answer, ignored)
 
     @routes.post(
@@ -72,7 +72,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
         wire, ignored = await read_body(request, limits, partial(parse, DetokenizeRequest))
         served = batcher.served
         resolve_model(wire.model, served)
-        answer = await while_present(request.receive, threads.run(_text, wire, served, limits))
+        answer = await until_disconnect(request.receive, threads.run(_text, wire, served, limits))
         return naming_ignored(answer, ignored)
 
     return routes

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from server.settings.settings import ENV_PREFIX, SECTIONS, LoadedSettings
+from server.settings.sections import SECTIONS
+from server.settings.settings import ENV_PREFIX, LoadedSettings
 
 _HEADER = f"""\
 # Every setting of polydecode with its default: `polydecode default-config` writes this file.

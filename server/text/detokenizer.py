@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 class Detokenizer:
-    """Bytes that complete no character wait; bytes that never can become U+FFFD. other: ids read otherwise.
+    """Bytes that complete no character wait for more; bytes that never can become U+FFFD.
 
-    strips_last_space: a space waits, too, for what follows it. waiting: that of the text before.
+    strips_first_space: that of the first token is dropped.
+    strips_last_space: a space waits for what follows it, and is dropped where nothing does.
+    other: ids that are read otherwise than `pieces` has them.
+    waiting: the space that waits from the text before.
     """
 
     def __init__(

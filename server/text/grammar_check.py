@@ -15,7 +15,9 @@ from typing import Any
 
 from decoding.contract.params import Grammar
 from server.errors import ApiError
+from server.settings.sections import LimitSettings
 
+SECONDS: float = LimitSettings.model_fields["grammar_seconds"].default
 REMEMBERED = 256
 MAX_WAITING = 16  # questions behind the one that is being answered, each of which may take a second
 
@@ -23,7 +25,7 @@ MAX_WAITING = 16  # questions behind the one that is being answered, each of whi
 class GrammarCheck:
     """special_tokens: (id, name), which grammars may name. seconds: processor time that one grammar may take."""
 
-    def __init__(self, special_tokens: Sequence[tuple[int, str]] = (), seconds: float = 1.0) -> None:
+    def __init__(self, special_tokens: Sequence[tuple[int, str]] = (), seconds: float = SECONDS) -> None:
         self._special_tokens = tuple(special_tokens)
         self._seconds = seconds
         self._lock = asyncio.Lock()

@@ -13,7 +13,11 @@ from server.text.tool_parsers.tool_format import ToolFormat
 
 @dataclass(frozen=True, slots=True)
 class MessageForm:
-    """What is looked for in an answer's text. functions: those that may be called; is_open: thinking has begun."""
+    """What is looked for in an answer's text.
+
+    functions: those that may be called.
+    is_open: the prompt ends in the middle of the reasoning.
+    """
 
     tools: ToolFormat | None = None
     functions: frozenset[str] = frozenset()

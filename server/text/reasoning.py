@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.text.partial_match import partial_match
+
 BEGIN, END = "<think>", "</think>"
 
 
@@ -69,7 +71,7 @@ class ReasoningSplit:
             self._is_thinking, self._is_over = False, True
             thought = text.rstrip()
         else:
-            settled = _without_beginning(text, END).rstrip()
+            settled = text[: len(text) - partial_match(text, (END,))].rstrip()
             thought, self._held = settled, text[len(settled) :]
         if self._at_start:
             thought, self._held = thought.lstrip(), self._held if thought else self._held.lstrip()
@@ -82,9 +84,3 @@ class ReasoningSplit:
             said = said.lstrip()
             self._at_start = not said
         return [said] if said else []
-
-
-def _without_beginning(text: str, marker: str) -> str:
-    """The text without an end that `marker` begins with."""
-    held = next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)
-    return text[: len(text) - held]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from server.text.partial_match import partial_match
+
 
 class StopText:
     """One choice's text on its way out. `include` keeps the stop string itself in the text.
@@ -17,6 +19,8 @@ class StopText:
     def __init__(self, stops: Sequence[str], *, include: bool = False, bare: Sequence[str] = ()) -> None:
         self._stops = tuple(stops)
         self._bare = tuple(bare) or self._stops
+        # A hidden token must still complete a bare stop: its text alone is never all of it
+        self._markers = {*self._stops, *(f"{stop} " for stop in self._bare if stop not in self._stops)}
         self._include = include
         self._held = ""
         self._last_start = 0
@@ -28,7 +32,7 @@ class StopText:
 
     def settled(self) -> str:
         """Take the text that no stop can begin in."""
-        end = len(self._held) - self._longest_beginning()
+        end = len(self._held) - partial_match(self._held, self._markers)
         text, self._held = self._held[:end], self._held[end:]
         self._last_start = len(self._held)
         return text
@@ -60,17 +64,3 @@ class StopText:
     def _find(self, stop: str) -> int:
         """Where `stop` begins if it ends inside the last token: an earlier one did not count (min_tokens)."""
         return self._held.find(stop, max(0, self._last_start - len(stop) + 1))
-
-    def _longest_beginning(self) -> int:
-        """Length of the longest end of the held text that is a proper beginning of a stop."""
-        stops = {*self._stops, *self._bare}
-        longest = max(map(len, stops), default=0)
-        for length in range(min(longest, len(self._held)), 0, -1):
-            end = self._held[-length:]
-            if any(stop.startswith(end) and self._is_open(stop, length) for stop in stops):
-                return length
-        return 0
-
-    def _is_open(self, stop: str, length: int) -> bool:
-        """Whether a stop of whose text so much has come may still be waited for: a hidden token may complete it."""
-        return len(stop) > length or (len(stop) == length and stop not in self._stops)

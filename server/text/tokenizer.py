@@ -1,4 +1,4 @@
-"""Text <-> token ids for the served model, from the files `tokenizers` reads. It knows no model weights and no HTTP.
+"""Text <-> token ids for the served model, from the files `tokenizers` reads. It knows no model weights.
 
 Encoding runs in a thread once it is long enough to hold up the event loop, and leaves no memory behind. Very long texts
 have a thread to themselves: one at a time, and no other text waits for them.
@@ -16,10 +16,10 @@ from pathlib import Path
 import tokenizers
 
 from server.errors import ApiError
-from server.text import heap
 from server.text.added_tokens import add_stated
 from server.text.chat_template import ChatTemplate, Conversation
 from server.text.detokenizer import Detokenizer
+from server.text.malloc_trim import malloc_trim
 from server.text.template_files import special_tokens
 from server.text.vocabulary import Vocabulary
 from server.work_queue import WorkQueue
@@ -131,7 +131,7 @@ class Tokenizer:
         ids = tuple(encoding.ids) if len(encoding) <= most else None
         del encoding
         if len(text) > LONG_CHARS:
-            heap.trim()
+            malloc_trim()
         return ids
 
     async def encode_all(
@@ -149,7 +149,7 @@ class Tokenizer:
             threads = self._long if len(batch[0]) > LONG_CHARS else self._short
             encoded += await threads.run(self._encode, batch, add_special_tokens, with_starts)
         if num_chars > LONG_CHARS:
-            await self._short.run(heap.trim)
+            await self._short.run(malloc_trim)
         return encoded
 
     def chat_text(self, conversation: Conversation) -> str:

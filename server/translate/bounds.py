@@ -48,8 +48,8 @@ def asked_within(wire: Body, limits: Limits) -> Asked[Body]:
         if num_prompts(wire.prompt) == 0:
             raise bad_field("prompt", f"must be {PROMPT}")
         _at_most(wire.logprobs, limits.max_logprobs, "logprobs")
-        if num_rows(asked) > limits.max_request_rows:
-            raise bad_field("prompt", f"times the rows of each must be at most {limits.max_request_rows}")
+        if num_rows(asked) > limits.max_rows_per_request:
+            raise bad_field("prompt", f"times the rows of each must be at most {limits.max_rows_per_request}")
         if wire.suffix:
             message = "is not supported: the model has no fill-in-the-middle tokens"
             raise bad_field("suffix", message, code="unsupported_field")
@@ -81,10 +81,10 @@ def bad_field(field: str, message: str, code: str | None = None) -> ApiError:
 def _check_strategy(asked: Asked[Decoding], limits: Limits) -> None:
     _check_regex(asked.wire, limits.max_regex_chars)
     check_structure(asked.wire, limits)
-    rows, strategy = asked.params.max_rows, asked.strategy
-    if rows > limits.max_rows:
+    rows, strategy, most = asked.params.max_rows, asked.strategy, limits.max_rows_per_prompt
+    if rows > most:
         field = asked.keys.get(strategy.rows, strategy.rows)
-        raise InvalidParam(field, f"makes {rows} rows with {strategy.name}; a prompt can have {limits.max_rows}")
+        raise InvalidParam(field, f"makes {rows} rows with {strategy.name}; a prompt can have {most}")
 
 
 def _check_regex(wire: Decoding, max_chars: int) -> None:

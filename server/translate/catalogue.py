@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict
+from dataclasses import MISSING
 from functools import cache
 from typing import Any
 
@@ -59,7 +59,7 @@ def catalogue(served: Served, limits: Limits) -> StrategyList:
         common=_schema(name for name in properties() if name not in special | refused),
         needs=[Needed(need.key, need.needs) for need in NEEDS],
         exclusions=[_exclusive(each, each.others) for each in (*EXCLUSIONS, *together)],
-        bounds={name: value for name, value in asdict(limits).items() if name.startswith("max_")},
+        bounds={name: value for name, value in limits.model_dump(by_alias=True).items() if name.startswith("max_")},
     )
 
 

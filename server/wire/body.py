@@ -20,7 +20,6 @@ from server.errors import ApiError
 from server.settings.limits import Limits
 from server.wire.base import Wire
 from server.wire.body_shape import BodyShape, shape_of
-from server.wire.requests import MUST_BE
 from server.wire.unknown import LaterFields, sort_fields, unknown_field
 from server.work_queue import WorkQueue
 
@@ -96,10 +95,9 @@ def _bad_field(wire: type[Wire], failure: ValidationError) -> ApiError:
     errors = failure.errors(include_url=False, include_context=False, include_input=False)
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     location = first["loc"]
-    forms = {**MUST_BE, **wire.FORMS}
-    about = _description(location, forms)
+    about = _description(location, wire.FORMS)
     if about is not None:
-        return ApiError(400, f"{about} must be {forms[about]}", param=about)
+        return ApiError(400, f"{about} must be {wire.FORMS[about]}", param=about)
     if first["type"] == "extra_forbidden":
         return _unknown_nested(wire, location)
     path, field = _path(location), _field(location)

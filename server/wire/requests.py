@@ -22,19 +22,7 @@ from server.wire.tokens import LatentThoughts, PauseTokens, TokenFields
 PROMPT = "a string, a list of strings, a list of token ids or a list of lists of token ids, none of them empty"
 CONTEXT = "a string or a list of token ids"
 
-# Unions and maps: completes "<field> must be …", for pydantic would name its own types and the client's keys
-MUST_BE = {
-    "prompt": PROMPT,
-    "stop": "a string or a list of strings",
-    "logit_bias": "a map from token ids, as strings, to numbers in [-100, 100]",
-    "early_stopping": 'true, false or "never"',
-    "dola_layers": '"low", "high" or a list of layer numbers',
-    "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
-    "negative_prompt": CONTEXT,
-    "decoder_prompt": CONTEXT,
-    "kl_guided.prompt": CONTEXT,
-    "tool_choice": '"none", "auto", "required", {"type": "function", "function": {"name": …}} or of type allowed_tools',
-}
+TOOL_CHOICE = '"none", "auto", "required", {"type": "function", "function": {"name": …}} or of type allowed_tools'
 
 
 class StreamOptions(Wire):
@@ -45,6 +33,16 @@ class StreamOptions(Wire):
 
 class Decoding(TokenFields, SearchFields, StructureFields):
     """The fields that completions and chat share."""
+
+    FORMS: ClassVar[Mapping[str, str]] = {
+        "stop": "a string or a list of strings",
+        "logit_bias": "a map from token ids, as strings, to numbers in [-100, 100]",
+        "early_stopping": 'true, false or "never"',
+        "dola_layers": '"low", "high" or a list of layer numbers',
+        "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
+        "negative_prompt": CONTEXT,
+        "kl_guided.prompt": CONTEXT,
+    }
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")
     stream: bool | None = option("Answer as server-sent events.", False)
@@ -95,6 +93,8 @@ Prompt = Annotated[
 class CompletionRequest(Decoding):
     """POST /v1/completions."""
 
+    FORMS: ClassVar[Mapping[str, str]] = {**Decoding.FORMS, "prompt": PROMPT, "decoder_prompt": CONTEXT}
+
     prompt: Prompt = Field(description="Text or token ids, or a list of either: one answer each.")
     decoder_prompt: Context | None = option("Text or token ids that an encoder-decoder model's answer goes on from.")
     suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
@@ -119,6 +119,8 @@ class EmbeddingRequest(Wire):
 
 class ChatRequest(Decoding, ToolFields):
     """POST /v1/chat/completions."""
+
+    FORMS: ClassVar[Mapping[str, str]] = {**Decoding.FORMS, "tool_choice": TOOL_CHOICE}
 
     messages: Messages = Field(description="The conversation so far.")
     max_tokens: Positive | None = option("Most tokens of a choice; default: the rest of the context.")

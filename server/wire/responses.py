@@ -159,6 +159,7 @@ class ResponseRequest(Decoding):
     """POST /v1/responses. Nothing is stored."""
 
     FORMS: ClassVar[Mapping[str, str]] = {
+        **Decoding.FORMS,
         "reasoning": "an object whose effort, if it has one, is none: how much is thought cannot be asked for",
     }
 

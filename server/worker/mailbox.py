@@ -11,21 +11,21 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import structlog
 
 from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from server.settings.sections import SupervisionSettings
 from server.worker.descriptors import SpareDescriptors
 from server.worker.process import WorkerProcess
 
 WORKER_COMMAND = (sys.executable, "-m", "decoding.worker.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
-LOOK_SECONDS = 1.0  # between looks at the watch, for the limit changes when the model is loaded
+LOOK_SECONDS = 1.0  # at most between checks of the worker's silence: its limit changes when the model is loaded
 LOAD_RESTARTS = 2  # of a worker that has never been loaded: a start that fails should fail soon
-HEALTHY_SECONDS = 30.0  # a worker loaded for that long before its loss starts a new row of losses
+HEALTHY_SECONDS = 30.0  # losses are counted anew from a worker that was loaded for that long
 
 WorkerStatus = Literal["loading", "ready", "stalled", "worker_down"]
 
@@ -37,8 +37,6 @@ class WorkerGaveUp(Exception):
 class Listener(Protocol):
     """Who hears of the worker; every call comes from the event loop, in the order of the frames."""
 
-    def worker_progressed(self, progress: Progress) -> None: ...
-
     def worker_loaded(self, loaded: Loaded) -> None: ...
 
     def worker_ticked(self, tick: Tick) -> None: ...
@@ -46,27 +44,23 @@ class Listener(Protocol):
     def worker_lost(self, reason: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long silence is borne (seconds), and how often a lost worker is replaced."""
+class LoadListener(Protocol):
+    """Who hears how far a worker is with loading the model."""
 
-    stall_seconds: float = 10.0
-    stall_kill_seconds: float = 30.0
-    load_timeout: float = 900.0
-    worker_restarts: int = 5
-    restart_delay: float = 0.5
+    def worker_progressed(self, progress: Progress) -> None: ...
 
-    def delay(self, losses: int) -> float:
-        """Seconds to wait after that many losses in a row."""
-        return min(self.restart_delay * 2.0 ** (losses - 1), MAX_RESTART_DELAY)
+    def worker_loaded(self, loaded: Loaded) -> None: ...
 
 
 class Mailbox:
-    def __init__(self, listener: Listener, patience: Patience, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, listener: Listener, settings: SupervisionSettings, command: Sequence[str] = WORKER_COMMAND
+    ) -> None:
         self._listener = listener
-        self._patience = patience
+        self._settings = settings
         self._command = tuple(command)
         self._log = structlog.get_logger("mailbox")
+        self._load_listener: LoadListener | None = None
         self._worker: WorkerProcess | None = None
         self._is_told = False
         self._last_progress = 0.0
@@ -84,7 +78,7 @@ class Mailbox:
             return "worker_down"
         if self._loaded_at is None:
             return "loading"
-        return "stalled" if self._silence > self._patience.stall_seconds else "ready"
+        return "stalled" if self._silence > self._settings.stall_seconds else "ready"
 
     @property
     def is_congested(self) -> bool:
@@ -93,12 +87,8 @@ class Mailbox:
 
     @property
     def is_told(self) -> bool:
-        """There is a worker that knows what to load: it can be told to stop, too."""
+        """Whether a worker runs that was told what to load; only such a one understands Shutdown."""
         return self._is_told
-
-    @property
-    def worker_pid(self) -> int | None:
-        return self._worker.pid if self._worker is not None else None
 
     def send_encoded(self, data: bytes) -> None:
         """Encoded Submit frames, all or none. The worker must be ready."""
@@ -109,18 +99,19 @@ class Mailbox:
         if self._worker is not None:
             self._worker.send(Cancel(request_id))
 
-    async def run(self, start: asyncio.Future[Start]) -> None:
+    async def run(self, start: asyncio.Future[Start], load_listener: LoadListener | None = None) -> None:
         """Keeps a worker alive until `stop`. Raises WorkerGaveUp, and whatever `start` ends with.
 
         A worker imports its libraries for seconds before it can load anything: what it is told then may come later.
         """
+        self._load_listener = load_listener
         with contextlib.closing(SpareDescriptors()) as spare:
             while not self._is_stopping:
                 reason = await self._live(start, spare)
                 if self._is_stopping:
                     return
                 self._judge(reason)
-                await self._pause(self._patience.delay(self._losses))
+                await self._pause(delay(self._settings.restart_delay, self._losses))
 
     async def stop(self) -> None:
         """Tells the worker to exit; `run` returns when it has, at the latest when it had to be killed."""
@@ -176,8 +167,9 @@ class Mailbox:
         return "the worker ended"
 
     async def _ended(self, worker: WorkerProcess, seconds: float) -> bool:
-        """Whether it ended within so many. What passed beyond them this process was stopped or busy, and read nothing
-        of what the worker may have said: that is not the worker's silence.
+        """Whether the worker ended within so many seconds.
+
+        If it took longer to come back here, this process was stopped or busy: not the worker's silence.
         """
         asked = _now()
         has_ended = await worker.ended(seconds)
@@ -187,7 +179,7 @@ class Mailbox:
 
     @property
     def _limit(self) -> float:
-        return self._patience.load_timeout if self._loaded_at is None else self._patience.stall_kill_seconds
+        return self._settings.load_timeout if self._loaded_at is None else self._settings.stall_kill_seconds
 
     @property
     def _silence(self) -> float:
@@ -201,7 +193,7 @@ class Mailbox:
             self._log.debug("traceback", lines=self._crash.trace)
         if self._crash is not None and not self._was_ever_loaded:
             raise WorkerGaveUp(f"the model could not be loaded: {self._crash.message}")
-        restarts = self._patience.worker_restarts
+        restarts = self._settings.worker_restarts
         if self._losses > (restarts if self._was_ever_loaded else min(restarts, LOAD_RESTARTS)):
             raise WorkerGaveUp(f"the decode worker was lost {self._losses} times in a row, last: {reason}")
 
@@ -218,15 +210,23 @@ class Mailbox:
             case Tick():
                 self._listener.worker_ticked(frame)
             case Progress():
-                self._listener.worker_progressed(frame)
+                if self._load_listener is not None:
+                    self._load_listener.worker_progressed(frame)
             case Loaded():
                 self._loaded_at, self._was_ever_loaded = self._last_progress, True
                 self._listener.worker_loaded(frame)
+                if self._load_listener is not None:
+                    self._load_listener.worker_loaded(frame)
             case Fault():
                 self._log.error("a request failed in the worker", exception=frame.message)
                 self._log.debug("traceback", lines=frame.trace)
             case Crashed():
                 self._crash = frame
+
+
+def delay(first: float, losses: int) -> float:
+    """Seconds to wait after that many losses in a row."""
+    return min(first * 2.0 ** (losses - 1), MAX_RESTART_DELAY)
 
 
 def _is_progress(tick: Tick) -> bool:

@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from decoding.contract.embedded import EMBEDDED_MODEL
 from server.settings.regular_file import MAX_JSON, read_regular
 
-EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 END_SECONDS = 3.0
 VOCABULARIES = ("*.model", "*.spm", "vocab.json", "vocab.txt")
@@ -52,7 +52,7 @@ class PreparationStep(msgspec.Struct, frozen=True):
 def default_name(model: str) -> str:
     """What the API calls a model that was given no name."""
     if not model:
-        return EMBEDDED_NAME
+        return EMBEDDED_MODEL
     path = Path(model)
     if path.is_file():
         return path.stem

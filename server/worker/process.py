@@ -96,10 +96,6 @@ class WorkerProcess:
         return cls(process, channel)
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def is_congested(self) -> bool:
         """The worker does not read what it is sent."""
         return self._channel.is_congested

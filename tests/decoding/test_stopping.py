@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from decoding.contract.params import InvalidParam, StoppingParams
+from decoding.contract.params.stopping import StopSequence
 from decoding.seam import Finish, FinishReason
 from decoding.stopping import START, Stopping
 
@@ -38,41 +39,41 @@ def test_length_counts_output_tokens() -> None:
 
 
 def test_a_stop_sequence_may_span_tokens_and_utf8_borders() -> None:
-    assert outcome(StoppingParams(9, stop=(b"STOP",)), [0, 6, 7]) == (3, Finish(FinishReason.STOP, "stop:0"))
-    assert outcome(StoppingParams(9, stop=("é".encode(),)), [3, 4]) == (2, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(StoppingParams(9, stop=(b"STOP",)), [0, 6, 7]) == (3, Finish(FinishReason.STOP, StopSequence(0)))
+    assert outcome(StoppingParams(9, stop=("é".encode(),)), [3, 4]) == (2, Finish(FinishReason.STOP, StopSequence(0)))
 
 
 def test_the_sequence_that_ends_first_wins() -> None:
-    assert outcome(StoppingParams(9, stop=(b"bab", b"ab")), [1, 2]) == (2, Finish(FinishReason.STOP, "stop:0"))
-    assert outcome(StoppingParams(9, stop=(b"TOP", b"STO")), [5]) == (1, Finish(FinishReason.STOP, "stop:1"))
+    assert outcome(StoppingParams(9, stop=(b"bab", b"ab")), [1, 2]) == (2, Finish(FinishReason.STOP, StopSequence(0)))
+    assert outcome(StoppingParams(9, stop=(b"TOP", b"STO")), [5]) == (1, Finish(FinishReason.STOP, StopSequence(1)))
 
 
 def test_a_sequence_is_looked_for_only_once_min_tokens_are_out() -> None:
     params = StoppingParams(9, min_tokens=3, stop=(b"b",))
-    assert outcome(params, [1, 0, 0, 1]) == (4, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(params, [1, 0, 0, 1]) == (4, Finish(FinishReason.STOP, StopSequence(0)))
 
 
 def test_what_was_passed_before_min_tokens_were_out_is_not_found_later_beside_a_longer_sequence() -> None:
     """The bytes kept for the longer one held the whole of the shorter, which then ended the row a token late."""
     params = StoppingParams(9, min_tokens=2, stop=(b"b", b"STOP"))
-    assert outcome(params, [1, 0, 0, 2]) == (4, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(params, [1, 0, 0, 2]) == (4, Finish(FinishReason.STOP, StopSequence(0)))
     assert outcome(StoppingParams(9, min_tokens=2, stop=(b"b", b"bbb")), [1, 0, 0, 1]) == (
         4,
-        Finish(FinishReason.STOP, "stop:0"),
+        Finish(FinishReason.STOP, StopSequence(0)),
     )
 
 
 def test_a_sequence_that_began_before_min_tokens_were_out_counts() -> None:
     params = StoppingParams(9, min_tokens=2, stop=(b"STOP", b"b"))
-    assert outcome(params, [6, 7, 0]) == (2, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(params, [6, 7, 0]) == (2, Finish(FinishReason.STOP, StopSequence(0)))
 
 
 def test_a_stop_sequence_of_one_byte_keeps_no_tail() -> None:
-    assert outcome(StoppingParams(9, stop=(b"b",)), [0, 0, 2]) == (3, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(StoppingParams(9, stop=(b"b",)), [0, 0, 2]) == (3, Finish(FinishReason.STOP, StopSequence(0)))
 
 
 def test_an_id_beyond_the_table_has_no_bytes() -> None:
-    assert outcome(StoppingParams(2, stop=(b"b",)), [99, 1]) == (2, Finish(FinishReason.STOP, "stop:0"))
+    assert outcome(StoppingParams(2, stop=(b"b",)), [99, 1]) == (2, Finish(FinishReason.STOP, StopSequence(0)))
 
 
 def test_more_min_tokens_than_max_tokens_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, cast
 
 import tokenizers
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from decoding.contract.frames import Chunk, Finished, Output, PromptScores
 from decoding.contract.params import Request
 from decoding.stopping import START, Stopping
 from server.errors import ApiError, add_error_handlers
+from server.queue.batcher import Batcher
 from server.routes import chat, completions, embeddings, responses, strategies, tokenize
 from server.routes import models as models_route
 from server.served import Served
@@ -200,13 +201,13 @@ class FakeBatcher:
 
 def make_app(batcher: FakeBatcher, limits: Limits | None = None) -> FastAPI:
     app = FastAPI(openapi_url=None)
-    bounds = limits or Limits()
-    app.include_router(completions.router(batcher, bounds))
-    app.include_router(chat.router(batcher, bounds))
-    app.include_router(responses.router(batcher, bounds))
-    app.include_router(embeddings.router(batcher, bounds))
-    app.include_router(models_route.router(batcher))
-    app.include_router(strategies.router(batcher, bounds))
-    app.include_router(tokenize.router(batcher, bounds))
+    known, bounds = cast(Batcher, batcher), limits or Limits()
+    app.include_router(completions.router(known, bounds))
+    app.include_router(chat.router(known, bounds))
+    app.include_router(responses.router(known, bounds))
+    app.include_router(embeddings.router(known, bounds))
+    app.include_router(models_route.router(known))
+    app.include_router(strategies.router(known, bounds))
+    app.include_router(tokenize.router(known, bounds))
     add_error_handlers(app)
     return app

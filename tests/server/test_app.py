@@ -14,21 +14,25 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from server.app import Surface, create_app
-from server.http.body_limit import WireLimits
+from server.app import create_app
 from server.settings.limits import Limits
+from server.settings.sections import NetworkSettings
 from tests.server.fake_worker import ANSWER, NAN
 from tests.server.tiny_api import router
 from tests.server.world import SECONDS, World, until, world
 
-WIRE = WireLimits(max_body_bytes=2000, max_buffered_body_bytes=2000, max_header_bytes=4000, body_timeout=0.2)
+NETWORK = NetworkSettings(max_body_bytes=2000, max_buffered_body_bytes=2000, max_header_bytes=4000, body_timeout=0.2)
 BEARER = {"authorization": "Bearer right"}
 PATH = "/v1/completions"
 
 
+def changed(**fields: Any) -> NetworkSettings:
+    return NetworkSettings(**{**NETWORK.model_dump(), **fields})
+
+
 @asynccontextmanager
-async def client(surface: Surface, w: World, address: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(surface, w.batcher, w.metrics, [router(w.batcher, Limits())])
+async def client(network: NetworkSettings, w: World, address: str = "127.0.0.1") -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(network, w.batcher, w.metrics, [router(w.batcher, Limits())])
     transport = httpx.ASGITransport(app, client=(address, 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http
@@ -36,9 +40,9 @@ async def client(surface: Surface, w: World, address: str = "127.0.0.1") -> Asyn
 
 @asynccontextmanager
 async def api(
-    plan: str = "{}", *, is_awaited: bool = True, surface: Surface | None = None
+    plan: str = "{}", *, is_awaited: bool = True, network: NetworkSettings = NETWORK
 ) -> AsyncIterator[httpx.AsyncClient]:
-    async with world(plan, is_awaited=is_awaited) as w, client(surface or Surface(WIRE), w) as http:
+    async with world(plan, is_awaited=is_awaited) as w, client(network, w) as http:
         yield http
 
 
@@ -49,7 +53,7 @@ def assert_error(answer: httpx.Response, status: int, code: str | None) -> None:
 
 
 async def test_every_route_but_the_probes_and_metrics_needs_a_key() -> None:
-    async with api(surface=Surface(WIRE, api_keys=(b"other", b"right"))) as http:
+    async with api(network=changed(api_key=("other", "right"))) as http:
         for path in ("/v1/completions", "/v1/models", "/nowhere", "/docs", "/health/x", "//health"):
             answer = await http.get(path)
             assert_error(answer, 401, "invalid_api_key")
@@ -65,7 +69,7 @@ async def test_a_balancer_may_ask_the_probes_for_their_head_only() -> None:
 
 
 async def test_metrics_can_be_locked_too() -> None:
-    async with api(surface=Surface(WIRE, api_keys=(b"right",), is_metrics_open=False)) as http:
+    async with api(network=changed(api_key=("right",), metrics_auth=True)) as http:
         assert (await http.get("/metrics")).status_code == 401
         assert (await http.get("/metrics", headers=BEARER)).status_code == 200
 
@@ -85,12 +89,12 @@ async def test_metrics_can_be_locked_too() -> None:
     ],
 )
 async def test_odd_keys_are_a_401(value: bytes) -> None:
-    async with api(surface=Surface(WIRE, api_keys=(b"right",))) as http:
+    async with api(network=changed(api_key=("right",))) as http:
         assert_error(await http.get("/v1/models", headers=[(b"authorization", value)]), 401, "invalid_api_key")
 
 
 async def test_a_key_may_hold_any_bytes_and_two_headers_are_refused() -> None:
-    async with api(surface=Surface(WIRE, api_keys=("ключ".encode(),))) as http:
+    async with api(network=changed(api_key=("ключ",))) as http:
         value = b"bearer " + "ключ".encode()
         assert (await http.get("/nowhere", headers=[(b"authorization", value)])).status_code == 404
         assert (await http.get("/nowhere", headers=[(b"authorization", value)] * 2)).status_code == 401
@@ -157,7 +161,7 @@ async def test_our_bugs_are_a_500_without_detail_and_named_in_the_log() -> None:
 
 
 async def test_refused_generation_requests_are_counted_once_each() -> None:
-    async with world() as w, client(Surface(WIRE, api_keys=(b"right",)), w) as http:
+    async with world() as w, client(changed(api_key=("right",)), w) as http:
 
         def count(strategy: str, outcome: str) -> float:
             return w.count("requests_total", endpoint="completions", strategy=strategy, outcome=outcome)
@@ -189,7 +193,7 @@ async def test_the_probes_tell_loading_from_ready() -> None:
 async def test_docs_are_served_only_when_asked_for() -> None:
     async with api() as http:
         assert [(await http.get(path)).status_code for path in ("/docs", "/openapi.json", "/redoc")] == [404] * 3
-    async with api(surface=Surface(WIRE, has_docs=True)) as http:
+    async with api(network=changed(docs=True)) as http:
         assert [(await http.get(path)).status_code for path in ("/docs", "/openapi.json")] == [200, 200]
 
 
@@ -228,7 +232,7 @@ async def test_all_who_ask_for_the_metrics_at_once_share_one_computation(monkeyp
             return exposition()
 
         monkeypatch.setattr(w.metrics, "exposition", counted)
-        async with client(Surface(WIRE), w) as http:
+        async with client(NETWORK, w) as http:
             asking = [asyncio.create_task(http.get("/metrics")) for _ in range(24)]
             await until(lambda: len(threads) > 0)
             asking.pop().cancel()
@@ -242,14 +246,14 @@ async def test_all_who_ask_for_the_metrics_at_once_share_one_computation(monkeyp
 
 
 async def test_metrics_tell_what_was_before_they_were_asked_for() -> None:
-    async with world() as w, client(Surface(WIRE), w) as http:
+    async with world() as w, client(NETWORK, w) as http:
         for count in range(3):
             assert f"polydecode_worker_restarts_total {count}.0" in (await http.get("/metrics")).text
             w.metrics.worker_lost()
 
 
 async def test_a_failed_worker_makes_ready_say_so() -> None:
-    async with world('{"crash_message": "x"}', is_awaited=False) as w, client(Surface(WIRE), w) as http:
+    async with world('{"crash_message": "x"}', is_awaited=False) as w, client(NETWORK, w) as http:
         await until(w.supervision.done)
         assert w.supervision.exception() is not None
         assert (await http.get("/ready")).json() == {"status": "worker_down"}
@@ -259,9 +263,9 @@ async def test_a_failed_worker_makes_ready_say_so() -> None:
 async def test_rows_are_shared_among_keys_or_else_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """All that comes from this machine may come through one proxy: there each request is a client."""
 
-    async def clients_of(*keys: bytes, address: str) -> list[str]:
+    async def clients_of(*keys: str, address: str) -> list[str]:
         clients: list[str] = []
-        async with world() as w, client(Surface(WIRE, api_keys=keys), w, address) as http:
+        async with world() as w, client(changed(api_key=keys), w, address) as http:
             submit = w.batcher.submit
 
             def noting(reservation: Any, requests: Any, *rest: Any) -> Any:
@@ -270,15 +274,15 @@ async def test_rows_are_shared_among_keys_or_else_addresses(monkeypatch: pytest.
 
             monkeypatch.setattr(w.batcher, "submit", noting)
             for key in (*keys, keys[0]):
-                headers = {"authorization": f"Bearer {key.decode()}", "x-request-id": "the-same"}
+                headers = {"authorization": f"Bearer {key}", "x-request-id": "the-same"}
                 await http.post(PATH, json={"prompt": [ANSWER]}, headers=headers)
         return clients
 
-    one, other, again = await clients_of(b"one", b"other", address="127.0.0.1")
+    one, other, again = await clients_of("one", "other", address="127.0.0.1")
     assert one == again != other
-    assert await clients_of(b"alone", address="192.0.2.7") == ["192.0.2.7"] * 2
+    assert await clients_of("alone", address="192.0.2.7") == ["192.0.2.7"] * 2
     for address in ("127.0.0.1", "::1", ""):
-        first, second = await clients_of(b"alone", address=address)
+        first, second = await clients_of("alone", address=address)
         assert first != second
 
 
@@ -286,9 +290,9 @@ async def test_cached_prompts_are_shared_only_among_requests_of_one_key(monkeypa
     """`cached_tokens` would confirm, page by page, what another key's prompt began with."""
     salts: list[str] = []
 
-    async def salts_of(*keys: bytes) -> list[str]:
+    async def salts_of(*keys: str) -> list[str]:
         salts.clear()
-        async with world() as w, client(Surface(WIRE, api_keys=keys), w) as http:
+        async with world() as w, client(changed(api_key=keys), w) as http:
             submit = w.batcher.submit
 
             def noting(reservation: Any, requests: Any, *rest: Any) -> Any:
@@ -297,10 +301,10 @@ async def test_cached_prompts_are_shared_only_among_requests_of_one_key(monkeypa
 
             monkeypatch.setattr(w.batcher, "submit", noting)
             for key in (*keys, keys[0]):
-                await http.post(PATH, json={"prompt": [ANSWER]}, headers={"authorization": f"Bearer {key.decode()}"})
+                await http.post(PATH, json={"prompt": [ANSWER]}, headers={"authorization": f"Bearer {key}"})
         return list(salts)
 
-    one, other, again = await salts_of(b"one", b"other")
+    one, other, again = await salts_of("one", "other")
     assert one == again != other
     assert "one" not in one
-    assert await salts_of(b"alone") == ["", ""]
+    assert await salts_of("alone") == ["", ""]

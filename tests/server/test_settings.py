@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from server.__main__ import main
 from server.settings.limits import Limits
-from server.settings.settings import SECTIONS, LoadedSettings, Settings, SettingsError, load
+from server.settings.sections import SECTIONS, LimitSettings
+from server.settings.settings import LoadedSettings, Settings, SettingsError, load
 from server.settings.text import default_toml, effective_toml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -132,10 +132,10 @@ def test_every_setting_has_a_section_and_a_description() -> None:
 
 
 def test_every_limit_of_a_request_is_a_setting() -> None:
-    assert load([], {}).settings.limits == Limits()
-    flags = [f"--{name.replace('_', '-')}=7" for name in SECTIONS[4].model_fields]
-    limits = load([*flags, "--max-body-bytes=7777", "--allow-priority"], {}).settings.limits
-    others = {field.name for field in fields(Limits) if getattr(limits, field.name) != 7}
+    assert load([], {}).settings.section(Limits) == Limits()
+    flags = [f"--{name.replace('_', '-')}=7" for name in LimitSettings.model_fields]
+    limits = load([*flags, "--max-body-bytes=7777", "--allow-priority"], {}).settings.section(Limits)
+    others = {name for name in Limits.model_fields if getattr(limits, name) != 7}
     assert others == {"max_body_bytes", "allow_priority"}
     assert limits.allow_priority
     assert limits.max_body_bytes == 7777

@@ -15,14 +15,15 @@ import pytest
 
 from decoding.contract.frames import Start
 from server.observe.metrics import Metrics
-from server.queue.batcher import Batcher, QueueRules
+from server.queue.batcher import Batcher
+from server.settings.sections import QueueSettings, SupervisionSettings
 from server.settings.settings import load
 from server.startup import Startup, start_frame
 from server.text.tokenizer import Tokenizer
-from server.worker.mailbox import Mailbox, Patience
+from server.worker.mailbox import LoadListener, Mailbox
 from server.worker.model_files import ModelError
 from server.worker.progress import LineDisplay
-from tests.server.world import FAKE_WORKER, SECONDS, model_directory, until
+from tests.server.world import FAKE_WORKER, SECONDS, model_directory, until, worker_pid
 
 
 class FixedTokens:
@@ -47,12 +48,12 @@ class Recorder:
 
     start: Start | None = None
 
-    async def run(self, start: asyncio.Future[Start]) -> None:
+    async def run(self, start: asyncio.Future[Start], _: LoadListener) -> None:
         self.start = await start
 
 
 async def started(*flags: str) -> Start:
-    batcher = Batcher(QueueRules(8, 10.0, 10.0), Metrics("test"))
+    batcher = Batcher(QueueSettings(), Metrics("test"))
     settings = load(list(flags), {}).settings
     startup = Startup(settings, batcher, LineDisplay(io.StringIO()), lambda d: cast(Tokenizer, FixedTokens(d)))
     recorder = Recorder()
@@ -66,18 +67,18 @@ class Preparing:
 
     def __init__(self, model: Path, read: Callable[[], Tokenizer]) -> None:
         self._read = read
-        batcher = Batcher(QueueRules(8, 10.0, 10.0), Metrics("test"))
+        batcher = Batcher(QueueSettings(), Metrics("test"))
         settings = load(["--model", str(model)], {}).settings
         self.startup = Startup(settings, batcher, LineDisplay(io.StringIO()), self._tokenizer)
-        self.mailbox = Mailbox(self.startup, Patience(), FAKE_WORKER)
+        self.mailbox = Mailbox(batcher, SupervisionSettings(), FAKE_WORKER)
         self.pid = 0
 
     def _tokenizer(self, _: Path) -> Tokenizer:  # in a thread
         limit = time.monotonic() + SECONDS
-        while self.mailbox.worker_pid is None:
+        while worker_pid(self.mailbox) is None:
             assert time.monotonic() < limit, "no worker was started"
             time.sleep(0.01)
-        self.pid = self.mailbox.worker_pid
+        self.pid = worker_pid(self.mailbox)
         return self._read()
 
 
@@ -85,7 +86,7 @@ async def test_the_worker_starts_up_while_the_tokenizer_is_read(tmp_path: Path) 
     preparing = Preparing(model_directory(tmp_path / "m"), lambda: cast(Tokenizer, FixedTokens(tmp_path)))
     running = asyncio.create_task(preparing.startup.run(preparing.mailbox))
     await until(lambda: preparing.mailbox.is_told)
-    assert preparing.mailbox.worker_pid == preparing.pid
+    assert worker_pid(preparing.mailbox) == preparing.pid
     await preparing.mailbox.stop()
     await running
 

@@ -8,28 +8,30 @@ import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from decoding.contract.frames import Loaded, Output, Start
 from decoding.contract.params import Request, Sampling, StoppingParams
 from server.observe.metrics import Metrics
-from server.queue.batcher import Batcher, QueueRules
+from server.queue.batcher import Batcher
 from server.served import Served
+from server.settings.sections import QueueSettings, SupervisionSettings
 from server.text.tokenizer import Tokenizer
-from server.worker.mailbox import Mailbox, Patience
+from server.worker.mailbox import Mailbox
 
 FAKE_WORKER = (sys.executable, "-m", "tests.server.fake_worker")
 SECONDS = 60.0  # far more than anything takes, on any machine
-PATIENT = Patience(
+PATIENT = SupervisionSettings(
     stall_seconds=2 * SECONDS,
     stall_kill_seconds=3 * SECONDS,
     load_timeout=SECONDS,
     worker_restarts=2,
     restart_delay=0.02,
 )
-QUICK = replace(PATIENT, stall_seconds=0.4, stall_kill_seconds=0.8)
+QUICK = PATIENT.model_copy(update={"stall_seconds": 0.4, "stall_kill_seconds": 0.8})
+QUEUE = QueueSettings(max_queue=100, queue_timeout=2 * SECONDS, request_timeout=3 * SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,10 @@ class World:
     mailbox: Mailbox
     metrics: Metrics
     supervision: asyncio.Task[None]
+
+    @property
+    def worker_pid(self) -> int | None:
+        return worker_pid(self.mailbox)
 
     def ask(self, *prompt: int, num_tokens: int = 3, n: int = 1) -> Asked:
         return ask(self.batcher, *prompt, num_tokens=num_tokens, n=n)
@@ -53,6 +59,10 @@ class Asked:
 
     async def tokens(self) -> list[int]:
         return [token async for output in self.outputs for chunk in output.chunks for token in chunk.token_ids]
+
+
+def worker_pid(mailbox: Mailbox) -> int | None:
+    return mailbox._worker._process.pid if mailbox._worker is not None else None
 
 
 def request(*prompt: int, num_tokens: int = 3, n: int = 1) -> Request:
@@ -74,23 +84,27 @@ def describe(loaded: Loaded) -> Served:
 
 @asynccontextmanager
 async def world(
-    plan: str = "{}", *, patience: Patience = PATIENT, rules: QueueRules | None = None, is_awaited: bool = True
+    plan: str = "{}",
+    *,
+    supervision: SupervisionSettings = PATIENT,
+    queue: QueueSettings = QUEUE,
+    is_awaited: bool = True,
 ) -> AsyncIterator[World]:
     """A batcher and a mailbox on a fake worker, loaded unless told otherwise; all processes are gone afterwards."""
     metrics = Metrics("test")
-    batcher = Batcher(rules or QueueRules(100, 2 * SECONDS, 3 * SECONDS), metrics)
-    mailbox = Mailbox(batcher, patience, FAKE_WORKER)
+    batcher = Batcher(queue, metrics)
+    mailbox = Mailbox(batcher, supervision, FAKE_WORKER)
     batcher.connect(mailbox, describe)
     start: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
     start.set_result(Start(model=plan))
-    supervision = asyncio.create_task(mailbox.run(start))
+    running = asyncio.create_task(mailbox.run(start))
     try:
         if is_awaited:
             await until(lambda: batcher.status == "ready")
-        yield World(batcher, mailbox, metrics, supervision)
+        yield World(batcher, mailbox, metrics, running)
     finally:
         await mailbox.stop()
-        await asyncio.wait({supervision})
+        await asyncio.wait({running})
 
 
 async def until(condition: Callable[[], bool]) -> None:

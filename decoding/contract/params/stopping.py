@@ -10,6 +10,13 @@ from decoding.contract.params.invalid import check
 
 
 @dataclass(frozen=True, slots=True)
+class StopSequence:
+    """The stop sequence that ended a choice: its place among the request's."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class StoppingParams:
     """When a row ends. `max_tokens` counts output tokens, an ending EOS included.
 

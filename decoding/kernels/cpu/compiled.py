@@ -30,7 +30,7 @@ from numba.core import config
 from numba.core.bytecode import FunctionIdentity
 from numba.extending import intrinsic
 
-from decoding.cache_home import cache_home
+from decoding.cache_home import cache_folder
 
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
@@ -42,7 +42,7 @@ def cache_directory() -> Path:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return cache_home() / "polydecode" / f"kernels-{digest.hexdigest()[:12]}"
+    return cache_folder(f"kernels-{digest.hexdigest()[:12]}")
 
 
 @functools.cache

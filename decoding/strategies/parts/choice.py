@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from decoding.contract.params import Request
+from decoding.contract.params.stopping import StopSequence
 from decoding.seam import Emit, Figure, Finish, FinishReason
 from decoding.stopping import START, Stopping
 from decoding.strategies.parts.report import Report, Token
@@ -57,7 +58,7 @@ class Choice:
 def text_ids(tokens: Sequence[Token], finish: Finish | None) -> tuple[int, ...]:
     """Their ids, without the EOS or stop id that ended them: that one is no text."""
     is_ended_by_id = (
-        finish is not None and finish.reason is FinishReason.STOP and not isinstance(finish.stop_reason, str)
+        finish is not None and finish.reason is FinishReason.STOP and not isinstance(finish.stop_reason, StopSequence)
     )
     return tuple(t.id for t in (tokens[:-1] if is_ended_by_id else tokens))
 
@@ -65,4 +66,4 @@ def text_ids(tokens: Sequence[Token], finish: Finish | None) -> tuple[int, ...]:
 def stop_sequence(request: Request, finish: Finish | None) -> bytes | None:
     """The stop sequence that ended the text."""
     reason = None if finish is None else finish.stop_reason
-    return request.stopping.stop[int(reason.removeprefix("stop:"))] if isinstance(reason, str) else None
+    return request.stopping.stop[reason.index] if isinstance(reason, StopSequence) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from server.text.partial_match import partial_match
 from server.text.tool_parsers.call import CallDelta, Event
 from server.text.tool_parsers.scanner import CallScanner, NamedScanner, NotACall
 
@@ -82,7 +83,7 @@ class CallParser:
     def _text(self) -> Iterator[Event]:
         marker = self._syntax.begin
         start = self._held.find(marker)
-        end = start if start >= 0 else len(self._held) - _overlap(self._held, marker)
+        end = start if start >= 0 else len(self._held) - partial_match(self._held, (marker,))
         said = self._unsaid + self._held[:end]
         self._held = self._held[end:]
         text = said.rstrip()
@@ -167,7 +168,7 @@ class CallParser:
         markers = [marker for marker in (self._syntax.end, self._syntax.begin) if marker]
         found = min((at for marker in markers if (at := self._held.find(marker)) >= 0), default=None)
         if found is None:
-            self._held = self._held[len(self._held) - max(_overlap(self._held, marker) for marker in markers) :]
+            self._held = self._held[len(self._held) - partial_match(self._held, markers) :]
         else:
             self._held = self._held[found:].removeprefix(self._syntax.end)
             self._leave()
@@ -185,8 +186,3 @@ class CallParser:
         left = self._held.lstrip()
         self._unsaid += self._held[: len(self._held) - len(left)]
         self._held = left
-
-
-def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that `marker` begins with, short of all of it."""
-    return next((n for n in range(min(len(marker) - 1, len(text)), 0, -1) if text.endswith(marker[:n])), 0)

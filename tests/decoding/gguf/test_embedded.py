@@ -36,7 +36,7 @@ def packaged() -> Reader:
 
 def _run(module: str, *arguments: str, cache: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", f"decoding.{module}", *arguments],
+        [sys.executable, "-m", f"decoding.gguf.{module}", *arguments],
         cwd=ROOT,
         env=os.environ | {"XDG_CACHE_HOME": str(cache)},
         stdout=subprocess.PIPE,

@@ -13,11 +13,12 @@ import torch
 
 pytest.importorskip("numba")
 
+from decoding.contract.quantize import Quantize
 from decoding.kernels import cpu as kernels
 from decoding.kernels.cpu.rounding import LARGEST_INPUT
 from decoding.model.fused import FusedLayer
 from decoding.model.loading import load, wrap
-from decoding.model.quantize import Quantize, QuantizeUnsupported, round_linears
+from decoding.model.quantize import QuantizeUnsupported, round_linears
 from loadtest.engine.perplexity import perplexity
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.model.test_fused import FUSED, layers

@@ -16,6 +16,7 @@ from decoding.contract.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.contract.params.stopping import StopSequence
 from decoding.engine.engine import Engine
 from decoding.seam import FinishReason
 from tests.decoding.drive import Answer, run
@@ -120,7 +121,7 @@ def test_an_accepted_token_can_end_the_choice_and_nothing_after_it_is_said() -> 
     (answer,) = run(engine(token_bytes=BYTES), [stopped])
     finish = answer.choices[0].finish
     assert finish is not None
-    assert (finish.reason, finish.stop_reason) == (FinishReason.STOP, "stop:0")
+    assert (finish.reason, finish.stop_reason) == (FinishReason.STOP, StopSequence(0))
     assert answer.tokens()[-3:] == [6, 7, 8]
     assert answer.usage is not None
     assert answer.usage.accepted > 0

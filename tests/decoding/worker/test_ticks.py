@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from decoding.contract.frames import Chunk, Finished, Output, PromptScores, Stats, encode
+from decoding.contract.params.stopping import StopSequence
 from decoding.worker.ticks import ticks_within
 
 STATS = msgspec.convert([1, 0, {}, 0, 0.5, 3, 9, *[0] * 6], Stats)
@@ -15,7 +16,7 @@ DONE = Finished(0, 0, 0.0, 0.0, 0.0, 0)
 def output(request_id: int, num_tokens: int) -> Output:
     ids = tuple(range(num_tokens))
     top = tuple(((i, -0.5), (i + 1, -1.5)) for i in ids)
-    chunk = Chunk(0, ids, tuple(-float(i) for i in ids), top, "stop", "stop:1", -3.0, {"a": 1})
+    chunk = Chunk(0, ids, tuple(-float(i) for i in ids), top, "stop", StopSequence(1), -3.0, {"a": 1})
     return Output(request_id, (chunk,), PromptScores((None, -1.0), None), DONE)
 
 

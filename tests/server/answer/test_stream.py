@@ -268,7 +268,7 @@ async def test_headers_do_not_wait_for_ever_for_the_first_event(
 
 
 async def test_a_client_that_stops_reading_is_cut_off(batcher: FakeBatcher) -> None:
-    caller = Caller(batcher, {"prompt": "a", "stream": True}, reads=2, limits=Limits(send_seconds=0.05))
+    caller = Caller(batcher, {"prompt": "a", "stream": True}, reads=2, limits=Limits(send_timeout=0.05))
     await asyncio.wait_for(caller.task, SECONDS)
     assert len(caller.sent) == 3
     assert batcher.tickets[0].num_cancels > 0

@@ -14,9 +14,10 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from server.errors import ApiError
-from server.http.body_limit import BodyLimit, WireLimits
+from server.http.body_limit import BodyLimit
 from server.http.body_memory import FREE_BYTES, BodyMemory
 from server.settings.limits import Limits
+from server.settings.sections import NetworkSettings
 from server.settings.settings import SettingsError, load
 from server.wire.body import read_body
 from tests.server.test_service import SECONDS, Served, assert_json_error, eventually, served
@@ -30,13 +31,15 @@ class Edge:
     """A BodyLimit in front of an app that parses what it gets, and then waits until `answer` is set."""
 
     def __init__(self, max_buffered_body_bytes: int) -> None:
-        self.limit = BodyLimit(self._app, WireLimits(MIB, max_buffered_body_bytes, 4096, SECONDS))
+        known = NetworkSettings(body_timeout=SECONDS, max_body_bytes=MIB)
+        settings = known.model_copy(update={"max_buffered_body_bytes": max_buffered_body_bytes})
+        self.limit = BodyLimit(self._app, settings)
         self.answer = asyncio.Event()
         self.parsed = asyncio.Event()
 
     @property
     def num_held(self) -> int:
-        return self.limit._memory.num_bytes
+        return self.limit._memory._num_bytes
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -165,10 +168,10 @@ def test_a_body_that_found_no_room_keeps_what_it_had() -> None:
     held.add(b" " * (FREE_BYTES + 8))
     with pytest.raises(ApiError):
         other.add(b" " * (FREE_BYTES + 3))
-    assert (memory.num_bytes, other.num_bytes) == (8, 0)
+    assert (memory._num_bytes, other.num_bytes) == (8, 0)
     held.release()
     held.release()
-    assert memory.num_bytes == 0
+    assert memory._num_bytes == 0
 
 
 def test_the_total_has_room_for_one_body_at_least() -> None:

@@ -11,16 +11,15 @@ import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from server.app import Surface, api_routers, create_app
-from server.http.body_limit import WireLimits
+from server.app import api_routers, create_app
 from server.observe.metrics import Metrics
 from server.queue.batcher import Batcher
 from server.settings.limits import Limits
+from server.settings.sections import NetworkSettings
 from tests.server.fake_engine import FakeBatcher, make_served, saying
 from tests.server.test_service import Served, raw, served
 from tests.server.world import model_directory
 
-WIRE = WireLimits(1 << 20, 1 << 20, 1 << 16, 5.0)
 NAMES = ("tiny", "org/tiny", "/models/tiny")
 POSTED: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a"},
@@ -42,10 +41,10 @@ def batcher() -> Iterator[FakeBatcher]:
 
 
 @asynccontextmanager
-async def client(batcher: FakeBatcher, *keys: bytes) -> AsyncIterator[httpx.AsyncClient]:
+async def client(batcher: FakeBatcher, *keys: str) -> AsyncIterator[httpx.AsyncClient]:
     known = cast(Batcher, batcher)
-    surface = Surface(WIRE, api_keys=keys, has_docs=True)
-    app = create_app(surface, known, Metrics("test"), api_routers(known, Limits()))
+    network = NetworkSettings(api_key=keys, docs=True)
+    app = create_app(network, known, Metrics("test"), api_routers(known, Limits()))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield http
@@ -71,7 +70,7 @@ async def test_head_is_get_without_the_body_on_every_route(batcher: FakeBatcher)
 
 
 async def test_head_asks_for_the_key(batcher: FakeBatcher) -> None:
-    async with client(batcher, b"sesame") as http:
+    async with client(batcher, "sesame") as http:
         assert (await http.head("/v1/models")).status_code == 401
         assert (await http.head("/health")).status_code == 200
 
@@ -105,7 +104,7 @@ async def test_models_may_have_names_with_slashes(batcher: FakeBatcher) -> None:
 
 
 async def test_a_key_is_asked_for_however_a_path_is_spelt(batcher: FakeBatcher) -> None:
-    async with client(batcher, b"sesame") as http:
+    async with client(batcher, "sesame") as http:
         paths = {*routes_of(http, "GET"), *routes_of(http, "POST")} - {"/health", "/ready", "/metrics"}
         bare = {path.removeprefix("/v1") for path in paths}
         for path in sorted(paths | bare):

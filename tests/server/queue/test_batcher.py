@@ -9,12 +9,12 @@ import pytest
 
 from decoding.contract.frames import Finished, Output, Stats, Tick
 from server.errors import ApiError
-from server.queue.batcher import QueueRules
 from server.queue.ticket import Ticket
+from server.settings.sections import QueueSettings
 from tests.server.fake_worker import ANSWER, BURST, MASKED, NAN, NEVER_FITS, SLOW, SLOW_SECONDS, STALL, WAIT
 from tests.server.world import SECONDS, Asked, World, ask, request, until, world
 
-SMALL = QueueRules(max_queue=4, queue_timeout=2 * SECONDS, request_timeout=3 * SECONDS)
+SMALL = QueueSettings(max_queue=4, queue_timeout=2 * SECONDS, request_timeout=3 * SECONDS)
 
 
 def outcome_counts(w: World) -> dict[str, float]:
@@ -31,7 +31,7 @@ async def failure_of(asked: Asked) -> ApiError:
 
 
 async def test_a_full_queue_is_refused_with_an_integer_retry_after() -> None:
-    async with world(rules=SMALL) as w:
+    async with world(queue=SMALL) as w:
         for _ in range(4):
             w.ask(WAIT)
         with pytest.raises(ApiError) as refusal:
@@ -42,7 +42,7 @@ async def test_a_full_queue_is_refused_with_an_integer_retry_after() -> None:
 
 
 async def test_the_queue_counts_rows_not_requests() -> None:
-    async with world(rules=SMALL) as w:
+    async with world(queue=SMALL) as w:
         w.ask(WAIT, n=3)
         w.batcher.reserve("completions", 1)
         with pytest.raises(ApiError):
@@ -50,12 +50,12 @@ async def test_the_queue_counts_rows_not_requests() -> None:
 
 
 async def test_a_request_of_more_rows_than_the_queue_is_taken_when_nothing_waits() -> None:
-    async with world(rules=SMALL) as w:
+    async with world(queue=SMALL) as w:
         assert len(await w.ask(ANSWER, n=6).tokens()) == 18
 
 
 async def test_started_requests_no_longer_take_room_in_the_queue() -> None:
-    async with world(rules=SMALL) as w:
+    async with world(queue=SMALL) as w:
         asked = [w.ask(STALL) for _ in range(4)]
         await until(lambda: w.count("queue_rows") == 0)
         w.ask(STALL)
@@ -63,7 +63,7 @@ async def test_started_requests_no_longer_take_room_in_the_queue() -> None:
 
 
 async def test_a_reservation_left_without_submit_gives_its_room_back() -> None:
-    async with world(rules=SMALL) as w:
+    async with world(queue=SMALL) as w:
         with w.batcher.reserve("completions", 4):
             assert w.count("queue_rows") == 4
             with pytest.raises(ApiError):
@@ -73,7 +73,7 @@ async def test_a_reservation_left_without_submit_gives_its_room_back() -> None:
 
 
 async def test_cancelling_frees_the_rows_at_once_and_tells_the_worker() -> None:
-    async with world(rules=SMALL) as w:
+    async with world(queue=SMALL) as w:
         asked = [w.ask(WAIT) for _ in range(4)]
         await until(lambda: w.count("waiting_requests") == 4)
         for one in asked:
@@ -95,7 +95,7 @@ async def test_a_cancelled_running_request_stops_costing_compute() -> None:
 
 
 async def test_waiting_too_long_is_a_503_and_counts_as_rejected() -> None:
-    async with world(rules=QueueRules(10, queue_timeout=0.1, request_timeout=10)) as w:
+    async with world(queue=QueueSettings(max_queue=10, queue_timeout=0.1, request_timeout=10)) as w:
         error = await failure_of(w.ask(WAIT))
         assert (error.status, error.code) == (503, "queue_timeout")
         assert error.retry_after is not None
@@ -105,7 +105,7 @@ async def test_waiting_too_long_is_a_503_and_counts_as_rejected() -> None:
 
 async def test_the_queue_timeout_spares_a_request_that_has_started() -> None:
     """A busy machine may take a second to start it."""
-    async with world(rules=QueueRules(10, queue_timeout=1.5, request_timeout=SECONDS)) as w:
+    async with world(queue=QueueSettings(max_queue=10, queue_timeout=1.5, request_timeout=SECONDS)) as w:
         assert len(await w.ask(SLOW, num_tokens=ceil(2 / SLOW_SECONDS)).tokens()) == ceil(2 / SLOW_SECONDS)
 
 
@@ -123,7 +123,7 @@ async def test_the_requests_own_deadline_is_a_504_that_comes_after_the_tokens_so
 
 
 async def test_the_servers_limit_holds_for_a_request_that_asks_for_more() -> None:
-    async with world(rules=QueueRules(10, queue_timeout=5, request_timeout=0.1)) as w:
+    async with world(queue=QueueSettings(max_queue=10, queue_timeout=5, request_timeout=0.1)) as w:
         assert (await failure_of(ask(w.batcher, STALL, timeout=1000.0))).status == 504
 
 

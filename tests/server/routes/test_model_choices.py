@@ -16,13 +16,14 @@ import pytest
 from decoding.contract.frames import Loaded, Start
 from server.__main__ import main
 from server.observe.metrics import Metrics
-from server.queue.batcher import Batcher, QueueRules
+from server.queue.batcher import Batcher
 from server.served import Served
+from server.settings.sections import QueueSettings
 from server.settings.settings import load
 from server.startup import Startup
 from server.text.chat_template import Conversation
 from server.text.tokenizer import Tokenizer
-from server.worker.mailbox import Mailbox
+from server.worker.mailbox import LoadListener, Mailbox
 from server.worker.model_files import ModelError
 from server.worker.progress import LineDisplay
 from tests.server.fake_engine import FakeBatcher, byte_tokenizer, make_app, saying
@@ -36,12 +37,11 @@ RECOMMENDED = {"temperature": 0.25, "top_p": 0.5, "top_k": 7, "do_sample": True,
 class Loader:
     """Stands for the mailbox: the worker has loaded at once."""
 
-    startup: Startup | None = None
+    batcher: Batcher
 
-    async def run(self, start: asyncio.Future[Start]) -> None:
+    async def run(self, start: asyncio.Future[Start], _: LoadListener) -> None:
         await start
-        assert self.startup is not None
-        self.startup.worker_loaded(Loaded(308, 512, (301,), 4, 16, 8, "cpu", "float32", "TinyForCausalLM"))
+        self.batcher.worker_loaded(Loaded(308, 512, (301,), 4, 16, 8, "cpu", "float32", "TinyForCausalLM"))
 
 
 def model(path: Path, template: str | None = None, generation: Mapping[str, Any] | str | None = None) -> Path:
@@ -56,11 +56,11 @@ def model(path: Path, template: str | None = None, generation: Mapping[str, Any]
 
 
 async def served(directory: Path, *flags: str) -> Served:
-    batcher = Batcher(QueueRules(8, 10.0, 10.0), Metrics("test"))
-    loader = Loader()
+    batcher = Batcher(QueueSettings(), Metrics("test"))
+    loader = Loader(batcher)
     settings = load(["--model", str(directory), *flags], {}).settings
-    loader.startup = Startup(settings, batcher, LineDisplay(io.StringIO()), Tokenizer.from_directory)
-    await loader.startup.run(cast(Mailbox, loader))
+    startup = Startup(settings, batcher, LineDisplay(io.StringIO()), Tokenizer.from_directory)
+    await startup.run(cast(Mailbox, loader))
     return batcher.served
 
 

@@ -174,7 +174,7 @@ async def test_allowed_ids_must_leave_something_to_draw(client: httpx.AsyncClien
 
 
 async def test_limits_come_from_the_settings(served: Served) -> None:
-    app = make_app(FakeBatcher(served, saying(served, "x")), Limits(max_rows=2, max_stop=1, max_logprobs=3))
+    app = make_app(FakeBatcher(served, saying(served, "x")), Limits(max_rows_per_prompt=2, max_stop=1, max_logprobs=3))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         for fields in ({"n": 3}, {"stop": ["a", "b"]}, {"logprobs": 4}):
             await refused(client, fields)

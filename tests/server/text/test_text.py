@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from decoding.contract.frames import Chunk
 from decoding.contract.params import Request, StoppingParams
+from decoding.contract.params.stopping import StopSequence
 from server.answer.choice import Choice, joined
 from server.errors import ApiError
 from server.served import Served
@@ -183,7 +184,7 @@ def test_a_continuation_begins_with_the_space_that_the_text_before_dropped() -> 
 def test_a_stop_that_ends_with_a_words_space_is_found() -> None:
     tokenizer = Tokenizer(end_of_word_tokenizer())
     choice = Choice(Shown(stops=("the ",)), (), tokenizer.detokenizer())
-    assert choice.push(Chunk(0, (1, 2), finish_reason="stop", stop_reason="stop:0")).text == "mat "
+    assert choice.push(Chunk(0, (1, 2), finish_reason="stop", stop_reason=StopSequence(0))).text == "mat "
 
 
 @pytest.mark.parametrize("decoder", [None, decoders.WordPiece()])

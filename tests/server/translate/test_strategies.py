@@ -427,7 +427,7 @@ async def test_the_strategies_are_listed_with_schemas_and_defaults(client: httpx
 
 
 async def test_the_bounds_are_those_of_the_settings(served: Served) -> None:
-    app = make_app(FakeBatcher(served, saying(served, "x")), Limits(max_rows=3))
+    app = make_app(FakeBatcher(served, saying(served, "x")), Limits(max_rows_per_prompt=3))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get("/v1/strategies")).json()["bounds"]["max_rows"] == 3
         assert await refused(client, {"num_beams": 4}) == "num_beams"

@@ -8,11 +8,11 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from server.app import Surface, api_routers, create_app
-from server.http.body_limit import WireLimits
+from server.app import api_routers, create_app
 from server.observe.metrics import Metrics
 from server.queue.batcher import Batcher
 from server.settings.limits import Limits
+from server.settings.sections import NetworkSettings
 from server.wire.openapi import EXTENSION
 from server.wire.requests import ChatRequest, CompletionRequest
 from tests.server.fake_engine import FakeBatcher, make_served, saying
@@ -30,8 +30,7 @@ def batcher() -> FakeBatcher:
 @pytest.fixture
 async def http(batcher: FakeBatcher) -> AsyncIterator[httpx.AsyncClient]:
     known = cast(Batcher, batcher)
-    surface = Surface(WireLimits(1 << 20, 1 << 20, 1 << 16, 5.0), has_docs=True)
-    app = create_app(surface, known, Metrics("test"), api_routers(known, Limits()))
+    app = create_app(NetworkSettings(docs=True), known, Metrics("test"), api_routers(known, Limits()))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         yield client
 

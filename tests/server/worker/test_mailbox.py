@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -13,11 +12,13 @@ import pytest
 import structlog
 
 from server.errors import ApiError
-from server.worker.mailbox import Patience, WorkerGaveUp
+from server.settings.sections import SupervisionSettings
+from server.worker.mailbox import WorkerGaveUp, delay
 from tests.server.fake_worker import ANSWER, DIE, GARBAGE, HANG, SPIN, STALL, WAIT
 from tests.server.world import PATIENT, QUICK, SECONDS, request, until, world
 
-LENIENT = replace(PATIENT, stall_seconds=1.5, stall_kill_seconds=2.0)  # a busy machine's heartbeat comes in time
+# A busy machine's heartbeat comes in time
+LENIENT = PATIENT.model_copy(update={"stall_seconds": 1.5, "stall_kill_seconds": 2.0})
 
 
 async def test_outputs_of_a_request_arrive_in_order_and_end_with_finished() -> None:
@@ -45,19 +46,19 @@ async def test_a_worker_that_dies_fails_every_request_at_once_and_is_replaced(de
 
 async def test_a_worker_killed_from_outside_is_replaced_and_leaves_no_zombie() -> None:
     async with world() as w:
-        asked, first = w.ask(STALL), w.mailbox.worker_pid
+        asked, first = w.ask(STALL), w.worker_pid
         assert first is not None
         os.kill(first, signal.SIGKILL)
         async with asyncio.timeout(SECONDS):
             with pytest.raises(ApiError):
                 await asked.tokens()
         await until(lambda: w.batcher.status == "ready")
-        assert w.mailbox.worker_pid != first
+        assert w.worker_pid != first
         assert not psutil.pid_exists(first)
 
 
 async def test_a_silent_worker_is_stalled_first_and_then_replaced() -> None:
-    async with world(patience=QUICK) as w:
+    async with world(supervision=QUICK) as w:
         asked = w.ask(HANG)
         await until(lambda: w.batcher.status == "stalled")
         with pytest.raises(ApiError) as refusal:
@@ -70,22 +71,22 @@ async def test_a_silent_worker_is_stalled_first_and_then_replaced() -> None:
 
 
 async def test_a_worker_that_ticks_on_without_progress_is_replaced_too() -> None:
-    async with world(patience=QUICK) as w:
-        asked, first = w.ask(SPIN), w.mailbox.worker_pid
+    async with world(supervision=QUICK) as w:
+        asked, first = w.ask(SPIN), w.worker_pid
         await until(lambda: w.batcher.status == "stalled")
         async with asyncio.timeout(SECONDS):
             with pytest.raises(ApiError):
                 await asked.tokens()
         await until(lambda: w.batcher.status == "ready")
-        assert w.mailbox.worker_pid != first
+        assert w.worker_pid != first
 
 
 async def test_heartbeats_keep_an_idle_worker_ready() -> None:
-    async with world(patience=LENIENT) as w:
-        pid = w.mailbox.worker_pid
+    async with world(supervision=LENIENT) as w:
+        pid = w.worker_pid
         await asyncio.sleep(LENIENT.stall_kill_seconds * 1.5)
         assert w.batcher.status == "ready"
-        assert w.mailbox.worker_pid == pid
+        assert w.worker_pid == pid
 
 
 async def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_reason_and_no_second_try() -> None:
@@ -121,14 +122,14 @@ async def test_after_too_many_losses_in_a_row_the_run_gives_up(tmp_path: Path) -
 
 
 async def test_a_worker_that_never_loads_is_killed_after_the_load_timeout() -> None:
-    patience = Patience(load_timeout=0.6, worker_restarts=0, restart_delay=0.01)
-    async with world('{"load_seconds": 60}', patience=patience, is_awaited=False) as w:
+    impatient = SupervisionSettings(load_timeout=0.6, worker_restarts=0, restart_delay=0.01)
+    async with world('{"load_seconds": 60}', supervision=impatient, is_awaited=False) as w:
         with pytest.raises(WorkerGaveUp, match="silent"):
             await w.supervision
 
 
 def test_the_delay_between_restarts_doubles_up_to_a_limit() -> None:
-    assert [Patience(restart_delay=0.5).delay(losses) for losses in (1, 2, 3, 4, 20)] == [0.5, 1, 2, 4, 30]
+    assert [delay(0.5, losses) for losses in (1, 2, 3, 4, 20)] == [0.5, 1, 2, 4, 30]
 
 
 async def test_a_worker_that_does_not_read_never_blocks_the_loop_and_closes_the_queue() -> None:
@@ -147,7 +148,7 @@ async def test_a_worker_that_does_not_read_never_blocks_the_loop_and_closes_the_
 
 async def test_stopping_ends_a_loading_worker_at_once() -> None:
     async with world('{"load_seconds": 60}', is_awaited=False) as w:
-        await until(lambda: w.mailbox.worker_pid is not None)
+        await until(lambda: w.worker_pid is not None)
         async with asyncio.timeout(SECONDS):
             await w.mailbox.stop()
             await asyncio.wait({w.supervision})
@@ -156,5 +157,5 @@ async def test_stopping_ends_a_loading_worker_at_once() -> None:
 
 async def test_the_worker_stands_in_a_session_of_its_own() -> None:
     async with world() as w:
-        assert w.mailbox.worker_pid is not None
-        assert os.getsid(w.mailbox.worker_pid) != os.getsid(0)
+        assert w.worker_pid is not None
+        assert os.getsid(w.worker_pid) != os.getsid(0)

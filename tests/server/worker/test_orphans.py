@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import asyncio, ctypes, subprocess, sys
-from server import orphans
+from server.worker import orphans
 
 ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans come to us as they come to a first process
 

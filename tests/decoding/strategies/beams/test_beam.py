@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params.stopping import StopSequence
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
@@ -119,7 +120,7 @@ def test_stop_sequences_and_stop_ids_end_hypotheses() -> None:
     assert found.tokens() == plain[:4]
     finish = found.choices[0].finish
     assert finish is not None
-    assert (finish.reason, finish.stop_reason) == (FinishReason.STOP, "stop:0")
+    assert (finish.reason, finish.stop_reason) == (FinishReason.STOP, StopSequence(0))
     stopping = StoppingParams(10, stop_token_ids=(plain[2],))
     by_id = answer(dataclasses.replace(REQUEST, stopping=stopping, strategy=Beam(1, 4, 0.0)), table_engine())
     assert by_id.tokens() == plain[:3]

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from decoding.contract.params import Beam, GroupBeam, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params.stopping import StopSequence
 from tests.decoding.drive import Answer, run
 from tests.decoding.strategies.beams.search_oracle import Rules, beam_search, group_beam_search
 from tests.decoding.strategies.table_oracle import LARGEST, logprob_error
@@ -64,5 +65,7 @@ def test_140_searches_find_what_the_book_finds() -> None:
         request = Request(prompt, params, LogitsParams(0), stopping, LogprobsParams(1))
         (answer,) = run(table_engine(eos=eos, token_bytes=BYTES), [request])
         check(Rules(prompt, stopping, eos, BYTES), params, answer)
-        num_by_sequence += any(isinstance(c.finish and c.finish.stop_reason, str) for c in answer.choices.values())
+        num_by_sequence += any(
+            isinstance(c.finish and c.finish.stop_reason, StopSequence) for c in answer.choices.values()
+        )
     assert num_by_sequence > 10

@@ -10,13 +10,13 @@ import functools
 from collections.abc import Callable
 
 
-def trim() -> None:
+def malloc_trim() -> None:
     """Some milliseconds, without the GIL. Does nothing where the C library cannot."""
-    _malloc_trim()(0)
+    _c_function()(0)
 
 
 @functools.cache
-def _malloc_trim() -> Callable[[int], object]:
+def _c_function() -> Callable[[int], object]:
     try:
         return ctypes.CDLL(None).malloc_trim
     except (OSError, TypeError, AttributeError):  # musl, macOS, Windows

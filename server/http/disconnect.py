@@ -12,7 +12,7 @@ from starlette.types import Receive
 T = TypeVar("T")
 
 
-async def while_present(receive: Receive, work: Awaitable[T]) -> T:
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
     """The work's result. Cancels it, raising ClientDisconnect, if the client goes. The body must be read by then."""
     working = asyncio.ensure_future(work)
     gone = asyncio.create_task(_gone(receive))
