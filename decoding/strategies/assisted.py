@@ -16,8 +16,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
-from decoding.contract.params import DRAFT, Assisted, Request, Sampling
+from decoding.contract.params import DRAFT, Assisted, Request, Sampling, StrategyParams
 from decoding.seam import (
     NOTHING,
     Draw,
@@ -42,6 +43,8 @@ from decoding.strategies.sampling import SamplingStrategy
 
 
 class AssistedStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Assisted
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Assisted)
         self._params = request.strategy

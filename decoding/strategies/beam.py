@@ -21,8 +21,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import islice
+from typing import ClassVar
 
-from decoding.contract.params import Beam, BeamSample, Request
+from decoding.contract.params import Beam, BeamSample, Request, StrategyParams
 from decoding.logits.step import EXCLUDED
 from decoding.seam import Feed, Move, Reading, RowView, Scores, Tools, Want
 from decoding.stopping import Stopping
@@ -37,6 +38,8 @@ Continuation = tuple[float, int, int, Token]
 
 
 class BeamStrategy(Search):
+    PARAMS: ClassVar[type[StrategyParams]] = Beam
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         params = request.strategy
         assert isinstance(params, Beam | BeamSample)

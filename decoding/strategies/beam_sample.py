@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import islice
+from typing import ClassVar
 
 import numpy as np
 
-from decoding.contract.params import Request
+from decoding.contract.params import BeamSample, Request, StrategyParams
 from decoding.logits.step import EXCLUDED
 from decoding.sampling import draw_many_without_replacement, draw_without_replacement
 from decoding.seam import Draw, Purpose, Reading, Scores, Tools, Want
@@ -27,6 +28,8 @@ NOISE = Draw(0, Purpose.BEAM_GUMBEL)
 
 
 class BeamSampleStrategy(BeamStrategy):
+    PARAMS: ClassVar[type[StrategyParams]] = BeamSample
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         super().__init__(request, stopping, tools)
         self._tools = tools

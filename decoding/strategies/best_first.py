@@ -24,8 +24,9 @@ import dataclasses
 from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Sequence
+from typing import ClassVar
 
-from decoding.contract.params import BestFirst, Request
+from decoding.contract.params import BestFirst, Request, StrategyParams
 from decoding.seam import Feed, Figure, Json, Move, Reading, RowId, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Hypothesis, Path
@@ -34,6 +35,8 @@ from decoding.strategies.parts.search import Search
 
 
 class BestFirstStrategy(Search):
+    PARAMS: ClassVar[type[StrategyParams]] = BestFirst
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         params = request.strategy
         assert isinstance(params, BestFirst)

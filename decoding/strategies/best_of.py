@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
-from decoding.contract.params import BestOf, Request, Sampling
+from decoding.contract.params import BestOf, Request, Sampling, StrategyParams
 from decoding.seam import Emit, Finish, Move, Observation, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.parts.ranking import Candidate, best
@@ -19,6 +20,8 @@ from decoding.strategies.sampling import SamplingStrategy
 
 
 class BestOfStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = BestOf
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, BestOf)
         self._params = request.strategy

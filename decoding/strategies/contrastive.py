@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import normalize
 
-from decoding.contract.params import Contrastive, Request
+from decoding.contract.params import Contrastive, Request, StrategyParams
 from decoding.seam import Feed, Move, NothingToDraw, Observation, Reading, RowView, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.choice import Choice
@@ -26,6 +27,8 @@ from decoding.strategies.parts.report import Report, Token
 
 
 class ContrastiveStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Contrastive
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Contrastive)
         self._request = request

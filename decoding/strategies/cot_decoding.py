@@ -20,6 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import ClassVar
 
 from decoding.contract.answers import (
     LAST_NUMBER,
@@ -31,7 +32,7 @@ from decoding.contract.answers import (
     first_line_of,
     last_place,
 )
-from decoding.contract.params import CotDecoding, Request
+from decoding.contract.params import CotDecoding, Request, StrategyParams
 from decoding.seam import (
     Draw,
     Emit,
@@ -88,6 +89,8 @@ class _Branch:
 
 
 class CotDecodingStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = CotDecoding
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, CotDecoding)
         self._params = request.strategy

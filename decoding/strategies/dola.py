@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import ClassVar
 
-from decoding.contract.params import Dola, Request, Sampling
+from decoding.contract.params import Dola, Request, Sampling, StrategyParams
 from decoding.seam import Feed, Move, Observation, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.sampling import SamplingStrategy
 
 
 class DolaStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Dola
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Dola)
         self._params = request.strategy

@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from decoding.contract.params import Entropix, Request
+from decoding.contract.params import Entropix, Request, StrategyParams
 from decoding.logits.step import EXCLUDED
 from decoding.seam import Draw, Feed, Json, Move, NothingToDraw, Observation, Purpose, Reading, Tools, TraceEvent
 from decoding.stopping import Stopping
@@ -53,6 +54,8 @@ class _Decision:
 
 
 class EntropixStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Entropix
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Entropix)
         self._request = request

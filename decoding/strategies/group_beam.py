@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import chain, islice
+from typing import ClassVar
 
-from decoding.contract.params import GroupBeam, Request
+from decoding.contract.params import GroupBeam, Request, StrategyParams
 from decoding.seam import Feed, FinishReason, Move, RowView, Scores, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.hypotheses import Hypothesis, Path
@@ -51,6 +52,8 @@ class _Group:
 
 
 class GroupBeamStrategy(Search):
+    PARAMS: ClassVar[type[StrategyParams]] = GroupBeam
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         params = request.strategy
         assert isinstance(params, GroupBeam)

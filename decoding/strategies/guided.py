@@ -11,9 +11,11 @@ in u alone has the score log p(. | c, y_<t) for gamma >= 1, and is excluded othe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
-from decoding.contract.params import Guided, Request
+from decoding.contract.params import Guided, Request, StrategyParams
 from decoding.logits.step import EXCLUDED
 from decoding.seam import RowView, Tools
 from decoding.stopping import Stopping
@@ -22,6 +24,8 @@ from decoding.strategies.parts.report import whole_logits
 
 
 class GuidedStrategy(LockStep):
+    PARAMS: ClassVar[type[StrategyParams]] = Guided
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Guided)
         super().__init__(request, stopping, tools, context_ids=request.strategy.negative_ids, kind="guidance")

@@ -11,10 +11,11 @@ follows it closely; where it does not, T0 stays.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 
-from decoding.contract.params import KlGuided, Request
+from decoding.contract.params import KlGuided, Request, StrategyParams
 from decoding.logits.step import row_sum
 from decoding.seam import RowView, Tools
 from decoding.stopping import Stopping
@@ -25,6 +26,8 @@ LEAST = 1e-7
 
 
 class KlGuidedStrategy(LockStep):
+    PARAMS: ClassVar[type[StrategyParams]] = KlGuided
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, KlGuided)
         super().__init__(request, stopping, tools, context_ids=request.strategy.context_ids, kind="temperature")

@@ -10,10 +10,11 @@ states. Terms are added one after the other in double precision: the sum does no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
-from decoding.contract.params import Pooling, Request
+from decoding.contract.params import Pooling, Request, StrategyParams
 from decoding.seam import NOTHING, Feed, Move, Observation, Open, RowId, Tools, Want
 from decoding.stopping import Stopping
 
@@ -22,6 +23,8 @@ HIDDEN = Want(hidden=True)
 
 
 class PoolingStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Pooling
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Pooling)
         self._is_mean = request.strategy.pool_by == "mean"

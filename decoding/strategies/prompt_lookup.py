@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
-from decoding.contract.params import PromptLookup, Request, Sampling
+from decoding.contract.params import PromptLookup, Request, Sampling, StrategyParams
 from decoding.seam import Draw, Feed, Move, Observation, RowView, Tools, TraceEvent
 from decoding.stopping import Stopping
 from decoding.strategies.parts.drafting import Ngrams
@@ -25,6 +26,8 @@ from decoding.strategies.sampling import SamplingStrategy
 
 
 class PromptLookupStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = PromptLookup
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, PromptLookup)
         self._params = request.strategy

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
-from decoding.contract.params import Request, Sampling
+from decoding.contract.params import Request, Sampling, StrategyParams
 from decoding.seam import Draw, Feed, Move, Observation, RowView, Tools, TraceEvent, Want
 from decoding.stopping import Stopping
 from decoding.strategies.parts.choice import Choice
@@ -25,6 +26,8 @@ NUM_TRACED = 5
 
 
 class SamplingStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Sampling
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Sampling)
         self._request = request

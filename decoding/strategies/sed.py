@@ -20,8 +20,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
-from decoding.contract.params import Request, Sed
+from decoding.contract.params import Request, Sed, StrategyParams
 from decoding.seam import (
     Draw,
     Feed,
@@ -85,6 +86,8 @@ class _Point:
 
 
 class SedStrategy:
+    PARAMS: ClassVar[type[StrategyParams]] = Sed
+
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Sed)
         self._params = request.strategy

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from decoding.contract.params import Guided, LogitsParams, StrategyParams
+from decoding.contract.params.declared import declared
 from server.errors import ApiError
 from server.translate.table import (
     EXCLUSIONS,
@@ -29,12 +30,6 @@ from server.wire.requests import Decoding
 Body_co = TypeVar("Body_co", bound=Decoding, covariant=True)
 Body = TypeVar("Body", bound=Decoding)
 Keys = Mapping[str, str]
-
-PLACEHOLDERS: Mapping[str, Any] = {
-    "negative_ids": (0,), "context_ids": (0,), "suffix_ids": (), "eval_ids": (0,), "eval_before": (), "yes_id": 0,
-    "no_id": 0, "think_token_id": None, "layers": (0,),
-}  # fmt: skip
-"""What stands for the params fields that only the model can fill: rows are counted without a tokenizer."""
 
 _OWNERS: Mapping[str, Strategy] = {name: each for each in reversed(SEARCHES) for name in each.own_fields}
 """Top-level wire field -> the strategy it is a parameter of, the first where it is of several."""
@@ -55,15 +50,16 @@ class Asked(Generic[Body_co]):
 
     @cached_property
     def params(self) -> StrategyParams:
-        """The strategy's params with PLACEHOLDERS, good for their bounds and their rows. Raises InvalidParam."""
-        return self.params_for((0,), {name: PLACEHOLDERS[name] for name in self.strategy.paths.keys() & PLACEHOLDERS})
+        """The strategy's params with placeholders, good for their bounds and their rows. Raises InvalidParam."""
+        own = declared(self.strategy.params).values()
+        return self.params_for((0,), {each.name: each.from_model.placeholder for each in own if each.from_model})
 
     def params_for(
         self, prompt_ids: Sequence[int], derived: Mapping[str, Any], special_ids: frozenset[int] = frozenset()
     ) -> StrategyParams:
         """The strategy's params for one prompt. derived: what `texts.py` made of the texts. Raises InvalidParam."""
-        paths = self.strategy.paths.items()
-        given = {name: at(self.wire, path) for name, path in paths if name not in PLACEHOLDERS}
+        own = declared(self.strategy.params).values()
+        given = {each.name: at(self.wire, each.path) for each in own if not each.from_model}
         values = {name: value for name, value in given.items() if value is not None}
         values |= self._own(prompt_ids[-1]) | dict(derived)
         if values.get("eval_before"):

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TypeVar
 
 from decoding.contract.answers import compile_answer
-from decoding.contract.params import CotDecoding, InvalidParam
+from decoding.contract.params import PARAMS, CotDecoding, InvalidParam
+from decoding.contract.params.declared import FromText, declared
 from server.errors import ApiError
 from server.settings.limits import Limits
 from server.translate.asked import Asked, asked_of
@@ -19,8 +20,8 @@ from server.wire.base import at
 from server.wire.requests import PROMPT, ChatRequest, CompletionRequest, Decoding
 
 PARAM_TEXTS = (
-    *("negative_prompt", "kl_guided.prompt", "cot_decoding.suffix", "entropix.think_text", "pause_tokens.text"),
-    *("sed.question", "sed.yes", "sed.no"),
+    *(each.path for own in PARAMS.values() for each in declared(own).values() if each.mark(FromText)),
+    *("entropix.think_text", "pause_tokens.text", "sed.question", "sed.yes", "sed.no"),
 )
 NEUTRAL_MAX_ANSWER = CotDecoding().max_answer
 Body = TypeVar("Body", CompletionRequest, ChatRequest)

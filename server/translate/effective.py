@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import Any
 
 from decoding.contract.params import LogitsParams, Request, StoppingParams
-from server.translate.asked import PLACEHOLDERS, Asked
+from decoding.contract.params.declared import declared
+from server.translate.asked import Asked
 from server.translate.plan import Shown
 from server.translate.table import GREEDY, Strategy
 from server.wire.base import at
@@ -48,7 +49,7 @@ def _warped(logits: LogitsParams, strategy: Strategy) -> dict[str, Any]:
 
 
 def _value(request: Request, wire: Decoding, name: str, path: str) -> Any:
-    if name not in PLACEHOLDERS or name in DERIVED_AS_THEY_ARE:
+    if not declared(type(request.strategy))[name].from_model or name in DERIVED_AS_THEY_ARE:
         return getattr(request.strategy, name)
     given = at(wire, path)
     if given is None and path.startswith("sed."):

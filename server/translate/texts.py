@@ -1,7 +1,8 @@
 """The texts among a request's parameters -> token ids, and the other parameters that depend on the model.
 
-Each function gives params fields of one strategy. Texts that go on after other text get no special tokens and lose the
-space that the tokenizer would put before them a second time.
+A field that its params class declares to be a text needs nothing here; functions give the other fields of one strategy.
+Texts that go on after other text get no special tokens and lose the space that the tokenizer would put before them a
+second time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any
 
 from decoding.contract.params import (
     Assisted,
-    CotDecoding,
     Dola,
     Entropix,
     Guided,
@@ -22,6 +22,7 @@ from decoding.contract.params import (
     StrategyParams,
     premature_layers,
 )
+from decoding.contract.params.declared import FromText, declared
 from server.served import Served
 from server.translate.asked import Asked
 from server.wire.base import at
@@ -33,8 +34,13 @@ Derived = Mapping[str, Any]
 
 async def derived(asked: Asked[Decoding], served: Served) -> Derived:
     """The params fields of the strategy that only the model can fill. Raises InvalidParam."""
+    values: dict[str, Any] = {}
+    for each in declared(asked.strategy.params).values():
+        text, given = each.mark(FromText), at(asked.wire, each.path)
+        if text is not None and given is not None:
+            values[each.name] = await (_context if text.begins else _continuing)(given, each.path, served)
     derive = _DERIVATIONS.get(asked.strategy.params)
-    return {} if derive is None else await derive(asked.wire, served)
+    return values if derive is None else {**values, **await derive(asked.wire, served)}
 
 
 async def bad_word_ids(words: Sequence[str], served: Served) -> tuple[tuple[int, ...], ...]:
@@ -69,15 +75,14 @@ def latent_thoughts(wire: Decoding, served: Served) -> LatentThoughts | None:
 
 async def _guided(wire: Decoding, served: Served) -> Derived:
     """Without a negative prompt it is the last token of each prompt (`asked.py`), or an empty source."""
-    if wire.negative_prompt is None:
-        return {} if served.encoder is None else {"negative_ids": await _no_source("negative_prompt", served)}
-    return {"negative_ids": await _context(wire.negative_prompt, "negative_prompt", served)}
+    if wire.negative_prompt is not None or served.encoder is None:
+        return {}
+    return {"negative_ids": await _no_source("negative_prompt", served)}
 
 
 async def _kl_guided(wire: Decoding, served: Served) -> Derived:
-    prompt = at(wire, "kl_guided.prompt")
-    if prompt is not None:
-        return {"context_ids": await _context(prompt, "kl_guided.prompt", served)}
+    if at(wire, "kl_guided.prompt") is not None:
+        return {}
     if served.encoder is not None:
         return {"context_ids": await _no_source("kl_guided.prompt", served)}
     start = served.tokenizer.bos_id
@@ -99,11 +104,6 @@ async def _entropix(wire: Decoding, served: Served) -> Derived:
     if token_id is not None:
         _checked((token_id,), "entropix.think_token_id", served)
     return {"think_token_id": token_id}
-
-
-async def _cot_decoding(wire: Decoding, served: Served) -> Derived:
-    suffix = at(wire, "cot_decoding.suffix")
-    return {} if suffix is None else {"suffix_ids": await _continuing(suffix, "cot_decoding.suffix", served)}
 
 
 async def _sed(wire: Decoding, served: Served) -> Derived:
@@ -151,7 +151,6 @@ _DERIVATIONS: Mapping[type[StrategyParams], Callable[[Decoding, Served], Awaitab
     Guided: _guided,
     KlGuided: _kl_guided,
     Entropix: _entropix,
-    CotDecoding: _cot_decoding,
     Sed: _sed,
     Dola: _dola,
     Assisted: _assisted,

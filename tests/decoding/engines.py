@@ -18,6 +18,7 @@ def make_engine(
     *,
     eos_token_ids: Sequence[int],
     token_bytes: Sequence[bytes] = (),
+    special_tokens: Sequence[tuple[int, str]] = (),
     shares_prefixes: bool = True,
     launches_ahead: bool = False,
     clock: Callable[[], float] = time.monotonic,
@@ -26,7 +27,7 @@ def make_engine(
     placed = {name: Placed(model, caches[name]) for name, model in models.items()}
     return Engine(
         placed,
-        Vocabulary(eos_token_ids, token_bytes),
+        Vocabulary(eos_token_ids, token_bytes, special_tokens),
         Limits(**limits),
         shares_prefixes=shares_prefixes,
         launches_ahead=launches_ahead,

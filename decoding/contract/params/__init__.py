@@ -5,6 +5,9 @@ One params class per strategy; the fields every strategy shares (logits pipeline
 in `Request`. Everything here is per request: nothing is ever shared by a batch.
 """
 
+import importlib
+import pkgutil
+
 from decoding.contract.params.base import DRAFT, MAIN, StrategyParams
 from decoding.contract.params.beams import Beam, BeamSample, BestFirst, GroupBeam
 from decoding.contract.params.branches import CotDecoding, Sed
@@ -33,7 +36,8 @@ __all__ = [
 
 PARAMS: dict[str, type[StrategyParams]] = {
     each.NAME: each
-    for each in map(globals().get, __all__)
-    if isinstance(each, type) and issubclass(each, StrategyParams) and each is not StrategyParams
+    for module in pkgutil.iter_modules(__path__)
+    for each in vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+    if isinstance(each, type) and issubclass(each, StrategyParams) and "NAME" in vars(each)
 }
-"""Strategy name -> its params class: what the wire between the processes names."""
+"""Strategy name -> its params class, of all files here: what the wire between the processes names."""

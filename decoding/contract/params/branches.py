@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from decoding.contract.params.base import Choices, StrategyParams
-from decoding.contract.params.declared import MAX_INT, PROBABILITY, Named, Says, TokenId, Within
+from decoding.contract.params.declared import MAX_INT, PROBABILITY, FromModel, FromText, Named, Says, TokenId, Within
 from decoding.contract.params.invalid import check
 
 Span = Literal["answer", "all"]
@@ -32,7 +32,7 @@ class CotDecoding(StrategyParams):
     answer_regex: Annotated[
         str | None, Says("RE2 pattern of the answer, its last match counts; default: the last number."),
     ] = None
-    suffix_ids: Annotated[tuple[TokenId, ...], Named("cot_decoding.suffix")] = ()
+    suffix_ids: Annotated[tuple[TokenId, ...], Named("cot_decoding.suffix"), FromText()] = ()
     span: Annotated[Span, Says("The tokens whose confidence counts.")] = "answer"
     max_answer: Annotated[int, Within(1, 1024), Says("Most tokens of the answer behind a suffix.")] = 16
     n: Choices = 1
@@ -63,9 +63,9 @@ class Sed(StrategyParams):
     WITHIN = "sed"
 
     # fmt: off
-    eval_ids: Annotated[tuple[TokenId, ...], Named("sed.question")]
-    yes_id: Annotated[TokenId, Named("sed.yes")]
-    no_id: Annotated[TokenId, Named("sed.no")]
+    eval_ids: Annotated[tuple[TokenId, ...], Named("sed.question"), FromModel((0,))]
+    yes_id: Annotated[TokenId, Named("sed.yes"), FromModel(0)]
+    no_id: Annotated[TokenId, Named("sed.no"), FromModel(0)]
     k: Annotated[int, Within(2, MAX_INT), Says("Candidates at a chaotic point.")] = 2
     delta_ratio: Annotated[float, PROBABILITY, Says("Chaotic where p2 / p1 lies above.")] = 0.5
     min_probability: Annotated[float, PROBABILITY, Says("Chaotic where p1 lies below, too.")] = 0.2
@@ -78,7 +78,7 @@ class Sed(StrategyParams):
     ] = 0.8
     max_rollout: Annotated[int, Within(1, 4096), Says("Most tokens of a trial continuation.")] = 512
     max_points: Annotated[int, Within(0, 1024), Says("Most chaotic points of a request.")] = 5
-    eval_before: Annotated[tuple[TokenId, ...], Named("sed.question")] = ()
+    eval_before: Annotated[tuple[TokenId, ...], Named("sed.question"), FromModel(())] = ()
     # fmt: on
 
     def _check(self) -> None:

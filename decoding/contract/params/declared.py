@@ -87,6 +87,21 @@ class PartOf:
 
 
 @dataclass(frozen=True, slots=True)
+class FromModel:
+    """Only the server knows the value: it depends on the model. placeholder: stands for it where rows are counted."""
+
+    placeholder: Any
+
+
+@dataclass(frozen=True, slots=True)
+class FromText(FromModel):
+    """The token ids of the text that the request gives. begins: it opens a context, else it goes on behind a text."""
+
+    placeholder: tuple[int, ...] = ()
+    begins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class IsToken:
     """The number is a token id, or each number in a tuple."""
 
@@ -114,6 +129,10 @@ class Declared:
 
     def mark(self, kind: type[Mark]) -> Mark | None:
         return next((mark for mark in self.marks if type(mark) is kind), None)
+
+    @property
+    def from_model(self) -> FromModel | None:
+        return next((mark for mark in self.marks if isinstance(mark, FromModel)), None)
 
     @property
     def text(self) -> str:

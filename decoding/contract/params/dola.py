@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from decoding.contract.params.base import Choices, StrategyParams
-from decoding.contract.params.declared import Named, Says, Within
+from decoding.contract.params.declared import FromModel, Named, Says, Within
 from decoding.contract.params.invalid import check
 
 
@@ -17,7 +17,7 @@ class Dola(StrategyParams):
     NAME = "dola"
 
     # fmt: off
-    layers: Annotated[tuple[Annotated[int, Within(0)], ...], Named("dola_layers")]
+    layers: Annotated[tuple[Annotated[int, Within(0)], ...], Named("dola_layers"), FromModel((0,))]
     n: Choices = 1
     relative_top: Annotated[
         float, Within(gt=0, le=1), Named("dola_relative_top"),

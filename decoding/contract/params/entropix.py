@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from decoding.contract.params.base import StrategyParams
-from decoding.contract.params.declared import PROBABILITY, Says, TokenId, Within
+from decoding.contract.params.declared import PROBABILITY, FromModel, Says, TokenId, Within
 
 THRESHOLD = Within(0, 1000)
 
@@ -23,7 +23,7 @@ class Entropix(StrategyParams):
 
     # fmt: off
     think_token_id: Annotated[
-        TokenId | None, Says("Injected where the model is uncertain; default: sampled there instead."),
+        TokenId | None, FromModel(None), Says("Injected where the model is uncertain; default: sampled there instead."),
     ] = None
     compat: Annotated[bool, Says("Reproduce the reference's two defects.")] = False
     uses_attention: Annotated[bool, Says("Whether attention entropy and agreement count.")] = True

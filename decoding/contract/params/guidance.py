@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from decoding.contract.params.base import Choices, StrategyParams
-from decoding.contract.params.declared import Named, Off, Says, TokenId, Within
+from decoding.contract.params.declared import FromText, Named, Off, Says, TokenId, Within
 from decoding.contract.params.invalid import check
 
 
@@ -21,7 +21,7 @@ class Guided(StrategyParams):
         float, Within(0, 100), Off(1), Named("guidance_scale"), Says("Classifier-free guidance; 1 is off."),
     ]
     # fmt: on
-    negative_ids: Annotated[tuple[TokenId, ...], Named("negative_prompt")]
+    negative_ids: Annotated[tuple[TokenId, ...], Named("negative_prompt"), FromText((0,), begins=True)]
     n: Choices = 1
 
     def _check(self) -> None:
@@ -47,7 +47,7 @@ class KlGuided(StrategyParams):
     WITHIN = "kl_guided"
 
     sigma: Annotated[float, Within(1e-6, 1e6), Says("The divergence that halves the temperature.")] = 1.0
-    context_ids: Annotated[tuple[TokenId, ...], Named("kl_guided.prompt")] = ()
+    context_ids: Annotated[tuple[TokenId, ...], Named("kl_guided.prompt"), FromText((0,), begins=True)] = ()
     n: Choices = 1
 
     def _check(self) -> None:
