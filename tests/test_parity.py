@@ -51,13 +51,16 @@ def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
 
 
 def assert_parity(make: MakeEngine, requests: list[Request], solo: list[Answer], num_pages: int, seed: int) -> Engine:
-    """Run the crowd over `num_pages` and compare all that the survivors said with what they said alone."""
+    """Run the crowd over `num_pages` and compare all that the survivors said with what they said alone. Those whose own
+    masks leave nothing to draw fail alike."""
     crowded = make(num_pages)
     answers = run_crowd(crowded, requests, random.Random(seed))
-    assert len(answers) > len(requests) * 3 // 4
+    answered = [index for index in answers if solo[index].failure is None]
+    assert len(answered) > len(requests) * 7 // 10
     for index, answer in answers.items():
-        assert answer.failure is None
-        assert answer.said == solo[index].said, f"request {index} differs: {requests[index]}"
+        assert answer.failure == solo[index].failure
+    for index in answered:
+        assert answers[index].said == solo[index].said, f"request {index} differs: {requests[index]}"
     return crowded
 
 
