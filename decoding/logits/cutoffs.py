@@ -16,8 +16,8 @@ from decoding.logits.context import Context
 from decoding.logits.entropy import entropy_of
 from decoding.logits.filters import FEW, MinP, TopK, TopP
 from decoding.logits.ranks import is_among_best, kth_best
+from decoding.logits.slow_path import Rows, mended
 from decoding.logits.step import EXCLUDED, Step, column, row_sum
-from decoding.logits.unclear import Rows, mended
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ import torch
 from decoding.device import is_asynchronous
 from decoding.logits.context import Context
 from decoding.logits.ranks import is_among_best, is_beyond, kth_best
+from decoding.logits.slow_path import mended, where_not
 from decoding.logits.step import EXCLUDED, column
-from decoding.logits.unclear import mended, where_not
 
 FEW = 256
 ASYNCHRONOUS_FEW = 1024

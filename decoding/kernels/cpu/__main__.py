@@ -7,7 +7,7 @@ from decoding.kernels import cpu as kernels
 
 def main() -> None:
     if kernels.available():
-        from decoding.kernels.cpu.everything import compile_all  # noqa: PLC0415 - needs numba
+        from decoding.kernels.cpu.all_kernels import compile_all  # noqa: PLC0415 - needs numba
 
         compile_all()
 

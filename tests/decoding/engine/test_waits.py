@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import decoding.engine.forward
 import decoding.engine.reading
 import decoding.logits.filters
-import decoding.logits.unclear
+import decoding.logits.slow_path
 import decoding.topk.scores
 from decoding.engine.reading import enqueue
 from decoding.logits.context import Context
 from decoding.logits.cutoffs import Typical
 from decoding.logits.filters import TopP, cut_unseen
+from decoding.logits.slow_path import FEW_ROWS
 from decoding.logits.step import Step
-from decoding.logits.unclear import FEW_ROWS
 from decoding.topk.plain import plain_topk
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests
@@ -52,7 +52,7 @@ class NoLook(TorchDispatchMode):
 
 @pytest.fixture
 def asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (decoding.logits.filters, decoding.logits.unclear):
+    for module in (decoding.logits.filters, decoding.logits.slow_path):
         monkeypatch.setattr(module, "is_asynchronous", lambda _device: True)
     monkeypatch.setattr(decoding.topk.scores, "_topk_for", lambda _scores: plain_topk)
 

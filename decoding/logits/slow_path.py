@@ -1,7 +1,7 @@
-"""Rows for which a quick way did not suffice, and what is done with them.
+"""Rows that a fast method could not decide are computed again by the exact one.
 
-Knowing which they are takes a look by the host, which on a GPU must wait for that; where rows are few there, all go the
-long way and each keeps the result that it needs.
+To know which they are the host must look, and on a GPU wait for it. So with few rows on a GPU the exact method runs for
+all of them, and each row keeps the result that it needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Rows = list[int] | slice
 
 
 def mended(quick: torch.Tensor, is_clear: torch.Tensor, exact: Callable[[Rows], torch.Tensor]) -> torch.Tensor:
-    """quick [rows, n] (may be overwritten), but what `exact` says of the rows that are not clear [rows, 1]."""
+    """quick [rows, n], which may be overwritten, with the exact result in the rows where is_clear [rows, 1] is false."""
     if is_asynchronous(quick.device) and len(quick) <= FEW_ROWS:
         return torch.where(is_clear, quick, exact(slice(None)))
     unclear = where_not(is_clear)
