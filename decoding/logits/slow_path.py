@@ -18,7 +18,7 @@ Rows = list[int] | slice
 
 
 def mended(quick: torch.Tensor, is_clear: torch.Tensor, exact: Callable[[Rows], torch.Tensor]) -> torch.Tensor:
-    """quick [rows, n], which may be overwritten, with the exact result in the rows where is_clear [rows, 1] is false."""
+    """quick [rows, n], which may be overwritten, with exact results in the rows where is_clear [rows, 1] is false."""
     if is_asynchronous(quick.device) and len(quick) <= FEW_ROWS:
         return torch.where(is_clear, quick, exact(slice(None)))
     unclear = where_not(is_clear)
