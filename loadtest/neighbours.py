@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from loadtest.run import Completer, Player
 from loadtest.scenario import Closed, Scenario, Shape
@@ -69,10 +70,18 @@ def busy(neighbours: Neighbours) -> Iterator[list[subprocess.Popen[bytes]]]:
             loop.wait()
 
 
-def fair_share(threads: int, neighbours: Neighbours, cores: int) -> float:
-    """Of the speed alone; loops of low priority should not count."""
-    count = 0 if neighbours.nice else neighbours.count
+def fair_share(threads: int, neighbours: Neighbours, cores: int, *, is_nice_heeded: bool = True) -> float:
+    """Of the speed alone; loops of low priority should not count where that is heeded."""
+    count = 0 if neighbours.nice and is_nice_heeded else neighbours.count
     return min(1.0, cores / (threads + count))
+
+
+def is_nice_heeded(autogroup: Path = Path("/proc/sys/kernel/sched_autogroup_enabled")) -> bool:
+    """Linux with autogroups shares the cores among sessions, and priorities count within one only."""
+    try:
+        return autogroup.read_text().strip() == "0"
+    except OSError:
+        return True
 
 
 async def measure(
@@ -86,6 +95,7 @@ async def measure(
 ) -> list[Line]:
     """A line for each load beside each, shown once known. The first of `beside` is what others are compared with."""
     lines: list[Line] = []
+    is_heeded = is_nice_heeded()
     for load in loads:
         alone = 0.0
         for seed, neighbours in enumerate(beside):  # other prompts each time: the prefix cache must not help
@@ -93,6 +103,7 @@ async def measure(
                 run = await Player(load, seed, client, lambda *_: None).play()
             speed = run.summary.total_tokens_per_second
             alone = alone or speed
-            lines.append(Line(load.name, neighbours, speed, alone * fair_share(threads, neighbours, cores)))
+            share = fair_share(threads, neighbours, cores, is_nice_heeded=is_heeded)
+            lines.append(Line(load.name, neighbours, speed, alone * share))
             show(lines[-1])
     return lines

@@ -7,10 +7,11 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from pathlib import Path
 
 import pytest
 
-from loadtest.neighbours import Line, Neighbours, busy, fair_share, measure
+from loadtest.neighbours import Line, Neighbours, busy, fair_share, is_nice_heeded, measure
 from loadtest.scenario import Closed, Scenario, Shape
 from tests.loadtest.test_process import state
 from tests.loadtest.test_run import FakeClient
@@ -53,6 +54,13 @@ def test_a_fair_share_is_that_of_equals() -> None:
     assert fair_share(2, Neighbours(2), cores=2) == 0.5
     assert fair_share(1, Neighbours(1), cores=2) == 1
     assert fair_share(2, Neighbours(1, nice=19), cores=2) == 1
+    assert fair_share(2, Neighbours(1, nice=19), cores=2, is_nice_heeded=False) == pytest.approx(2 / 3)
+
+
+def test_priorities_count_where_sessions_do_not(tmp_path: Path) -> None:
+    (tmp_path / "0").write_text("0\n")
+    (tmp_path / "1").write_text("1\n")
+    assert [is_nice_heeded(tmp_path / name) for name in ("0", "1", "none")] == [True, False, True]
 
 
 async def test_each_load_is_compared_with_itself_alone() -> None:
