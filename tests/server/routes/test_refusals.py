@@ -238,3 +238,27 @@ async def test_a_bug_is_a_500_without_details(client: httpx.AsyncClient, batcher
     assert strict(response) == {
         "message": "internal error", "type": "internal_error", "param": None, "code": "internal_error",
     }  # fmt: skip
+
+
+PARAM_TEXTS: dict[str, dict[str, Any]] = {
+    "negative_prompt": {"guidance_scale": 1.5},
+    "kl_guided.prompt": {},
+    "cot_decoding.suffix": {},
+    "entropix.think_text": {},
+    "pause_tokens.text": {"pause_tokens": {"count": 1}},
+    "sed.question": {},
+    "sed.yes": {},
+    "sed.no": {},
+}
+
+
+@pytest.mark.parametrize("path", PARAM_TEXTS)
+async def test_a_text_among_the_parameters_is_bounded(client: httpx.AsyncClient, path: str) -> None:
+    parent, _, name = path.rpartition(".")
+    text = {name: "a" * (Limits().max_param_chars + 1)}
+    fields = PARAM_TEXTS[path]
+    error = await refused(
+        client, {**fields, parent: {**fields.get(parent, {}), **text}} if parent else {**fields, **text}
+    )
+    assert error["param"] == path
+    assert error["message"] == f"{path} must have at most {Limits().max_param_chars} characters"
