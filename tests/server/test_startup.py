@@ -23,6 +23,7 @@ from server.text.tokenizer import Tokenizer
 from server.worker.mailbox import LoadListener, Mailbox
 from server.worker.model_files import ModelError
 from server.worker.progress import LineDisplay
+from tests.server.fake_engine import byte_tokenizer
 from tests.server.world import FAKE_WORKER, SECONDS, model_directory, until, worker_pid
 
 
@@ -52,10 +53,14 @@ class Recorder:
         self.start = await start
 
 
-async def started(*flags: str) -> Start:
+def fixed_tokens(directory: Path) -> Tokenizer:
+    return cast(Tokenizer, FixedTokens(directory))
+
+
+async def started(*flags: str, read: Callable[[Path], Tokenizer] = fixed_tokens) -> Start:
     batcher = Batcher(QueueSettings(), Metrics("test"))
     settings = load(list(flags), {}).settings
-    startup = Startup(settings, batcher, LineDisplay(io.StringIO()), lambda d: cast(Tokenizer, FixedTokens(d)))
+    startup = Startup(settings, batcher, LineDisplay(io.StringIO()), read)
     recorder = Recorder()
     await startup.run(cast(Mailbox, recorder))
     assert recorder.start is not None
@@ -177,6 +182,14 @@ async def test_a_template_that_does_not_end_ends_the_start(tmp_path: Path, which
     (tmp_path / which / "chat_template.jinja").write_text("{{ 9 ** (9 ** 9) }}")
     with pytest.raises(ModelError, match="the model's chat template takes more than"):
         await started("--model", str(model), "--draft-model", str(draft))
+
+
+async def test_what_is_wrong_with_a_tokenizers_file_is_told_as_it_is(tmp_path: Path) -> None:
+    model = model_directory(tmp_path / "m")
+    (model / "added_tokens.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    byte_tokenizer().save(str(model / "tokenizer.json"))
+    with pytest.raises(ModelError, match=r"added_tokens\.json is nested too deeply"):
+        await started("--model", str(model), read=Tokenizer.from_directory)
 
 
 async def test_a_nested_file_of_the_tokenizer_ends_the_start_with_its_name(tmp_path: Path) -> None:
