@@ -90,12 +90,12 @@ def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear], for
     columns = [len(each.weight) for each in products]
     if any(count % PANEL for count in columns) or any(len(norm.weight) % LANES for norm in (*norms, *head_norms)):
         return None
-    if any(each.weight.dtype != torch.float32 for each in products):
+    if form is not Format.BFLOAT16_PAIRS and any(each.weight.dtype != torch.float32 for each in products):
         return None
     if any(each.weight.shape[1] % depth_multiple(form) for each in products):
         return None
     form = form or (Format.BFLOAT16 if all(fits_bfloat16(each.weight) for each in products) else Format.FLOAT32)
-    packed = [Product(pack(each.weight, form), each.bias) for each in products]
+    packed = [Product(pack(each.weight, form), None if each.bias is None else each.bias.float()) for each in products]
     return Weights(norms[0], norms[1], (head_norms[0], head_norms[1]) if head_norms else None, *packed)
 
 

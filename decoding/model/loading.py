@@ -69,7 +69,7 @@ def wrap(
     check_config(lm.config)
     check_class(lm)
     lm.eval()
-    recipe = choose(lm.device, quantize, is_batch_invariant=is_batch_invariant)
+    recipe = choose(lm, quantize, is_batch_invariant=is_batch_invariant)
     make = attention or (uniform_attention if is_batch_invariant else default_attention)
     with trials(type(lm).__name__):
         recipe.change_weights(lm)
