@@ -1,34 +1,25 @@
-"""Paged attention on the CPU by the compiled kernel: float32, no gathering, every query computed by itself.
+"""Paged attention on the CPU by the compiled kernel: no gathering, every query computed by itself.
 
-Owns the pages in the kernel's layout, the plan's records and the threads' scratch memory. The arithmetic is
-`kernels/attend.py`'s; a whole fused layer (`fused.py`) uses the same pages and plan.
+Owns the plan's records and the threads' scratch memory. The arithmetic is that of `kernels/cpu/attend.py`, in float32
+or, over bfloat16 pages, of bfloat16 numbers with float32 sums; a whole fused layer (`fused.py`) uses the same pages and
+plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import numpy as np
 import torch
 
 from decoding.attention.interface import Batch, LayerSpec, PagedAttention
-from decoding.attention.pages import LayerShape, Pages
-from decoding.kernels.cpu.arena import lazy_zeros
-from decoding.kernels.cpu.attend import (
-    ATTENTION,
-    BATCH,
-    PAGE,
-    STEPS,
-    TILE_ROWS,
-    attend,
-    attention,
-    room_bytes,
-)
+from decoding.attention.kernel_pages import KernelPages, padded
+from decoding.attention.pages import LayerShape
+from decoding.attention.pieces import cut
+from decoding.kernels.cpu.attend import ATTENTION, BATCH, STEPS, TILE_ROWS, attends, attention, room_bytes, writes
 from decoding.kernels.cpu.sharing import COUNTS_BYTES
 from decoding.kernels.cpu.team import Team, default_team
-from decoding.kernels.cpu.tile import PANEL
 
 NO_WINDOW = 1 << 40
 
@@ -48,31 +39,19 @@ class CompiledPlan:
         return int(self.record.ctypes.data)
 
 
-class KernelPages(Pages):
-    """In the layout that the kernel reads: keys [num_pages, kv_heads, head_dim, PAGE], values padded to panels.
-
-    The kernel writes them itself.
-    """
-
-    def __init__(self, shapes: Sequence[LayerShape]) -> None:
-        super().__init__(shapes, PAGE, torch.float32, torch.device("cpu"))
-
-    def allocate(self, num_pages: int) -> None:
-        self.keys = [lazy_zeros(num_pages, s.kv_heads, s.head_dim, PAGE) for s in self.shapes]
-        self.values = [lazy_zeros(num_pages, s.kv_heads, PAGE, _padded(s.v_head_dim)) for s in self.shapes]
-
-    def bytes_per_page(self) -> int:
-        return sum(4 * PAGE * s.kv_heads * (s.head_dim + _padded(s.v_head_dim)) for s in self.shapes)
-
-
 class CompiledAttention(PagedAttention):
     fuses_layers = True
+    keeps_bfloat16 = True
 
-    def __init__(self, shapes: Sequence[LayerShape], team: Team | None = None) -> None:
-        super().__init__(KernelPages(shapes))
+    def __init__(
+        self, shapes: Sequence[LayerShape], team: Team | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """dtype: of the pages, float32 or bfloat16."""
+        self._kernel_pages = KernelPages(shapes, dtype)
+        super().__init__(self._kernel_pages)
         self.team = team or default_team()
         self.shapes = self.pages.shapes
-        self._room = max(room_bytes(s.heads, s.kv_heads, s.head_dim, _padded(s.v_head_dim)) for s in shapes)
+        self._room = max(room_bytes(s.heads, s.kv_heads, s.head_dim, padded(s.v_head_dim)) for s in shapes)
         self._room += -self._room % 64
         self._scratch = np.zeros(self._room * self.team.size // 8, np.int64)
         self._records: dict[int, tuple[LayerSpec, np.ndarray]] = {}
@@ -85,7 +64,7 @@ class CompiledAttention(PagedAttention):
 
     def plan(self, batch: Batch) -> CompiledPlan:
         most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
-        pieces = cut(batch, most)
+        pieces, parts = cut(batch, most)
         tables = np.ascontiguousarray(batch.page_tables)
         slots = np.ascontiguousarray(batch.slots)
         counts = np.zeros((len(self.shapes), STEPS, COUNTS_BYTES // 8), np.int64)
@@ -95,13 +74,14 @@ class CompiledAttention(PagedAttention):
             slots.ctypes.data,
             pieces.ctypes.data,
             len(pieces),
+            parts.ctypes.data,
             tables.ctypes.data,
             tables.shape[1],
             self._scratch.ctypes.data,
             self._room,
             counts.ctypes.data,
         )
-        return CompiledPlan(record, (pieces, tables, slots), counts, batch)
+        return CompiledPlan(record, (pieces, parts, tables, slots), counts, batch)
 
     def forward(
         self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CompiledPlan
@@ -149,10 +129,9 @@ class CompiledAttention(PagedAttention):
 
     def _scores(self, spec: LayerSpec, query: torch.Tensor, keys: int, batch: Batch, row: int) -> torch.Tensor:
         """query [heads, head_dim] -> scaled, capped and masked scores [heads, keys]."""
-        pages = torch.from_numpy(batch.page_tables[row, : -(-keys // PAGE)])
-        found = self.pages.keys[spec.layer].index_select(0, pages)
-        found = found.permute(1, 2, 0, 3).flatten(2)  # [kv_heads, dim, keys]
-        grouped = query.view(found.shape[0], -1, query.shape[-1])
+        pages = batch.page_tables[row, : -(-keys // self.page_size)]
+        found = self._kernel_pages.keys_of(spec.layer, pages)  # [kv_heads, dim, keys]
+        grouped = query.to(self.pages.dtype).float().view(found.shape[0], -1, query.shape[-1])
         scores = (grouped @ found).flatten(0, 1)[:, :keys] * spec.scaling
         if spec.softcap is not None:
             scores = torch.tanh(scores / spec.softcap) * spec.softcap
@@ -169,7 +148,7 @@ class CompiledAttention(PagedAttention):
         record["layer"] = spec.layer
         record["heads"], record["kv_heads"] = shape.heads, shape.kv_heads
         record["head_dim"], record["v_head_dim"] = shape.head_dim, shape.v_head_dim
-        record["v_width"] = _padded(shape.v_head_dim)
+        record["v_width"] = padded(shape.v_head_dim)
         record["window"] = spec.sliding_window or NO_WINDOW
         if spec.sinks is not None:
             if spec.sinks.numel() != shape.heads:
@@ -177,29 +156,8 @@ class CompiledAttention(PagedAttention):
             self._sinks[spec.layer] = spec.sinks.detach().float().contiguous()
             record["sinks"] = self._sinks[spec.layer].data_ptr()
         record["scaling"], record["softcap"] = spec.scaling, spec.softcap or 0.0
-        record["attend"] = attend.address
+        record["write"], record["attend"] = (each[self._kernel_pages.form].address for each in (writes, attends))
         return record
-
-
-def cut(batch: Batch, most: int) -> np.ndarray:
-    """Every row as pieces of at most so many queries, longest keys first: int64 [pieces, 4], as BATCH says."""
-    counts = np.diff(batch.query_starts)
-    if most == 1 or counts.max() == 1:
-        rows = np.repeat(np.arange(len(counts)), counts)
-        found = np.stack([rows, np.arange(batch.num_tokens), np.ones_like(rows), batch.positions], 1)
-    else:
-        found = np.array(list(_pieces(batch, most)), np.int64)
-    return np.ascontiguousarray(found[np.argsort(-found[:, 3], kind="stable")])
-
-
-def _pieces(batch: Batch, most: int) -> Iterator[tuple[int, int, int, int]]:
-    for row, (start, end) in enumerate(pairwise(batch.query_starts.tolist())):
-        for token in range(start, end, most):
-            yield row, token, min(most, end - token), int(batch.positions[token])
-
-
-def _padded(width: int) -> int:
-    return width + -width % PANEL
 
 
 def _readable(part: torch.Tensor) -> torch.Tensor:

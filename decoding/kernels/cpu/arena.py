@@ -46,10 +46,11 @@ def _chunk(size: int) -> torch.Tensor:
 
 
 @torch.inference_mode(False)
-def lazy_zeros(*shape: int) -> torch.Tensor:  # float32
+def lazy_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Takes memory from the system where it is first written; to write a whole cache of GBs takes seconds."""
-    mapping = mmap.mmap(-1, max(1, 4 * math.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(mapping, dtype=torch.uint8)[: 4 * math.prod(shape)].view(torch.float32).view(shape)
+    size = dtype.itemsize * math.prod(shape)
+    mapping = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(mapping, dtype=torch.uint8)[:size].view(dtype).view(shape)
 
 
 @functools.cache

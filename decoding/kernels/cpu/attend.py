@@ -1,39 +1,28 @@
 """Attention over paged keys and values: every query by itself, its keys in blocks whose borders are fixed positions.
 
-A page holds keys as [kv_heads, head_dim, 16] (a panel: sixteen scores are one product) and values as [kv_heads, 16,
-v_width]. Within a block: scores, their maximum, e^(score - maximum), values added up key by key; from block to block
-the running sums are rescaled (the online softmax of FlashAttention, arXiv:2205.14135). Keys that a query may not see
-add exact zeros, so queries of one row can share a tile and a query's result is the same in any.
+Within a block: scores, their maximum, weights (`softmax.py`), values added up key by key; from block to block the
+running sums are rescaled. Keys that a query may not see add exact zeros, so queries can share a tile and a query's
+result is the same in any. A tile has queries of one row or of several, and where these have a page in common, it is
+read once for all of them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from numba import carray, float32
 
 from decoding.kernels.cpu.compiled import address_of, call_at, inner, kernel, kernel_of_counts, reader, record
-from decoding.kernels.cpu.products import MAX_ROWS, make_product, products
+from decoding.kernels.cpu.page_products import make_scores, make_sums
 from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
+from decoding.kernels.cpu.softmax import STATE_BYTES, begin, fill, make_softmax
+from decoding.kernels.cpu.storage import PAGE, STORAGES
 from decoding.kernels.cpu.tile import PANEL, Format
-from decoding.kernels.cpu.vectors import (
-    LANES,
-    exp,
-    keep_between,
-    lane,
-    larger,
-    largest,
-    load,
-    load_one,
-    splat,
-    store,
-    store_one,
-    total,
-    word,
-)
+from decoding.kernels.cpu.vectors import load_one, prefetch, word
 
-PAGE = PANEL  # positions
 BLOCK = 128  # keys
-TILE_ROWS = 24  # queries times heads of a group
-INFINITY = float("inf")
+TILE_ROWS = 48  # queries times heads of a group
+LINE = 64  # bytes
 
 ATTENTION = record(
     layer="count",
@@ -48,8 +37,8 @@ ATTENTION = record(
     value_token="count",
     value_head="count",
     batch="address",  # BATCH
-    key_pages="address",  # [pages, kv_heads, head_dim, PAGE]
-    value_pages="address",  # [pages, kv_heads, PAGE, v_width]
+    key_pages="address",  # [pages, kv_heads, a page of keys]: `storage.py`
+    value_pages="address",  # [pages, kv_heads, a page of values]
     heads="count",
     kv_heads="count",
     head_dim="count",
@@ -59,14 +48,16 @@ ATTENTION = record(
     sinks="address",  # [heads], or 0
     scaling="float",
     softcap="float",  # 0: none
-    attend="address",  # `attend`
+    write="address",  # one of `writes`
+    attend="address",  # one of `attends`
 )
 
 BATCH = record(
     tokens="count",
     slots="address",  # int64 [T]
-    pieces="address",  # int64 [P, 4]: page table, first token, tokens, first position
+    pieces="address",  # int64 [P, 2]: first part, parts
     num_pieces="count",
+    parts="address",  # int64 [N, 4], consecutive tokens of one row: page table, first token, tokens, first position
     tables="address",  # int64 [rows, table_width]
     table_width="count",
     scratch="address",  # one room for each thread
@@ -74,154 +65,199 @@ BATCH = record(
     counts="address",  # of every layer's STEPS steps, zero before the forward
 )
 STEPS = 17
-
-_scores = products[Format.FLOAT32]
-_weighted = make_product(Format.FLOAT32, accumulates=True)
+_PART_BYTES = 32
 
 
 def room_bytes(heads: int, kv_heads: int, head_dim: int, v_width: int) -> int:
     """What one thread needs: queries, scores, sums, and two numbers for each row of a tile."""
     rows = max(TILE_ROWS, heads // kv_heads)
-    return 4 * rows * (head_dim + BLOCK + v_width + 2) + 64
+    return rows * (4 * (head_dim + PANEL) + 4 * BLOCK + 4 * v_width + STATE_BYTES) + LINE
 
 
 @inner
-def write(a, slots, token):
-    """Put the token's keys and values into its slot."""
-    slot = word(slots, token)
-    page, offset = slot // PAGE, slot % PAGE
-    for head in range(a.kv_heads):
-        source = a.key + token * a.key_token + head * a.key_head
-        target = a.key_pages + 4 * ((page * a.kv_heads + head) * a.head_dim * PAGE + offset)
-        for d in range(a.head_dim):
-            store_one(target + 4 * PAGE * d, load_one(source + 4 * d))
-        source = a.value + token * a.value_token + head * a.value_head
-        target = a.value_pages + 4 * ((page * a.kv_heads + head) * PAGE + offset) * a.v_width
-        for d in range(a.v_head_dim):
-            store_one(target + 4 * d, load_one(source + 4 * d))
+def _prefetch_all(address, size):
+    for at in range(0, size, LINE):
+        prefetch(address + at)
 
 
-@inner
-def _mask(scores, keys, first, end, scaling, softcap):
-    """Scale and cap one row's scores of a block, hide keys outside first <= key < end; returns the largest."""
-    hidden = splat(float32(-INFINITY))
-    best = hidden
-    for key in range(0, keys, LANES):
-        v = load(scores + 4 * key)
-        if softcap > 0:
-            # tanh(x) = 1 - 2 / (e^2x + 1)
-            e = exp(v * splat(float32(2 * scaling / softcap)))
-            v = splat(float32(softcap)) * (splat(float32(1)) - splat(float32(2)) / (e + splat(float32(1))))
-        else:
-            v = v * splat(float32(scaling))
-        v = keep_between(v, first - key, end - key, hidden)
-        store(scores + 4 * key, v)
-        best = larger(v, best)
-    return largest(best)
+def make_attend(form: Format) -> Any:
+    """attend(attention, batch, counts, thread): one thread's share, back when all are done."""
+    softmax, copy_query = make_softmax(form), STORAGES[form].copy_query
+    soften, settle = softmax.soften, softmax.finish
+    scores_of, add_values = make_scores(form), make_sums(form)
+    depth = form.depth
+    size = 4 // depth  # of a number
+
+    @inner
+    def page_at(a, table, key, kv_head):
+        return word(table, key // PAGE) * a.kv_heads + kv_head
+
+    @inner
+    def table_of(batch, part):
+        return batch.tables + 8 * word(part, 0) * batch.table_width
+
+    @inner
+    def sharing(batch, part, parts, key):
+        """How many of the parts, from the first on, have keys from there on, in the same page."""
+        if word(part, 3) + word(part, 2) <= key:
+            return 0
+        page, count = word(table_of(batch, part), key // PAGE), 1
+        while count < parts:
+            other = part + _PART_BYTES * count
+            if word(other, 3) + word(other, 2) <= key or word(table_of(batch, other), key // PAGE) != page:
+                break
+            count += 1
+        return count
+
+    @inner
+    def tokens_of(part, parts):
+        count = 0
+        for each in range(parts):
+            count += word(part + _PART_BYTES * each, 2)
+        return count
+
+    @inner
+    def end_of(part, parts):
+        """Behind the last key that one of them sees."""
+        end = 0
+        for each in range(parts):
+            end = max(end, word(part + _PART_BYTES * each, 3) + word(part + _PART_BYTES * each, 2))
+        return end
+
+    @inner
+    def copy_queries(a, part, parts, kv_head, room, lda):
+        group = a.heads // a.kv_heads
+        for each in range(parts):
+            token = word(part + _PART_BYTES * each, 1)
+            for query in range(token, token + word(part + _PART_BYTES * each, 2)):
+                source = a.query + query * a.query_token + kv_head * group * a.query_head
+                for _ in range(group):
+                    copy_query(source, a.head_dim, room)
+                    source += a.query_head
+                    room += lda
+
+    @inner
+    def soften_block(a, part, parts, scores, sums, state, start, keys):
+        group = a.heads // a.kv_heads
+        for each in range(parts):
+            position = word(part + _PART_BYTES * each, 3)
+            for own in range(position, position + word(part + _PART_BYTES * each, 2)):
+                first, end = max(0, own - a.window + 1 - start), min(own + 1 - start, keys)
+                for _ in range(group):
+                    soften(scores, sums, a.v_width, state, keys, first, end, a.scaling, a.softcap)
+                    scores += 4 * BLOCK
+                    sums += 4 * a.v_width
+                    state += STATE_BYTES
+
+    @inner
+    def attend_block(a, batch, part, parts, kv_head, room, lda, rows, start, end):
+        """One block of keys [start, end) for every row of the tile."""
+        group, turns = a.heads // a.kv_heads, (a.head_dim + depth - 1) // depth
+        key_bytes, value_bytes = 4 * PAGE * turns, size * PAGE * a.v_width
+        scores = room + rows * lda
+        sums = scores + 4 * rows * BLOCK
+        state = sums + 4 * rows * a.v_width
+        for key in range(start, end, PAGE):
+            each, row = 0, 0
+            while each < parts:
+                own = part + _PART_BYTES * each
+                count = sharing(batch, own, parts - each, key)
+                if count > 0:
+                    page = page_at(a, table_of(batch, own), key, kv_head)
+                    some = group * tokens_of(own, count)
+                    to = scores + 4 * (row * BLOCK + key - start)
+                    _prefetch_all(a.value_pages + page * value_bytes, value_bytes)
+                    scores_of(some, room + row * lda, lda, a.key_pages + page * key_bytes, turns, to, 4 * BLOCK)
+                    row += some
+                    each += count
+                else:
+                    row += group * word(own, 2)
+                    each += 1
+        soften_block(a, part, parts, scores, sums, state, start, (end - start + PANEL - 1) // PANEL * PANEL)
+        for key in range(start, end, PAGE):
+            each, row = 0, 0
+            while each < parts:
+                own = part + _PART_BYTES * each
+                count = sharing(batch, own, parts - each, key)
+                if count > 0:
+                    page = page_at(a, table_of(batch, own), key, kv_head)
+                    some = group * tokens_of(own, count)
+                    keys = min(PAGE, end_of(own, count) - key)
+                    if key + BLOCK < word(own, 3) + word(own, 2):
+                        following = page_at(a, table_of(batch, own), key + BLOCK, kv_head)
+                        _prefetch_all(a.key_pages + following * key_bytes, key_bytes)
+                    at, to = scores + 4 * row * BLOCK + size * (key - start), sums + 4 * row * a.v_width
+                    values = a.value_pages + page * value_bytes
+                    taken = (keys + depth - 1) // depth
+                    add_values(some, a.v_width // PANEL, at, 4 * BLOCK, values, taken, to, 4 * a.v_width)
+                    row += some
+                    each += count
+                else:
+                    row += group * word(own, 2)
+                    each += 1
+
+    @inner
+    def write_out(a, part, parts, kv_head, sums, state):
+        group = a.heads // a.kv_heads
+        for each in range(parts):
+            token = word(part + _PART_BYTES * each, 1)
+            for query in range(token, token + word(part + _PART_BYTES * each, 2)):
+                for head in range(kv_head * group, (kv_head + 1) * group):
+                    sink = load_one(a.sinks + 4 * head) if a.sinks != 0 else float32(0)
+                    out = a.out + 4 * (query * a.heads + head) * a.v_head_dim
+                    settle(sums, a.v_head_dim, state, sink, a.sinks != 0, out)
+                    sums += 4 * a.v_width
+                    state += STATE_BYTES
+
+    @inner
+    def first_key(a, part, parts):
+        """The first that one of them sees."""
+        first = word(part, 3)
+        for each in range(1, parts):
+            first = min(first, word(part + _PART_BYTES * each, 3))
+        return max(0, first - a.window + 1)
+
+    @inner
+    def attend_piece(a, batch, part, parts, kv_head, room):
+        """All heads of one group."""
+        rows = tokens_of(part, parts) * (a.heads // a.kv_heads)
+        lda = size * ((a.head_dim + PANEL - 1) // PANEL * PANEL)
+        sums = room + rows * (lda + 4 * BLOCK)
+        state = sums + 4 * rows * a.v_width
+        copy_queries(a, part, parts, kv_head, room, lda)
+        fill(sums, 4 * rows * a.v_width, float32(0))
+        for row in range(rows):
+            begin(state + STATE_BYTES * row)
+        end = end_of(part, parts)
+        for start in range(first_key(a, part, parts) // BLOCK * BLOCK, end, BLOCK):
+            attend_block(a, batch, part, parts, kv_head, room, lda, rows, start, min(end, start + BLOCK))
+        write_out(a, part, parts, kv_head, sums, state)
+
+    def attend(attention_at, batch_at, counts, thread):
+        a, batch = carray(_attention_at(attention_at), 1)[0], carray(_batch_at(batch_at), 1)[0]
+        room = batch.scratch + thread * batch.room
+        items = batch.num_pieces * a.kv_heads
+        item = take(counts, 1)
+        while item < items:
+            piece = batch.pieces + 16 * (item // a.kv_heads)
+            part = batch.parts + _PART_BYTES * word(piece, 0)
+            attend_piece(a, batch, part, word(piece, 1), item % a.kv_heads, room)
+            finish(counts, 1)
+            item = take(counts, 1)
+        wait(counts, items)
+
+    return attend
 
 
-@inner
-def _exponentiate(scores, keys, peak):
-    """scores = e^(scores - peak); returns their sum."""
-    height, sums = splat(peak), splat(float32(0))
-    for key in range(0, keys, LANES):
-        v = exp(load(scores + 4 * key) - height)
-        store(scores + 4 * key, v)
-        sums = sums + v
-    return total(sums)
+def make_write(form: Format) -> Any:
+    """write(attention, batch, token, thread): put the token's keys and values into its slot."""
+    write_token = STORAGES[form].write
 
+    def write(attention_at, batch_at, token, thread):
+        a, batch = carray(_attention_at(attention_at), 1)[0], carray(_batch_at(batch_at), 1)[0]
+        write_token(a, batch.slots, batch.tokens, token, batch.scratch + thread * batch.room)
 
-@inner
-def _fill(address, count, number):
-    for at in range(0, 4 * count, 4):
-        store_one(address + at, number)
-
-
-@inner
-def _exp_one(x):
-    return lane(exp(splat(x)), 0)
-
-
-@inner
-def _soften(a, scores, sums, state, keys, first, end):
-    """One row's weights of one block, and its running state: the peak so far and the sum of weights."""
-    if first >= end:
-        _fill(scores, keys, float32(0))
-        return
-    before = load_one(state)
-    peak = max(before, _mask(scores, keys, first, end, a.scaling, a.softcap))
-    shrink = _exp_one(before - peak)
-    store_one(state, peak)
-    store_one(state + 4, load_one(state + 4) * shrink + _exponentiate(scores, keys, peak))
-    if shrink != float32(1):
-        for at in range(0, 4 * a.v_width, 4 * LANES):
-            store(sums + at, load(sums + at) * splat(shrink))
-
-
-@inner
-def _finish(a, sums, state, sink, has_sink, out):
-    """out = sums / weights, a sink counting as one more key."""
-    weights, shrink = load_one(state + 4), float32(1)
-    if has_sink:
-        peak = max(load_one(state), sink)
-        shrink = _exp_one(load_one(state) - peak)
-        weights = weights * shrink + _exp_one(sink - peak)
-    scale = shrink / weights
-    for d in range(a.v_head_dim):
-        store_one(out + 4 * d, load_one(sums + 4 * d) * scale)
-
-
-@inner
-def _attend_block(a, table, kv_head, room, rows, group, position, start, end):
-    """One block of keys [start, end) for every row of the tile."""
-    queries, scores = room, room + 4 * rows * a.head_dim
-    sums = scores + 4 * rows * BLOCK
-    state = sums + 4 * rows * a.v_width
-    for key in range(start, end, PAGE):
-        page = a.key_pages + 4 * (word(table, key // PAGE) * a.kv_heads + kv_head) * a.head_dim * PAGE
-        for row in range(0, rows, MAX_ROWS):
-            some, to = min(MAX_ROWS, rows - row), scores + 4 * (row * BLOCK + key - start)
-            at = queries + 4 * row * a.head_dim
-            _scores(some, 1, at, 4 * a.head_dim, page, 4 * PAGE, 0, a.head_dim, to, 4 * BLOCK)
-    keys = (end - start + LANES - 1) // LANES * LANES
-    for row in range(rows):
-        own = position + row // group
-        first = max(0, own - a.window + 1 - start)
-        last = min(own + 1, end) - start
-        _soften(a, scores + 4 * row * BLOCK, sums + 4 * row * a.v_width, state + 8 * row, keys, first, last)
-    for key in range(start, end, PAGE):
-        page = a.value_pages + 4 * (word(table, key // PAGE) * a.kv_heads + kv_head) * PAGE * a.v_width
-        for row in range(0, rows, MAX_ROWS):
-            some, to = min(MAX_ROWS, rows - row), sums + 4 * row * a.v_width
-            at = scores + 4 * (row * BLOCK + key - start)
-            depth = min(PAGE, end - key)
-            _weighted(some, a.v_width // PANEL, at, 4 * BLOCK, page, 4 * a.v_width, 4 * PANEL, depth, to, 4 * a.v_width)
-
-
-@inner
-def _attend_piece(a, table, kv_head, room, token, tokens, position):
-    """Consecutive queries of one row, all heads of one group."""
-    group = a.heads // a.kv_heads
-    rows = tokens * group
-    for row in range(rows):
-        head = kv_head * group + row % group
-        source = a.query + (token + row // group) * a.query_token + head * a.query_head
-        for d in range(a.head_dim):
-            store_one(room + 4 * (row * a.head_dim + d), load_one(source + 4 * d))
-    sums = room + 4 * rows * (a.head_dim + BLOCK)
-    state = sums + 4 * rows * a.v_width
-    _fill(sums, rows * a.v_width, float32(0))
-    for row in range(rows):
-        store_one(state + 8 * row, float32(-INFINITY))
-        store_one(state + 8 * row + 4, float32(0))
-    end = position + tokens
-    for start in range(max(0, position - a.window + 1) // BLOCK * BLOCK, end, BLOCK):
-        _attend_block(a, table, kv_head, room, rows, group, position, start, min(end, start + BLOCK))
-    for row in range(rows):
-        head = kv_head * group + row % group
-        sink = load_one(a.sinks + 4 * head) if a.sinks != 0 else float32(0)
-        out = a.out + 4 * ((token + row // group) * a.heads + head) * a.v_head_dim
-        _finish(a, sums + 4 * row * a.v_width, state + 8 * row, sink, a.sinks != 0, out)
+    return write
 
 
 @inner
@@ -230,26 +266,11 @@ def step(batch, layer, number):
     return batch.counts + (layer * STEPS + number) * COUNTS_BYTES
 
 
-def _attend(attention_at, batch_at, counts, thread):
-    """One thread's share: takes pieces, head group by head group, until none are left and all are done."""
-    a, batch = carray(_attention_at(attention_at), 1)[0], carray(_batch_at(batch_at), 1)[0]
-    room = batch.scratch + thread * batch.room
-    items = batch.num_pieces * a.kv_heads
-    item = take(counts, 1)
-    while item < items:
-        piece = batch.pieces + 32 * (item // a.kv_heads)
-        table = batch.tables + 8 * word(piece, 0) * batch.table_width
-        _attend_piece(a, table, item % a.kv_heads, room, word(piece, 1), word(piece, 2), word(piece, 3))
-        finish(counts, 1)
-        item = take(counts, 1)
-    wait(counts, items)
-
-
 @inner
-def _write_all(a, batch, counts):
+def _write_all(a, attention_at, batch, counts, thread):
     token = take(counts, 1)
     while token < batch.tokens:
-        write(a, batch.slots, token)
+        call_at(a.write, (attention_at, a.batch, token, thread))
         finish(counts, 1)
         token = take(counts, 1)
     wait(counts, batch.tokens)
@@ -259,10 +280,11 @@ def _attention(pointer):
     a = carray(pointer, 1)[0]
     batch = carray(_batch_at(a.batch), 1)[0]
     thread = take(step(batch, a.layer, 0), 1)
-    _write_all(a, batch, step(batch, a.layer, 1))
+    _write_all(a, address_of(pointer), batch, step(batch, a.layer, 1), thread)
     call_at(a.attend, (address_of(pointer), a.batch, step(batch, a.layer, 2), thread))
 
 
 _attention_at, _batch_at = reader(ATTENTION), reader(BATCH)
-attend = kernel_of_counts(4)(_attend)
+attends = {form: kernel_of_counts(4)(make_attend(form)) for form in STORAGES}
+writes = {form: kernel_of_counts(4)(make_write(form)) for form in STORAGES}
 attention = kernel(ATTENTION)(_attention)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import carray
 
-from decoding.kernels.cpu.attend import ATTENTION, BATCH, step, write
+from decoding.kernels.cpu.attend import ATTENTION, BATCH, step
 from decoding.kernels.cpu.compiled import call_at, inner, kernel, reader, record
 from decoding.kernels.cpu.rows import add, rms_norm, rotate
 from decoding.kernels.cpu.sharing import finish, take, wait
@@ -90,7 +90,7 @@ def _turn(layer, heads, start, stride, norm, cos, sin):
 
 
 @inner
-def _prepare(layer, a, batch, counts):
+def _prepare(layer, a, batch, counts, thread):
     """Turn queries and keys, put keys and values into their pages."""
     first = take(counts, ROWS_AT_ONCE)
     while first < batch.tokens:
@@ -99,7 +99,7 @@ def _prepare(layer, a, batch, counts):
             cos, sin = layer.cos + 4 * token * layer.rotary, layer.sin + 4 * token * layer.rotary
             _turn(layer, a.heads, a.query + token * a.query_token, a.query_head, layer.query_norm, cos, sin)
             _turn(layer, a.kv_heads, a.key + token * a.key_token, a.key_head, layer.key_norm, cos, sin)
-            write(a, batch.slots, token)
+            call_at(a.write, (layer.attention, layer.batch, token, thread))
         finish(counts, end - first)
         first = take(counts, ROWS_AT_ONCE)
     wait(counts, batch.tokens)
@@ -150,7 +150,7 @@ def _run_layer(layer, a, batch, thread):
     width = a.heads * a.v_head_dim
     _begin(layer, batch, step(batch, index, 1))
     _product(layer, batch, 2, layer.normed, hidden, layer.qkv_weight, layer.qkv_bias, layer.qkv, layer.qkv_columns, 0)
-    _prepare(layer, a, batch, step(batch, index, 3))
+    _prepare(layer, a, batch, step(batch, index, 3), thread)
     call_at(a.attend, (layer.attention, layer.batch, step(batch, index, 4), thread))
     _product(layer, batch, 5, layer.attended, width, layer.out_weight, layer.out_bias, layer.projected, hidden, 0)
     _continue(layer, batch, step(batch, index, 6))

@@ -96,11 +96,11 @@ def format_for(rounding: Rounding) -> Format | None:
     return None if rounding == "none" else FORMATS[rounding]
 
 
-def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False) -> Any:
+def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False, looks_ahead: bool = True) -> Any:
     """tile(a, lda, b, ldb, stride, turns, c, ldc), addresses and strides in bytes, at least one turn.
 
     ldb leads from one turn to the next, stride from one panel to the next. c is written or, if it accumulates,
-    added to, which INT4 cannot.
+    added to, which INT4 cannot. looks_ahead: if it waits for memory, it asks for what lies further on in each panel.
     """
 
     @intrinsic
@@ -109,7 +109,7 @@ def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False
             if form is Format.INT4:
                 _GroupTile(builder, rows, panels).build(args)
             else:
-                _Tile(builder, rows, panels, form).build(args, accumulates=accumulates)
+                _Tile(builder, rows, panels, form, looks_ahead).build(args, accumulates=accumulates)
 
         return types.void(*[types.int64] * 8), build
 
@@ -139,6 +139,7 @@ class _Tile(_Addresses):
     rows: int
     panels: int
     form: Format
+    looks_ahead: bool
 
     def build(self, args: Any, *, accumulates: bool) -> None:
         a, lda, b, ldb, stride, turns, c, ldc = args
@@ -181,7 +182,7 @@ class _Tile(_Addresses):
 
     def _columns(self, at: Any, stride: Any) -> list[Any]:
         panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
-        if self.panels > 1 and self.rows <= FEW_ROWS:
+        if self.looks_ahead and self.panels > 1 and self.rows <= FEW_ROWS:
             for panel in panels:
                 self.prefetch(self.plus(panel, _i64(AHEAD), 1, 0))
         return [vector for panel in panels for vector in self._panel(panel)]

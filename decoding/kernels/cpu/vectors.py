@@ -118,6 +118,20 @@ def add_pairs(builder: Any, sums: Any, a: Any, b: Any) -> Any:
     return call_fma(builder, even[0], even[1], call_fma(builder, odd[0], odd[1], sums))
 
 
+def _all_lanes(number: int) -> Any:
+    return ir.Constant(I32S, [number] * LANES)
+
+
+def _bfloat16_bits(builder: Any, vector: Any) -> Any:
+    """The nearest bfloat16 numbers, ties to even, each in the low half of a word."""
+    bits = builder.bitcast(vector, I32S)
+    odd = builder.and_(builder.lshr(bits, _all_lanes(16)), _all_lanes(1))
+    rounded = builder.add(builder.add(bits, _all_lanes(0x7FFF)), odd)
+    quiet = builder.or_(bits, _all_lanes(0x400000))
+    kept = builder.select(builder.fcmp_unordered("uno", vector, vector), quiet, rounded)
+    return builder.lshr(kept, _all_lanes(16))
+
+
 def splat_scalar(builder: Any, scalar: Any) -> Any:
     undefined = ir.Constant(ir.VectorType(scalar.type, LANES), ir.Undefined)
     vector = builder.insert_element(undefined, scalar, ir.Constant(I32, 0))
@@ -156,6 +170,35 @@ def load(_context: Any, address: Any) -> Any:
         return floats_at(builder, args[0])
 
     return VECTOR(types.int64), build
+
+
+@intrinsic
+def load_first(_context: Any, address: Any, count: Any) -> Any:
+    """The first `count` numbers at the address and zeros behind them; nothing further is read."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        flags = ir.VectorType(ir.IntType(1), LANES)
+        kind = ir.FunctionType(F32S, [ir.PointerType(), I32, flags, F32S])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
+        count = splat_scalar(builder, builder.trunc(args[1], I32))
+        inside = builder.icmp_signed("<", ir.Constant(I32S, list(range(LANES))), count)
+        zeros = ir.Constant(F32S, [0.0] * LANES)
+        return builder.call(function, [pointer(builder, args[0]), ir.Constant(I32, 4), inside, zeros])
+
+    return VECTOR(types.int64, types.int64), build
+
+
+@intrinsic
+def prefetch(_context: Any, address: Any) -> Any:
+    """Ask for the cache line at the address, which will be read."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        hints = [ir.Constant(I32, hint) for hint in (0, 3, 1)]  # to read, keep near, data
+        builder.call(function, [pointer(builder, args[0]), *hints])
+
+    return types.void(types.int64), build
 
 
 @intrinsic
@@ -211,16 +254,50 @@ def store_bfloat16(_context: Any, address: Any, vector: Any) -> Any:
     """The nearest bfloat16 numbers, ties to even."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        def all_lanes(number: int) -> Any:
-            return ir.Constant(I32S, [number] * LANES)
-
-        bits = builder.bitcast(args[1], I32S)
-        odd = builder.and_(builder.lshr(bits, all_lanes(16)), all_lanes(1))
-        rounded = builder.add(builder.add(bits, all_lanes(0x7FFF)), odd)
-        quiet = builder.or_(bits, all_lanes(0x400000))
-        kept = builder.select(builder.fcmp_unordered("uno", args[1], args[1]), quiet, rounded)
-        short = builder.trunc(builder.lshr(kept, all_lanes(16)), ir.VectorType(ir.IntType(16), LANES))
+        short = builder.trunc(_bfloat16_bits(builder, args[1]), ir.VectorType(ir.IntType(16), LANES))
         builder.store(short, pointer(builder, args[0]), align=2)
+
+    return types.void(types.int64, VECTOR), build
+
+
+@intrinsic
+def store_normal_bfloat16(_context: Any, address: Any, vector: Any) -> Any:
+    """The same for numbers that are zero or normal, as the processor does it, which takes all others for zero."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        shorts = ir.VectorType(ir.IntType(16), LANES)
+        if _HAS_PAIRS and LANES > PORTABLE_LANES:
+            kind = ir.FunctionType(ir.VectorType(_BFloat(), LANES), [F32S])
+            function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+            short = builder.bitcast(builder.call(function, [args[1]]), shorts)
+        else:
+            short = builder.trunc(_bfloat16_bits(builder, args[1]), shorts)
+        builder.store(short, pointer(builder, args[0]), align=2)
+
+    return types.void(types.int64, VECTOR), build
+
+
+@intrinsic
+def store_pairs(_context: Any, address: Any, low: Any, high: Any) -> Any:
+    """The nearest bfloat16 numbers of `low` and `high` by turns."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        low, high = (_bfloat16_bits(builder, each) for each in args[1:])
+        pairs = builder.or_(low, builder.shl(high, _all_lanes(16)))
+        builder.store(pairs, pointer(builder, args[0]), align=4)
+
+    return types.void(types.int64, VECTOR, VECTOR), build
+
+
+@intrinsic
+def store_second(_context: Any, address: Any, vector: Any) -> Any:
+    """The nearest bfloat16 numbers as the second of each pair; the first stays what it is."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        place = pointer(builder, args[0])
+        first = builder.and_(builder.load(place, align=4, typ=I32S), _all_lanes(0xFFFF))
+        second = builder.shl(_bfloat16_bits(builder, args[1]), _all_lanes(16))
+        builder.store(builder.or_(first, second), place, align=4)
 
     return types.void(types.int64, VECTOR), build
 
@@ -339,33 +416,39 @@ def store_one(_context: Any, address: Any, number: Any) -> Any:
     return types.void(types.int64, types.float32), build
 
 
-if LANES == PORTABLE_LANES:
-
-    @_inner
-    def _of_eight(v, i):
-        return lane(v, i)
-
-else:
-
-    @_inner
-    def _of_eight(v, i):
-        return lane(v, i) + lane(v, i + 8)
+def _folded(builder: Any, vector: Any, width: int) -> tuple[Any, Any]:
+    """The lanes as they are, and turned by `width`."""
+    order = ir.Constant(I32S, [(i + width) % LANES for i in range(LANES)])
+    return vector, builder.shuffle_vector(vector, ir.Constant(F32S, ir.Undefined), order)
 
 
-@_inner
-def total(v):
-    """The sum of the lanes, always in the same order."""
-    return ((_of_eight(v, 0) + _of_eight(v, 4)) + (_of_eight(v, 1) + _of_eight(v, 5))) + (
-        (_of_eight(v, 2) + _of_eight(v, 6)) + (_of_eight(v, 3) + _of_eight(v, 7))
-    )
+@intrinsic
+def total(_context: Any, vector: Any) -> Any:
+    """The sum of the lanes, always in the same order: ((0 + 4) + (1 + 5)) + ((2 + 6) + (3 + 7)), if there are more than
+    eight after 0 + 8, 1 + 9 and so on.
+    """
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        vector = args[0]
+        for width in ((8, 4, 1, 2) if LANES > PORTABLE_LANES else (4, 1, 2)):
+            vector = builder.fadd(*_folded(builder, vector, width))
+        return builder.extract_element(vector, ir.Constant(I32, 0))
+
+    return types.float32(VECTOR), build
 
 
-@_inner
-def largest(v):
-    best = lane(v, 0)
-    for i in range(1, LANES):
-        best = max(best, lane(v, i))
-    return best
+@intrinsic
+def largest(_context: Any, vector: Any) -> Any:
+    """Of the lanes, none of them NaN."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        vector = args[0]
+        for width in ((8, 4, 2, 1) if LANES > PORTABLE_LANES else (4, 2, 1)):
+            one, other = _folded(builder, vector, width)
+            vector = builder.select(builder.fcmp_ordered(">", one, other), one, other)
+        return builder.extract_element(vector, ir.Constant(I32, 0))
+
+    return types.float32(VECTOR), build
 
 
 @_inner
@@ -383,6 +466,44 @@ def exp(x):
     p = fma(p, r, splat(types.float32(0.5)))
     p = fma(p, r * r, r + splat(types.float32(1)))
     return p * _power_of_two(n)
+
+
+@intrinsic
+def _shift_exponent(_context: Any, vector: Any, shifted: Any) -> Any:
+    """vector * 2 ** n, where the numbers `shifted` are n + _WHOLE, as long as all results are normal."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        bits, steps = (builder.bitcast(each, I32S) for each in args)
+        return builder.bitcast(builder.add(bits, builder.shl(steps, _all_lanes(23))), F32S)
+
+    return VECTOR(VECTOR, VECTOR), build
+
+
+@intrinsic
+def _zero_below(_context: Any, vector: Any, x: Any, limit: Any) -> Any:
+    """0 where x is below the limit, elsewhere the vector's lanes."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        vector, x, limit = args
+        zeros = ir.Constant(F32S, [0.0] * LANES)
+        return builder.select(builder.fcmp_ordered("<", x, limit), zeros, vector)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), build
+
+
+_WHOLE = 1.5 * 2**23  # float32 numbers from here on are whole ones: added and taken off again, it rounds to those
+
+
+@_inner
+def exp2(x):
+    """2 ** x for x <= 126 within 3e-6, by the best polynomial of degree 4 that gives 2 ** 0 = 1; below -125 it is 0."""
+    shifted = x + splat(types.float32(_WHOLE))
+    r = x - (shifted - splat(types.float32(_WHOLE)))
+    p = fma(splat(types.float32(9.582852944731712e-3)), r, splat(types.float32(5.5906426161527634e-2)))
+    p = fma(p, r, splat(types.float32(2.4024099111557007e-1)))
+    p = fma(p, r, splat(types.float32(6.931241750717163e-1)))
+    p = fma(p, r, splat(types.float32(1)))
+    return _zero_below(_shift_exponent(p, shifted), x, splat(types.float32(-125)))
 
 
 def has_fma() -> bool:
