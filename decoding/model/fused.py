@@ -7,7 +7,7 @@ hidden states, or the original stays. Owns the packed weights of the layers and 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from decoding.kernels.cpu.panels import rounded_bytes
 from decoding.kernels.cpu.tile import Format
 from decoding.model.attention_function import NAME, TracedAttention, carrying
 from decoding.model.layer_weights import Weights, read_weights
-from decoding.model.replace_modules import Progress
+
+if TYPE_CHECKING:
+    from decoding.model.replace_modules import Progress
 
 # Of weights. The last two round the input, too.
 TOLERANCE = {Format.FLOAT32: 1e-4, Format.BFLOAT16: 1e-4, Format.INT8: 1e-2, Format.INT4: 1e-2}
