@@ -55,6 +55,7 @@ from decoding.seam import Emit
 from decoding.strategies import build
 from decoding.worker.assembly import build_engine
 from decoding.worker.error_report import kind_and_place, load_cause, trace_of
+from decoding.worker.kept.opening import open_model
 from decoding.worker.link import Link, ParentGone
 from decoding.worker.memory import give_back
 from decoding.worker.threads import Threads, default_threads
@@ -229,9 +230,7 @@ def _die_with_parent() -> None:
 
 def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
     """The model of that directory; the server hears of it under the prefix."""
-    from decoding.model.loading import load  # noqa: PLC0415
-
-    return load(
+    return open_model(
         directory,
         device=start.device,
         dtype=start.dtype,
