@@ -123,12 +123,16 @@ def _mask(scores, keys, first, end, scaling, softcap):
 @inner
 def _exponentiate(scores, keys, peak):
     """scores = e^(scores - peak); returns their sum."""
-    height, sums = splat(peak), splat(float32(0))
-    for key in range(0, keys, LANES):
+    height, low, high = splat(peak), splat(float32(0)), splat(float32(0))
+    for key in range(0, keys, PANEL):  # in PANEL parts whatever the number of lanes
         v = exp(load(scores + 4 * key) - height)
         store(scores + 4 * key, v)
-        sums = sums + v
-    return total(sums)
+        low = low + v
+        if LANES < PANEL:
+            v = exp(load(scores + 4 * (key + LANES)) - height)
+            store(scores + 4 * (key + LANES), v)
+            high = high + v
+    return total(low + high)
 
 
 @inner
@@ -183,7 +187,7 @@ def _attend_block(a, table, kv_head, room, rows, group, position, start, end):
             some, to = min(MAX_ROWS, rows - row), scores + 4 * (row * BLOCK + key - start)
             at = queries + 4 * row * a.head_dim
             _scores(some, 1, at, 4 * a.head_dim, page, 4 * PAGE, 0, a.head_dim, to, 4 * BLOCK)
-    keys = (end - start + LANES - 1) // LANES * LANES
+    keys = (end - start + PANEL - 1) // PANEL * PANEL
     for row in range(rows):
         own = position + row // group
         first = max(0, own - a.window + 1 - start)

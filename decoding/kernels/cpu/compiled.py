@@ -32,7 +32,7 @@ from numba.core.bytecode import FunctionIdentity
 from numba.extending import intrinsic
 
 from decoding.cache_home import cache_folder
-from decoding.kernels.cpu.vectors import FEATURES
+from decoding.kernels.cpu.vectors import FEATURES, LANES
 
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
@@ -41,7 +41,7 @@ inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="
 
 
 def cache_directory() -> Path:
-    digest = hashlib.sha256(" ".join(sorted(FEATURES)).encode())
+    digest = hashlib.sha256(" ".join([str(LANES), *sorted(FEATURES)]).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return cache_folder(f"kernels-{digest.hexdigest()[:12]}")
