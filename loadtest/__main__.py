@@ -1,4 +1,4 @@
-"""`python -m loadtest run | compare | curve | soak | neighbours | list`: parses, measures, prints.
+"""`python -m loadtest run | compare | table | curve | soak | neighbours | list`: parses, measures, prints.
 
 Exits 1 if a side completed no request, if a soak left one unanswered, or if nothing came beside busy
 neighbours.
@@ -25,6 +25,7 @@ from loadtest.options import (
     NeighboursOptions,
     RunOptions,
     SoakOptions,
+    TableOptions,
     parse,
 )
 from loadtest.process import ServerDied
@@ -39,7 +40,8 @@ from loadtest.report.report import (
     scenario_table,
     write_json,
 )
-from loadtest.session import compare_all, grow_all, run_once, soak_once
+from loadtest.report.table import table_document, table_of
+from loadtest.session import compare_all, grow_all, run_once, soak_once, tabulate_all
 from loadtest.soak.plot import NoMatplotlib, plot, require
 from loadtest.soak.report import soak_document, soak_tables
 from loadtest.soak.trend import trends
@@ -59,6 +61,8 @@ def main(argv: list[str]) -> int:
                 return _run(options, console)
             case CompareOptions():
                 return _compare(options, console)
+            case TableOptions():
+                return _table(options, console)
             case CurveOptions():
                 return _curve(options, console)
             case SoakOptions():
@@ -89,6 +93,18 @@ def _compare(options: CompareOptions, console: Console) -> int:
     if options.common.json is not None:
         write_json(comparison_document(comparisons, options.a.target, options.b.target), options.common.json)
     turns = [turn for comparison in comparisons for pair in comparison.pairs for turn in (pair.a, pair.b)]
+    return 0 if all(turn.summary.completed for turn in turns) else 1
+
+
+def _table(options: TableOptions, console: Console) -> int:
+    with Display() as display:
+        columns = _loop(lambda: tabulate_all(options, display))
+    for against in options.against:
+        console.print(table_of(columns, tuple(options.sides), against))
+    if options.common.json is not None:
+        targets = {name: side.target for name, side in options.sides.items()}
+        write_json(table_document(columns, targets), options.common.json)
+    turns = [turn for column in columns for taken in column.turns.values() for turn in taken]
     return 0 if all(turn.summary.completed for turn in turns) else 1
 
 

@@ -47,16 +47,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "loadtest": (
         "outcome scenario target",
+        "side",
         "prompt stream plain statistics process",
         "client run",
         "contender neighbours",
         "compare curve",
+        "table",
         "report",
         "soak",
         "options",
         "session",
         "__main__",
         "engine",
+        "peers",
     ),
 }
 
