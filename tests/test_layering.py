@@ -35,6 +35,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "routes",
         "app startup",
         "service",
+        "command",
         "__main__",
     ),
     "decoding": (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
-from decoding.model.checkpoint import has_head
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class ModelInfo:
 
 def describe(lm: Any, widths: tuple[int, int], num_layers: int, max_model_len: int) -> ModelInfo:
     """widths: of the states that the output matrix reads, and of the logits."""
+    from decoding.model.checkpoint import has_head  # noqa: PLC0415 - needs transformers
+
     hidden_size, vocab_size = widths
     config = lm.config.get_text_config(decoder=True)
     return ModelInfo(

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
 from decoding.contract.quantize import COMPUTES_IN, Quantize
+from decoding.device import resolve_device
 from decoding.model import causal
 from decoding.model.agreement import Agreement
 from decoding.model.checkpoint import load_weights
@@ -92,13 +93,6 @@ def read_config(path: str) -> Any:
         if "trust_remote_code" in str(error):  # what it advises does not exist here
             raise ValueError("the model needs code of its own, and only transformers' is ever run") from None
         raise
-
-
-def resolve_device(device: str) -> torch.device:
-    """auto: CUDA where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
 
 
 def resolve_dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:

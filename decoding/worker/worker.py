@@ -50,7 +50,6 @@ from decoding.contract.params import Request
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.kernels import cpu as kernels
-from decoding.model.loading import load
 from decoding.model.model import Model
 from decoding.seam import Emit
 from decoding.strategies import build
@@ -230,6 +229,8 @@ def _die_with_parent() -> None:
 
 def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
     """The model of that directory; the server hears of it under the prefix."""
+    from decoding.model.loading import load  # noqa: PLC0415
+
     return load(
         directory,
         device=start.device,

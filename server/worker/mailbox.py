@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -18,9 +17,9 @@ import structlog
 from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
 from server.settings.sections import SupervisionSettings
 from server.worker.descriptors import SpareDescriptors
+from server.worker.head_start import WORKER_COMMAND, HeadStart
 from server.worker.process import WorkerProcess
 
-WORKER_COMMAND = (sys.executable, "-m", "decoding.worker.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # at most between checks of the worker's silence: its limit changes when the model is loaded
@@ -54,11 +53,16 @@ class LoadListener(Protocol):
 
 class Mailbox:
     def __init__(
-        self, listener: Listener, settings: SupervisionSettings, command: Sequence[str] = WORKER_COMMAND
+        self,
+        listener: Listener,
+        settings: SupervisionSettings,
+        command: Sequence[str] = WORKER_COMMAND,
+        head_start: HeadStart | None = None,
     ) -> None:
         self._listener = listener
         self._settings = settings
         self._command = tuple(command)
+        self._head_start = head_start
         self._log = structlog.get_logger("mailbox")
         self._load_listener: LoadListener | None = None
         self._worker: WorkerProcess | None = None
@@ -132,7 +136,7 @@ class Mailbox:
         self._loaded_at, self._crash, self._last_progress = None, None, _now()
         try:
             with spare.lent():  # nothing else can take them: until it has been started, no other task runs
-                worker = await WorkerProcess.spawn(self._command, self._on_frame)
+                worker = await self._started()
         except OSError as error:
             return self._lose(f"it could not be started: {error.strerror}")
         self._worker, self._is_down = worker, False
@@ -147,6 +151,12 @@ class Mailbox:
             self._worker, self._is_told = None, False
             ending = await worker.reap()
         return f"{reason} ({ending})"
+
+    async def _started(self) -> WorkerProcess:
+        started = None if self._head_start is None else self._head_start.take(self._command)
+        if started is not None:
+            return await WorkerProcess.adopt(started, self._on_frame)
+        return await WorkerProcess.spawn(self._command, self._on_frame)
 
     def _lose(self, reason: str) -> str:
         """Tells the listener at once, before the process is reaped."""
