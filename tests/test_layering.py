@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "decoding": (
-        "contract device cache_home",
+        "contract device dtype cache_home",
         "kernels",
         "seam attention",
         "stopping logits sampling topk",
