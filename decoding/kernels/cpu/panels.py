@@ -127,6 +127,10 @@ class PanelLinear(torch.nn.Module):
         self._kernel = linear.address
 
     @property
+    def form(self) -> Format:
+        return self._panels.form
+
+    @property
     def weight_bytes(self) -> int:
         return self._panels.data.nbytes
 
