@@ -45,6 +45,7 @@ from loadtest.session import compare_all, grow_all, run_once, soak_once, tabulat
 from loadtest.soak.plot import NoMatplotlib, plot, require
 from loadtest.soak.report import soak_document, soak_tables
 from loadtest.soak.trend import trends
+from loadtest.table import Column
 
 T = TypeVar("T")
 
@@ -97,15 +98,22 @@ def _compare(options: CompareOptions, console: Console) -> int:
 
 
 def _table(options: TableOptions, console: Console) -> int:
-    with Display() as display:
-        columns = _loop(lambda: tabulate_all(options, display))
-    for against in options.against:
-        console.print(table_of(columns, tuple(options.sides), against))
-    if options.common.json is not None:
-        targets = {name: side.target for name, side in options.sides.items()}
-        write_json(table_document(columns, targets), options.common.json)
+    columns: list[Column] = []
+    try:
+        with Display() as display:
+            _loop(lambda: tabulate_all(options, display, columns.append))
+    finally:  # many servers take an hour: what is whole is kept, whatever ends it
+        _show(columns, options, console)
     turns = [turn for column in columns for taken in column.turns.values() for turn in taken]
     return 0 if all(turn.summary.completed for turn in turns) else 1
+
+
+def _show(columns: list[Column], options: TableOptions, console: Console) -> None:
+    for against in options.against if columns else ():
+        console.print(table_of(columns, tuple(options.sides), against))
+    if columns and options.common.json is not None:
+        targets = {name: side.target for name, side in options.sides.items()}
+        write_json(table_document(columns, targets), options.common.json)
 
 
 def _curve(options: CurveOptions, console: Console) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -90,23 +90,21 @@ async def compare_all(options: CompareOptions, display: Display) -> list[Compari
         return [await compare(scenario, a, b, playing.play, seeds) for scenario in options.common.scenarios]
 
 
-async def tabulate_all(options: TableOptions, display: Display) -> list[Column]:
-    """One column a scenario, the servers kept over all of them."""
+async def tabulate_all(options: TableOptions, display: Display, done: Callable[[Column], None]) -> None:
+    """One column a scenario, told as soon as it is done; the servers kept over all of them."""
     playing = _Playing(options.sides, options.common.timeout, display)
-    columns: list[Column] = []
     async with AsyncExitStack() as stack:
         contenders: dict[str, Contender] = {}
         for name, side in options.sides.items():
             display.note(f"{name}: starting")
             opened = _opened(_contender(side, options.between, options.ready_timeout))
             contenders[name] = await stack.enter_async_context(opened)
-        for scenario in options.common.scenarios:
+        for number, scenario in enumerate(options.common.scenarios):
             playable = {name: one for name, one in contenders.items() if options.sides[name].can_play(scenario)}
             # Neither a round nor a scenario may know the prompts of the one before.
-            first = options.common.seed + _SEED_STEP * options.rounds * len(columns)
-            seeds = tuple(first + _SEED_STEP * number for number in range(options.rounds))
-            columns.append(await tabulate(scenario, playable, playing.play, seeds))
-    return columns
+            rounds = range(number * options.rounds, (number + 1) * options.rounds)
+            seeds = tuple(options.common.seed + _SEED_STEP * round_ for round_ in rounds)
+            done(await tabulate(scenario, playable, playing.play, seeds))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,6 +133,24 @@ async def test_table_measures_all_in_one_and_leaves_out_what_one_cannot(tmp_path
             await asyncio.open_connection("127.0.0.1", port)
 
 
+async def test_a_table_cut_short_keeps_the_loads_that_were_done(tmp_path: Path) -> None:
+    contenders, file = tmp_path / "contenders.toml", tmp_path / "result.json"
+    async with serving() as server:
+        contenders.write_text(f"[ours]\nurl = '{server.url}'\nready = '/v1/models'\n", encoding="utf-8")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadtest", "table", "single", "mixed", "--contenders", str(contenders)),
+            *("--rounds", "1", "--json", str(file)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await until(lambda: any(request.body.get("max_tokens", 128) != 128 for request in server.requests))
+        process.send_signal(signal.SIGTERM)  # in the second, which takes its time
+        output, _ = await process.communicate()
+    assert process.returncode == 130
+    assert "single, tok/s" in output.decode()
+    assert [column["scenario"]["name"] for column in json.loads(file.read_text())["columns"]] == ["single"]
+
+
 def fake_command(port: int) -> list[str]:
     return [sys.executable, "-m", "tests.loadtest.fake_server", str(port)]
 

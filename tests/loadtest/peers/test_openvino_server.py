@@ -114,7 +114,8 @@ async def test_the_scheduler_and_the_device_are_told_what_the_command_says() -> 
 
 
 def test_the_contenders_of_the_table_can_be_read(monkeypatch: Any) -> None:
-    for name in ("VLLM", "MODEL", "OPENVINO_PYTHON", "OPENVINO_FP16", "OPENVINO_INT8", "LLAMA_SERVER", "GGUF"):
+    openvino = ("OPENVINO_PYTHON", "OPENVINO_FP16", "OPENVINO_INT8")
+    for name in ("VLLM", "MODEL", *openvino, "LLAMA_SERVER", "GGUF", "THREADS"):
         monkeypatch.setenv(name, f"/of/{name}")
     sides = read_sides(PEERS / "contenders.toml", [])
     assert len({side.target.url for side in sides.values()}) == len(sides)
