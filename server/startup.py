@@ -80,6 +80,7 @@ class Startup:
             architecture=loaded.architecture,
             device=loaded.device,
             dtype=loaded.dtype,
+            dtype_reason=loaded.dtype_reason,
             max_model_len=loaded.max_model_len,
             max_rows=loaded.max_rows,
             kv_tokens=loaded.num_pages * loaded.page_size,

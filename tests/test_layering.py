@@ -39,7 +39,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "__main__",
     ),
     "decoding": (
-        "contract device cache_home",
+        "contract device dtype cache_home",
         "kernels",
         "seam attention",
         "stopping logits sampling topk",
@@ -48,16 +48,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "loadtest": (
         "outcome scenario target",
+        "side",
         "prompt stream plain statistics process",
         "client run",
         "contender neighbours",
         "compare curve",
+        "table",
         "report",
         "soak",
         "options",
         "session",
         "__main__",
         "engine",
+        "peers",
     ),
 }
 

@@ -22,6 +22,7 @@ from decoding.kernels.cpu.attend import (
     PAGE,
     STEPS,
     TILE_ROWS,
+    attend,
     attention,
     room_bytes,
 )
@@ -176,6 +177,7 @@ class CompiledAttention(PagedAttention):
             self._sinks[spec.layer] = spec.sinks.detach().float().contiguous()
             record["sinks"] = self._sinks[spec.layer].data_ptr()
         record["scaling"], record["softcap"] = spec.scaling, spec.softcap or 0.0
+        record["attend"] = attend.address
         return record
 
 

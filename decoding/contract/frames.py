@@ -128,6 +128,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     vocab_size is the width of the logits: a valid token id is below it. num_pages x page_size tokens fit the KV cache.
     ties_embeddings: whether the output matrix is the embedding. has_draft: whether a draft model is loaded.
     encoder: None for a model without one. has_head: False for one whose hidden states alone mean anything.
+    dtype_reason: why the model's numbers are of that dtype.
     """
 
     vocab_size: int
@@ -144,6 +145,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     has_draft: bool = False
     encoder: EncoderInfo | None = None
     has_head: bool = True
+    dtype_reason: str = ""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):

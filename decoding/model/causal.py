@@ -14,7 +14,7 @@ from torch import nn
 
 from decoding.attention.choice import AttentionMaker
 from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
-from decoding.contract.quantize import Quantize
+from decoding.contract.quantize import Rounding
 from decoding.device import to_device
 from decoding.model.agreement import Agreement
 from decoding.model.attention_function import TracedAttention, carrying, register, trace
@@ -39,14 +39,14 @@ def build(
     register(causal_lm)
     traced = trace(causal_lm)
     backend = attention(traced.shapes, causal_lm.device, causal_lm.dtype)
-    fuses = recipe.fuses_layers and causal_lm.dtype == torch.float32 and backend.fuses_layers
-    is_compiled = fuses and _fuse(causal_lm, traced, backend, progress, recipe.quantize)
+    info = describe(causal_lm, agreement.widths, len(traced.specs), position_limit(causal_lm))
+    fuses = recipe.fuses_layers and backend.fuses_layers
+    is_compiled = fuses and _fuse(causal_lm, traced, backend, progress, recipe.rounding)
     recipe.rebuild(causal_lm, progress)
     if capture is None and causal_lm.device.type == "cuda" and backend.is_capturable:
         capture = CudaCapture()
     needs_mode = causal_lm.device.type == "cpu" and any(bare_products(causal_lm))
     products: AbstractContextManager[Any] = RowExactProducts() if needs_mode else nullcontext()
-    info = describe(causal_lm, agreement.widths, len(traced.specs), position_limit(causal_lm))
     body = CausalBody(causal_lm, backend, traced, products, capture)
     head = Head(headless(causal_lm), causal_lm.get_output_embeddings(), products)
     return Model(info, body, head, backend, is_compiled=is_compiled)
@@ -136,13 +136,13 @@ def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
     raise UnsupportedModel(type(base).__name__, f"has no list of {num_layers} decoder layers")
 
 
-def _fuse(causal_lm: Any, traced: TracedAttention, backend: Any, progress: Progress, quantize: Quantize) -> bool:
+def _fuse(causal_lm: Any, traced: TracedAttention, backend: Any, progress: Progress, rounding: Rounding) -> bool:
     """Compile the layers that can be into kernels of the backend's; returns whether all were."""
-    from decoding.kernels.cpu.tile import Format  # noqa: PLC0415 - needs numba
+    from decoding.kernels.cpu.tile import format_for  # noqa: PLC0415 - needs numba
     from decoding.model.fused import fuse_layers  # noqa: PLC0415 - needs numba
 
     try:
         blocks = decoder_layers(causal_lm.base_model, len(traced.specs))
     except UnsupportedModel:  # no list of layers: each part is compiled by itself
         return False
-    return fuse_layers(blocks, traced, backend, progress, None if quantize == "none" else Format(quantize))
+    return fuse_layers(blocks, traced, backend, progress, format_for(rounding))

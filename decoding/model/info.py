@@ -24,6 +24,7 @@ class ModelInfo:
     architecture: str
     reads_layers: bool = True  # the states between layers are as wide as those that the output matrix reads
     has_head: bool = True  # there is an output matrix of its own
+    dtype_reason: str = ""  # why it was loaded in that
 
 
 def describe(lm: Any, widths: tuple[int, int], num_layers: int, max_model_len: int) -> ModelInfo:

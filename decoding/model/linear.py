@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from decoding.contract.quantize import Quantize
+from decoding.contract.quantize import Rounding
 from decoding.kernels import cpu as kernels
 
 # The packing hint of 16 rows gave one kernel for every row count tried (1..2048); the hint 1 did not.
@@ -135,18 +135,20 @@ def weight_bytes(module: nn.Module) -> int:
 class LinearFactory:
     """Builds row-exact linears, testing each distinct shape once; compiled ones need no test, and can be quantised."""
 
-    def __init__(self, *, compiles: bool | None = None, quantize: Quantize = "none") -> None:
-        self.quantize = quantize
+    def __init__(self, *, compiles: bool | None = None, rounding: Rounding = "none") -> None:
+        self.rounding = rounding
         self._compiles = kernels.available() if compiles is None else compiles
         self._multiples: dict[tuple[int, int, torch.dtype, bool], int | None] = {}
 
-    def build(self, weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantize | None = None) -> nn.Module:
-        """Of weight [N, K] and bias [N], unless told otherwise as the whole model is quantised.
+    def build(self, weight: torch.Tensor, bias: torch.Tensor | None, rounding: Rounding | None = None) -> nn.Module:
+        """Of weight [N, K] and bias [N], unless told otherwise as the whole model is rounded.
 
         A compiled linear; a packed one where the machine has them and they pass; else a padded one.
         """
-        if self._compiles and weight.dtype == torch.float32 and weight.device.type == "cpu":
-            return _compiled(weight, bias, quantize or self.quantize)
+        rounding = rounding or self.rounding
+        is_known = weight.dtype == torch.float32 or rounding == "bfloat16"
+        if self._compiles and is_known and weight.device.type == "cpu":
+            return _compiled(weight, bias, rounding)
         key = (weight.shape[0], weight.shape[1], weight.dtype, bias is not None)
         if key not in self._multiples:
             self._multiples[key] = self._choose(weight, bias)
@@ -161,11 +163,11 @@ class LinearFactory:
         return smallest_multiple(partial(PaddedLinear, weight, bias), columns, weight.dtype)
 
 
-def _compiled(weight: torch.Tensor, bias: torch.Tensor | None, quantize: Quantize) -> nn.Module:
+def _compiled(weight: torch.Tensor, bias: torch.Tensor | None, rounding: Rounding) -> nn.Module:
     from decoding.kernels.cpu.panels import PanelLinear  # noqa: PLC0415 - needs numba
-    from decoding.kernels.cpu.tile import Format  # noqa: PLC0415
+    from decoding.kernels.cpu.tile import format_for  # noqa: PLC0415
 
-    return PanelLinear(weight, bias, form=None if quantize == "none" else Format(quantize))
+    return PanelLinear(weight, bias, form=format_for(rounding))
 
 
 def can_pack(weight: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from decoding.contract.quantize import COMPUTES_IN, QUANTIZED_ON, Quantize
+from decoding.contract.quantize import COMPUTES_IN, QUANTIZED_ON, Quantize, Rounding
 from decoding.kernels import cpu as kernels
 from decoding.kernels.cpu.rounding import GROUP, round_groups, round_weight
 
@@ -28,7 +28,7 @@ CAPABILITIES: Mapping[Quantize, tuple[int, int]] = {"fp8": (8, 9), "int4": (8, 0
 class QuantizeUnsupported(ValueError):
     """Weights cannot be quantised here; says why."""
 
-    def __init__(self, quantize: Quantize, reason: str) -> None:
+    def __init__(self, quantize: Rounding, reason: str) -> None:
         super().__init__(f"quantize = {quantize} {reason}")
 
 
@@ -36,25 +36,25 @@ def head_of(model: nn.Module) -> nn.Module | None:
     return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
 
 
-def of_module(quantize: Quantize, module: nn.Module, head: nn.Module | None) -> Quantize:
-    """How this linear of a model is quantised."""
-    return "int8" if quantize == "int4" and module is head else quantize
+def of_module(rounding: Rounding, module: nn.Module, head: nn.Module | None) -> Rounding:
+    """How this linear of a model is rounded."""
+    return "int8" if rounding == "int4" and module is head else rounding
 
 
-def round_linears(model: nn.Module, quantize: Quantize) -> None:
+def round_linears(model: nn.Module, rounding: Rounding) -> None:
     """Give every linear its rounded weight. A head that shares the embedding's gets one of its own."""
     head = head_of(model)
     for module in model.modules():
-        its = of_module(quantize, module, head)
+        its = of_module(rounding, module, head)
         if type(module) is nn.Linear:
             module.weight = nn.Parameter(_rounded(module.weight, its), requires_grad=False)
         elif type(module) is Conv1D:
             module.weight = nn.Parameter(_rounded(module.weight.T, its).T, requires_grad=False)
 
 
-def _rounded(weight: torch.Tensor, quantize: Quantize) -> torch.Tensor:  # [columns, depth]
+def _rounded(weight: torch.Tensor, rounding: Rounding) -> torch.Tensor:  # [columns, depth]
     weight = weight.detach()
-    if quantize == "int4":
+    if rounding == "int4":
         depth = weight.shape[1]
         padded = nn.functional.pad(weight, (0, -depth % GROUP))
         return round_groups(padded).weight()[:, :depth].contiguous()
@@ -89,8 +89,8 @@ def _check_gpu(quantize: Quantize, device: torch.device, *, is_batch_invariant: 
         raise QuantizeUnsupported(quantize, f"needs a GPU of compute capability {needed} or more")
 
 
-def check_model(quantize: Quantize, architecture: str, bare: list[str]) -> None:
+def check_model(rounding: Rounding, architecture: str, bare: list[str]) -> None:
     """bare: parameters that the model multiplies by itself."""
     if bare:
         reason = f"cannot hold {architecture}: it multiplies by weights outside linears ({bare[0]})"
-        raise QuantizeUnsupported(quantize, reason)
+        raise QuantizeUnsupported(rounding, reason)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-from decoding.contract.quantize import Quantize
+from decoding.contract.quantize import Rounding
 from decoding.model.elementwise import RowExactActivation, fuse_norm, row_exact
 from decoding.model.linear import (
     FIXED_ROWS,
@@ -35,6 +35,7 @@ from decoding.model.quantize import head_of, of_module
 Progress = Callable[[str, float], None]
 
 MERGED_NAMES = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+KNOWN = (nn.Embedding, nn.Linear, Conv1D)
 ACTIVATIONS = (nn.SiLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.ReLU)
 
 
@@ -73,7 +74,7 @@ def make_batch_invariant(model: nn.Module) -> None:
     Other operations compute a row, or an element, by itself whatever the batch. Raises NotRowExact for a model that
     multiplies by bare parameters, and where this GPU's products depend on a row's place all the same.
     """
-    bare = next(bare_products(model, known=(nn.Embedding, nn.Linear, Conv1D)), None)
+    bare = next(bare_products(model, known=KNOWN), None)
     if bare is not None:
         raise NotRowExact(f"it multiplies by {bare} in its own code")
     tested: set[tuple[int, ...]] = set()
@@ -115,26 +116,51 @@ class FixedRows(nn.Module):
         return torch.cat([self.module(block[None]) for block in blocks], 1)[:, : len(rows)]
 
 
-def make_row_exact(model: nn.Module, progress: Progress, quantize: Quantize = "none") -> None:
+def widen(model: nn.Module) -> None:
+    """Keep in float32 whatever a model loaded in bfloat16 has besides products, which are packed as they are."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Embedding:
+                setattr(parent, name, WideningEmbedding(child))
+        if type(parent) not in KNOWN[1:]:
+            for name, weight in parent.named_parameters(recurse=False):
+                setattr(parent, name, nn.Parameter(weight.detach().float(), requires_grad=False))
+            for name, values in parent.named_buffers(recurse=False):
+                if values.is_floating_point():
+                    setattr(parent, name, values.float())
+
+
+class WideningEmbedding(nn.Module):
+    """Keeps bfloat16 vectors and gives float32 ones; of no dtype of its own, for models go by their parameters'."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._vectors = embedding.weight.detach()  # [vocab, hidden]
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:  # [...] -> [..., hidden]
+        return F.embedding(ids, self._vectors).float()
+
+
+def make_row_exact(model: nn.Module, progress: Progress, rounding: Rounding = "none") -> None:
     """Replace, module by module, what could compute a row differently in other company; frees weights as it goes."""
-    factory = LinearFactory(quantize=quantize)
+    factory = LinearFactory(rounding=rounding)
     head = head_of(model)
     parents = list(model.modules())
     for index, parent in enumerate(parents):
         for names in MERGED_NAMES:
             _merge(parent, names, factory.build)
         for name, child in list(parent.named_children()):
-            replacement = _replacement(child, factory, of_module(quantize, child, head))
+            replacement = _replacement(child, factory, of_module(rounding, child, head))
             if replacement is not None:
                 setattr(parent, name, replacement)
         progress("packing weights", (index + 1) / len(parents))
 
 
-def _replacement(module: nn.Module, factory: LinearFactory, quantize: Quantize) -> nn.Module | None:
+def _replacement(module: nn.Module, factory: LinearFactory, rounding: Rounding) -> nn.Module | None:
     if type(module) is nn.Linear:
-        return factory.build(module.weight, module.bias, quantize)
+        return factory.build(module.weight, module.bias, rounding)
     if type(module) is Conv1D:
-        return factory.build(module.weight.T, module.bias, quantize)
+        return factory.build(module.weight.T, module.bias, rounding)
     if isinstance(module, ACTIVATIONS) or type(module).__module__ == "transformers.activations":
         return RowExactActivation(module)
     if type(module).__name__.endswith(("RMSNorm", "T5LayerNorm")):

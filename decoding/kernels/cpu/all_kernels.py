@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from decoding.kernels.cpu.attend import attention
-from decoding.kernels.cpu.layer import stacks
-from decoding.kernels.cpu.products import linears
+from decoding.kernels.cpu.attend import attend, attention
+from decoding.kernels.cpu.layer import run_stack
+from decoding.kernels.cpu.products import linear, multiplies, roundings
 from decoding.kernels.cpu.team import help_out, lead
 from decoding.kernels.cpu.topk import topk
 
-KERNELS = (lead, help_out, attention, topk, *linears.values(), *stacks.values())
+KERNELS = (lead, help_out, attend, attention, topk, linear, run_stack, *multiplies.values(), *roundings.values())
 
 
 def compile_all() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from numba import carray, float32
 
-from decoding.kernels.cpu.compiled import inner, kernel, reader, record
+from decoding.kernels.cpu.compiled import address_of, call_at, inner, kernel, kernel_of_counts, reader, record
 from decoding.kernels.cpu.products import MAX_ROWS, make_product, products
 from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.cpu.tile import PANEL, Format
@@ -59,6 +59,7 @@ ATTENTION = record(
     sinks="address",  # [heads], or 0
     scaling="float",
     softcap="float",  # 0: none
+    attend="address",  # `attend`
 )
 
 BATCH = record(
@@ -72,7 +73,7 @@ BATCH = record(
     room="count",  # bytes of it
     counts="address",  # of every layer's STEPS steps, zero before the forward
 )
-STEPS = 14
+STEPS = 17
 
 _scores = products[Format.FLOAT32]
 _weighted = make_product(Format.FLOAT32, accumulates=True)
@@ -122,12 +123,16 @@ def _mask(scores, keys, first, end, scaling, softcap):
 @inner
 def _exponentiate(scores, keys, peak):
     """scores = e^(scores - peak); returns their sum."""
-    height, sums = splat(peak), splat(float32(0))
-    for key in range(0, keys, LANES):
+    height, low, high = splat(peak), splat(float32(0)), splat(float32(0))
+    for key in range(0, keys, PANEL):  # in PANEL parts whatever the number of lanes
         v = exp(load(scores + 4 * key) - height)
         store(scores + 4 * key, v)
-        sums = sums + v
-    return total(sums)
+        low = low + v
+        if LANES < PANEL:
+            v = exp(load(scores + 4 * (key + LANES)) - height)
+            store(scores + 4 * (key + LANES), v)
+            high = high + v
+    return total(low + high)
 
 
 @inner
@@ -182,7 +187,7 @@ def _attend_block(a, table, kv_head, room, rows, group, position, start, end):
             some, to = min(MAX_ROWS, rows - row), scores + 4 * (row * BLOCK + key - start)
             at = queries + 4 * row * a.head_dim
             _scores(some, 1, at, 4 * a.head_dim, page, 4 * PAGE, 0, a.head_dim, to, 4 * BLOCK)
-    keys = (end - start + LANES - 1) // LANES * LANES
+    keys = (end - start + PANEL - 1) // PANEL * PANEL
     for row in range(rows):
         own = position + row // group
         first = max(0, own - a.window + 1 - start)
@@ -229,9 +234,9 @@ def step(batch, layer, number):
     return batch.counts + (layer * STEPS + number) * COUNTS_BYTES
 
 
-@inner
-def attend(a, batch, counts, thread):
+def _attend(attention_at, batch_at, counts, thread):
     """One thread's share: takes pieces, head group by head group, until none are left and all are done."""
+    a, batch = carray(_attention_at(attention_at), 1)[0], carray(_batch_at(batch_at), 1)[0]
     room = batch.scratch + thread * batch.room
     items = batch.num_pieces * a.kv_heads
     item = take(counts, 1)
@@ -244,19 +249,24 @@ def attend(a, batch, counts, thread):
     wait(counts, items)
 
 
-def _attention(pointer):
-    a = carray(pointer, 1)[0]
-    batch = carray(_batch_at(a.batch), 1)[0]
-    thread = take(step(batch, a.layer, 0), 1)
-    counts = step(batch, a.layer, 1)
+@inner
+def _write_all(a, batch, counts):
     token = take(counts, 1)
     while token < batch.tokens:
         write(a, batch.slots, token)
         finish(counts, 1)
         token = take(counts, 1)
     wait(counts, batch.tokens)
-    attend(a, batch, step(batch, a.layer, 2), thread)
 
 
-_batch_at = reader(BATCH)
+def _attention(pointer):
+    a = carray(pointer, 1)[0]
+    batch = carray(_batch_at(a.batch), 1)[0]
+    thread = take(step(batch, a.layer, 0), 1)
+    _write_all(a, batch, step(batch, a.layer, 1))
+    call_at(a.attend, (address_of(pointer), a.batch, step(batch, a.layer, 2), thread))
+
+
+_attention_at, _batch_at = reader(ATTENTION), reader(BATCH)
+attend = kernel_of_counts(4)(_attend)
 attention = kernel(ATTENTION)(_attention)

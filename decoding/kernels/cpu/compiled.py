@@ -25,12 +25,14 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.core import config
+from numba.core import cgutils, config
 from numba.core.bytecode import FunctionIdentity
 from numba.extending import intrinsic
 
 from decoding.cache_home import cache_folder
+from decoding.kernels.cpu.vectors import FEATURES, LANES
 
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
@@ -39,7 +41,7 @@ inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="
 
 
 def cache_directory() -> Path:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(" ".join([str(LANES), *sorted(FEATURES)]).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return cache_folder(f"kernels-{digest.hexdigest()[:12]}")
@@ -61,20 +63,19 @@ def usable_directory() -> Path:
 
 
 class Kernel:
-    """A function of one record, compiled (or found in the cache) when its address is first asked for."""
+    """A C function, compiled (or found in the cache) when its address is first asked for."""
 
-    def __init__(self, function: Callable[[Any], None], record: np.dtype[Any]) -> None:
+    def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
         self._function = function
-        self._record = record
+        self._signature = types.void(*arguments)
 
     @functools.cached_property
     def _compiled(self) -> Any:
         config.CACHE_DIR = config.CACHE_DIR or str(usable_directory())
-        signature = types.void(types.CPointer(numba.from_dtype(self._record)))
         try:
-            return numba.cfunc(signature, cache=True, error_model="numpy")(self._function)
+            return numba.cfunc(self._signature, cache=True, error_model="numpy")(self._function)
         except (RuntimeError, OSError):  # "no locator available": nowhere to write
-            return numba.cfunc(signature, error_model="numpy")(self._function)
+            return numba.cfunc(self._signature, error_model="numpy")(self._function)
 
     @property
     def address(self) -> int:
@@ -83,7 +84,35 @@ class Kernel:
 
 def kernel(record: np.dtype[Any]) -> Callable[[Callable[[Any], None]], Kernel]:
     """Decorates a function of a pointer to a record."""
-    return lambda function: Kernel(function, record)
+    return lambda function: Kernel(function, types.CPointer(numba.from_dtype(record)))
+
+
+def kernel_of_counts(number: int) -> Callable[[Callable[..., None]], Kernel]:
+    """Decorates a function of so many counts or addresses, which other kernels call by its address (`call_at`).
+
+    It is compiled once, where an `inner` one is compiled again into every kernel that calls it.
+    """
+    return lambda function: Kernel(function, *[types.int64] * number)
+
+
+@intrinsic
+def call_at(_context: Any, function: Any, arguments: Any) -> Any:
+    """Call the C function at an address with a tuple of counts or addresses."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        numbers = cgutils.unpack_tuple(builder, args[1])
+        kind = ir.FunctionType(ir.VoidType(), [number.type for number in numbers])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), numbers)
+
+    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), build
+
+
+@intrinsic
+def address_of(_context: Any, pointer: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(pointer), build
 
 
 def reader(record: np.dtype[Any]) -> Any:

@@ -2,21 +2,18 @@
 
 norm, q|k|v, rotation, attention, output projection, residual, norm, gate|up, activation, down projection, residual:
 each a numbered step whose work is shared out piece by piece (`sharing.py`); step 0 hands out the threads' numbers.
-Before the products of int8 and int4 weights, one more step rounds their input.
+Before the products of weights that meet rounded rows, one more step rounds these.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import carray
 
-from decoding.kernels.cpu.attend import ATTENTION, BATCH, attend, step, write
-from decoding.kernels.cpu.compiled import inner, kernel, reader, record
-from decoding.kernels.cpu.products import make_multiply, make_round_rows
-from decoding.kernels.cpu.rows import add, gate, rms_norm, rotate
+from decoding.kernels.cpu.attend import ATTENTION, BATCH, step, write
+from decoding.kernels.cpu.compiled import call_at, inner, kernel, reader, record
+from decoding.kernels.cpu.rows import add, rms_norm, rotate
 from decoding.kernels.cpu.sharing import finish, take, wait
-from decoding.kernels.cpu.tile import PANEL, Format
+from decoding.kernels.cpu.tile import PANEL
 
 LAYER = record(
     index="count",
@@ -54,6 +51,8 @@ LAYER = record(
     down_bias="address",
     hidden="count",
     intermediate="count",
+    multiply="address",  # `products.py`: for weights in this layer's format
+    round_rows="address",  # or 0
 )
 
 STACK = record(
@@ -64,6 +63,7 @@ STACK = record(
 
 _batch_at, _attention_at, _layer_at = reader(BATCH), reader(ATTENTION), reader(LAYER)
 ROWS_AT_ONCE = 4
+ROUNDING = 8  # from the number of a product's step to that of its input's rounding
 
 
 @inner
@@ -133,87 +133,41 @@ def _end(layer, batch, counts):
 
 
 @inner
-def _as_it_is(_layer, _batch, x, _weight, _depth, _number):
-    """The input of a product of float weights."""
-    return x
+def _product(layer, batch, number, x, depth, weight, bias, out, columns, activated):
+    """A step of its own for the product, and one before it that rounds its input, where the weights ask for it."""
+    if layer.round_rows != 0:
+        rounding = step(batch, layer.index, number + ROUNDING)
+        call_at(layer.round_rows, (x, weight, layer.rounded, batch.tokens, depth, rounding))
+        x = layer.rounded
+    counts = step(batch, layer.index, number)
+    call_at(layer.multiply, (x, weight, bias, out, batch.tokens, depth, columns, counts, activated))
+    wait(counts, columns // PANEL)
 
 
-def _make_rounded(form: Format) -> Any:
-    round_rows = make_round_rows(form)
-
-    @inner
-    def rounded(layer, batch, x, weight, depth, number):
-        """The input of a product of int8 or int4 weights."""
-        round_rows(x, weight, layer.rounded, batch.tokens, depth, step(batch, layer.index, number))
-        return layer.rounded
-
-    return rounded
-
-
-def _make_layer(form: Format) -> Any:
-    multiply = make_multiply(form)
-    multiply_gated = make_multiply(form, gate)
-    ready = _make_rounded(form) if form.rounds_rows else _as_it_is
-
-    @inner
-    def product(batch, counts, x, weight, bias, out, depth, columns):
-        multiply(x, weight, bias, out, batch.tokens, depth, columns, counts, 0)
-        wait(counts, columns // PANEL)
-
-    @inner
-    def run(layer, a, batch, thread):
-        index, hidden, middle = a.layer, layer.hidden, layer.intermediate
-        _begin(layer, batch, step(batch, index, 1))
-        counts, x = step(batch, index, 2), ready(layer, batch, layer.normed, layer.qkv_weight, hidden, 10)
-        product(batch, counts, x, layer.qkv_weight, layer.qkv_bias, layer.qkv, hidden, layer.qkv_columns)
-        _prepare(layer, a, batch, step(batch, index, 3))
-        attend(a, batch, step(batch, index, 4), thread)
-        width = a.heads * a.v_head_dim
-        counts, x = step(batch, index, 5), ready(layer, batch, layer.attended, layer.out_weight, width, 11)
-        product(batch, counts, x, layer.out_weight, layer.out_bias, layer.projected, width, hidden)
-        _continue(layer, batch, step(batch, index, 6))
-        counts, x = step(batch, index, 7), ready(layer, batch, layer.normed, layer.gate_up_weight, hidden, 12)
-        bias, both = layer.gate_up_bias, layer.gate_up
-        multiply_gated(x, layer.gate_up_weight, bias, both, batch.tokens, hidden, 2 * middle, counts, layer.activated)
-        wait(counts, 2 * middle // PANEL)
-        counts, x = step(batch, index, 8), ready(layer, batch, layer.activated, layer.down_weight, middle, 13)
-        product(batch, counts, x, layer.down_weight, layer.down_bias, layer.projected, middle, hidden)
-        _end(layer, batch, step(batch, index, 9))
-
-    @inner
-    def run_all(stack):
-        first = carray(_layer_at(stack.layers), 1)[0]
-        batch = carray(_batch_at(first.batch), 1)[0]
-        thread = take(step(batch, first.index, 0), 1)
-        for i in range(stack.count):
-            layer = carray(_layer_at(stack.layers + i * stack.size), 1)[0]
-            run(layer, carray(_attention_at(layer.attention), 1)[0], batch, thread)
-
-    return run_all
+@inner
+def _run_layer(layer, a, batch, thread):
+    index, hidden, middle = layer.index, layer.hidden, layer.intermediate
+    width = a.heads * a.v_head_dim
+    _begin(layer, batch, step(batch, index, 1))
+    _product(layer, batch, 2, layer.normed, hidden, layer.qkv_weight, layer.qkv_bias, layer.qkv, layer.qkv_columns, 0)
+    _prepare(layer, a, batch, step(batch, index, 3))
+    call_at(a.attend, (layer.attention, layer.batch, step(batch, index, 4), thread))
+    _product(layer, batch, 5, layer.attended, width, layer.out_weight, layer.out_bias, layer.projected, hidden, 0)
+    _continue(layer, batch, step(batch, index, 6))
+    bias, both, activated = layer.gate_up_bias, layer.gate_up, layer.activated
+    _product(layer, batch, 7, layer.normed, hidden, layer.gate_up_weight, bias, both, 2 * middle, activated)
+    _product(layer, batch, 8, layer.activated, middle, layer.down_weight, layer.down_bias, layer.projected, hidden, 0)
+    _end(layer, batch, step(batch, index, 9))
 
 
-_float32, _bfloat16, _int8, _int4 = (_make_layer(form) for form in Format)
+def _run_stack(pointer):
+    stack = carray(pointer, 1)[0]
+    first = carray(_layer_at(stack.layers), 1)[0]
+    batch = carray(_batch_at(first.batch), 1)[0]
+    thread = take(step(batch, first.index, 0), 1)
+    for i in range(stack.count):
+        layer = carray(_layer_at(stack.layers + i * stack.size), 1)[0]
+        _run_layer(layer, carray(_attention_at(layer.attention), 1)[0], batch, thread)
 
 
-def _run_float32(pointer):
-    _float32(carray(pointer, 1)[0])
-
-
-def _run_bfloat16(pointer):
-    _bfloat16(carray(pointer, 1)[0])
-
-
-def _run_int8(pointer):
-    _int8(carray(pointer, 1)[0])
-
-
-def _run_int4(pointer):
-    _int4(carray(pointer, 1)[0])
-
-
-stacks = {
-    Format.FLOAT32: kernel(STACK)(_run_float32),
-    Format.BFLOAT16: kernel(STACK)(_run_bfloat16),
-    Format.INT8: kernel(STACK)(_run_int8),
-    Format.INT4: kernel(STACK)(_run_int4),
-}
+run_stack = kernel(STACK)(_run_stack)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from decoding.kernels.cpu.arena import shared_arena
-from decoding.kernels.cpu.products import LIMIT_BYTES, LINEAR, linears
+from decoding.kernels.cpu.products import LIMIT_BYTES, LINEAR, addresses, linear
 from decoding.kernels.cpu.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
 from decoding.kernels.cpu.sharing import COUNTS_BYTES
 from decoding.kernels.cpu.team import Team, default_team
-from decoding.kernels.cpu.tile import PANEL, Format
+from decoding.kernels.cpu.tile import PANEL, VECTORS, Format
 from decoding.kernels.cpu.vectors import LANES
 
 
@@ -36,7 +36,7 @@ def fits_bfloat16(weight: torch.Tensor) -> bool:
     return torch.equal(weight.bfloat16().float(), weight)
 
 
-def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [columns, depth] float32
+def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [columns, depth]
     """In the given form, else in the smallest that loses nothing."""
     form = form or (Format.BFLOAT16 if fits_bfloat16(weight) else Format.FLOAT32)
     pad_depth = -weight.shape[1] % depth_multiple(form)
@@ -47,7 +47,7 @@ def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [column
 
 def depth_multiple(form: Format | None) -> int:
     """What the depth of a weight in that form is padded to."""
-    return {Format.INT8: LANES, Format.INT4: GROUP}.get(form, 1) if form else 1
+    return {Format.BFLOAT16_PAIRS: PANEL, Format.INT8: PANEL, Format.INT4: GROUP}.get(form, 1) if form else 1
 
 
 def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, depth]
@@ -55,10 +55,18 @@ def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, dep
         return _pack_int8(weight)
     if form is Format.INT4:
         return _pack_int4(weight)
+    if form is Format.BFLOAT16_PAIRS:
+        return _pack_pairs(weight)
     panels = weight.view(-1, PANEL, weight.shape[1]).transpose(1, 2)  # [panels, depth, PANEL]
-    if form is Format.BFLOAT16:
-        return panels.bfloat16().view(len(panels), -1, 2, LANES).transpose(2, 3)
+    if form is Format.BFLOAT16:  # the columns of a panel's vectors by turns
+        return panels.bfloat16().view(len(panels), -1, VECTORS, LANES).transpose(2, 3)
     return panels
+
+
+def _pack_pairs(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
+    """[columns / PANEL, depth / 2, PANEL, 2] bfloat16, behind a limit that none of its inputs has."""
+    pairs = weight.bfloat16().contiguous().view(torch.int32).view(-1, PANEL, weight.shape[1] // 2).transpose(1, 2)
+    return torch.cat([_limit(0).view(torch.uint8), pairs.contiguous().flatten().view(torch.uint8)])
 
 
 def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
@@ -109,9 +117,9 @@ class PanelLinear(torch.nn.Module):
         self.shape = (weight.shape[0], weight.shape[1])
         if bias is not None and len(bias) != self.shape[0]:
             raise ValueError(f"a product of {self.shape[0]} columns was given a bias of {len(bias)}")
-        self.weight = torch.empty(self.shape, dtype=weight.dtype, device="meta")  # models ask for its dtype
+        self.weight = torch.empty(self.shape, dtype=torch.float32, device="meta")  # models ask for its dtype
         self._panels = panels or pack(weight, form)
-        self._bias = None if bias is None else torch.nn.functional.pad(bias.detach(), (0, -len(bias) % PANEL))
+        self._bias = None if bias is None else torch.nn.functional.pad(bias.detach().float(), (0, -len(bias) % PANEL))
         self._team = team or default_team()
         self._counts = np.zeros(2 * COUNTS_BYTES // 8, np.int64)
         self._record = np.zeros(1, LINEAR)
@@ -121,7 +129,12 @@ class PanelLinear(torch.nn.Module):
         self._record["counts"] = self._counts.ctypes.data
         self._words = self._record.view(np.int64)
         self._address = self._record.ctypes.data
-        self._kernel = linears[self._panels.form].address
+        self._record["multiply"], self._record["round_rows"] = addresses(self._panels.form)
+        self._kernel = linear.address
+
+    @property
+    def form(self) -> Format:
+        return self._panels.form
 
     @property
     def panels(self) -> Panels:

@@ -1,6 +1,6 @@
 """x W^T (+ bias) for any number of rows, the same for a row in whatever company, on any number of threads.
 
-The weight lies in panels of 2 * LANES output columns, [N / 16, K, 16], as float32 or, where that loses nothing, as
+The weight lies in panels of 16 output columns, [N / 16, K, 16], as float32 or, where that loses nothing, as
 bfloat16. Threads take chunks of panels; within a chunk, blocks of rows that stay in the cache meet every panel.
 
 An int8 weight [N / 16, K / 2, 16, 2] is followed by the float32 scale of each column, and a float32 LIMIT_BYTES before
@@ -11,59 +11,92 @@ has its limit before it, too, and its scales inside; each GROUP of a row's numbe
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from numba import carray
 
-from decoding.kernels.cpu.compiled import inner, kernel, record
-from decoding.kernels.cpu.rows import round_groups, round_row
+from decoding.kernels.cpu.compiled import call_at, inner, kernel, kernel_of_counts, record
+from decoding.kernels.cpu.rows import gate, round_groups, round_row, round_row_to_bfloat16
 from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
-from decoding.kernels.cpu.tile import PANEL, Format, make_tile
+from decoding.kernels.cpu.tile import FEW_ROWS, PANEL, VECTORS, Format, make_tile
 from decoding.kernels.cpu.vectors import LANES, load, load_one, load_whole, splat, store
 
-MAX_ROWS = 6  # with two column vectors and one of x they fill the sixteen registers of AVX2
+# Rows -> panels of the tiles, fewest rows first: with a vector for each panel's columns (two of eight lanes) and
+# one of x, the largest fill the sixteen registers of AVX2 or the thirty-two of AVX-512.
+TILES = {1: 4, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1} if VECTORS == 2 else {1: 4, 2: 4, 4: 2, 8: 2, 12: 2}
+MAX_ROWS = max(TILES)
 BLOCK_ROWS = 48
 ROUNDED_AT_ONCE = 4
 LIMIT_BYTES = 64  # a cache line
 
 
 def make_product(form: Format, *, accumulates: bool = False) -> Any:
-    """product(rows, panels, a, lda, b, ldb, stride, turns, c, ldc): 1-6 rows times panels `stride` bytes apart."""
-
-    def tile(rows: int, panels: int = 1) -> Any:
-        return make_tile(rows, panels, form, accumulates=accumulates)
-
-    one_by_four, two_by_two = tile(1, 4), tile(2, 2)
-    one, two, three, four, five, six = (tile(rows) for rows in range(1, 7))
+    """product(rows, panels, a, lda, b, ldb, stride, turns, c, ldc): some rows times panels `stride` bytes apart."""
+    run: Any = None
+    for rows, panels in TILES.items():
+        run = _choose(make_tile(rows, panels, form, accumulates=accumulates), rows, run)
+    some_of = reduce(_or_fewer, TILES, _all_of)
+    one = make_tile(1, 1, form, accumulates=accumulates)
 
     @inner
     def product(rows, panels, a, lda, b, ldb, stride, turns, c, ldc):
-        p = 0
-        if rows == 1:
-            while p + 4 <= panels:
-                one_by_four(a, lda, b + p * stride, ldb, stride, turns, c + p * 4 * PANEL, ldc)
-                p += 4
-        elif rows == 2:
-            while p + 2 <= panels:
-                two_by_two(a, lda, b + p * stride, ldb, stride, turns, c + p * 4 * PANEL, ldc)
-                p += 2
-        while p < panels:
-            at, to = b + p * stride, c + p * 4 * PANEL
-            if rows == 1:
-                one(a, lda, at, ldb, stride, turns, to, ldc)
-            elif rows == 2:
-                two(a, lda, at, ldb, stride, turns, to, ldc)
-            elif rows == 3:
-                three(a, lda, at, ldb, stride, turns, to, ldc)
-            elif rows == 4:
-                four(a, lda, at, ldb, stride, turns, to, ldc)
-            elif rows == 5:
-                five(a, lda, at, ldb, stride, turns, to, ldc)
-            else:
-                six(a, lda, at, ldb, stride, turns, to, ldc)
-            p += 1
+        row = 0
+        while row < rows:
+            some = some_of(rows - row)
+            from_a, to = a + row * lda, c + row * ldc
+            p = run(some, panels, from_a, lda, b, ldb, stride, turns, to, ldc)
+            while p < panels:  # fewer than a tile has: the last of a product
+                for r in range(some):
+                    one(from_a + r * lda, lda, b + p * stride, ldb, stride, turns, to + r * ldc + p * 4 * PANEL, ldc)
+                p += 1
+            row += some
 
     return product
+
+
+def _choose(tile: Any, rows: int, others: Any) -> Any:
+    """What runs the tile over as many panels as it can, if it has so many rows, else one of the others."""
+    at_once = TILES[rows]
+
+    @inner
+    def run(panels, a, lda, b, ldb, stride, turns, c, ldc):
+        p = 0
+        while p + at_once <= panels:
+            tile(a, lda, b + p * stride, ldb, stride, turns, c + p * 4 * PANEL, ldc)
+            p += at_once
+        return p
+
+    if others is None:
+
+        @inner
+        def choose(_some, panels, a, lda, b, ldb, stride, turns, c, ldc):
+            return run(panels, a, lda, b, ldb, stride, turns, c, ldc)
+
+    else:
+
+        @inner
+        def choose(some, panels, a, lda, b, ldb, stride, turns, c, ldc):
+            if some == rows:
+                return run(panels, a, lda, b, ldb, stride, turns, c, ldc)
+            return others(some, panels, a, lda, b, ldb, stride, turns, c, ldc)
+
+    return choose
+
+
+@inner
+def _all_of(left):
+    return left
+
+
+def _or_fewer(before: Any, rows: int) -> Any:
+    """The most rows that one tile takes of those that are left; TILES go up."""
+
+    @inner
+    def some_of(left):
+        return rows if left >= rows else before(left)
+
+    return some_of
 
 
 @inner
@@ -97,10 +130,9 @@ def leave(_out, _ldc, _row_scales, _column_scales, _rows, _columns):
 
 
 def make_round_rows(form: Format) -> Any:
-    round_one = round_groups if form is Format.INT4 else round_row
+    round_one = {Format.INT4: round_groups, Format.INT8: round_row}.get(form, round_row_to_bfloat16)
     row_bytes, step = form.row_bytes, form.depth
 
-    @inner
     def round_rows(x, weight, rounded, rows, depth, counts):
         """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
         limit = load_one(weight - LIMIT_BYTES)
@@ -120,24 +152,21 @@ def make_round_rows(form: Format) -> Any:
 products = {form: make_product(form) for form in Format}
 
 
-def make_multiply(form: Format, also: Any = None) -> Any:
-    """One thread's share of a linear; `also(out, ldc, rows, columns, column, target)` may work on what a chunk gave."""
+def make_multiply(form: Format) -> Any:
+    """One thread's share of a linear. activated: where silu(gate) * up goes, if the weight's panels alternate so."""
     product = products[form]
     size, step = form.bytes, form.depth
     row_bytes = form.row_bytes
     settle = {Format.INT8: scale_up, Format.INT4: scale_rows}.get(form, leave)
-    continues = also is not None
-    proceed = also or add_bias
 
-    @inner
-    def multiply(x, weight, bias, out, rows, depth, columns, counts, target):
+    def multiply(x, weight, bias, out, rows, depth, columns, counts, activated):
         panels = columns // PANEL
         turns = depth // step
         ldb = PANEL * size
         stride = turns * ldb
         lda, ldc = row_bytes * turns, 4 * columns
         row_scales, column_scales = x + rows * lda, weight + panels * stride
-        chunk = 4 if rows == 1 or panels > 1024 else 2
+        chunk = 4 if rows <= FEW_ROWS or panels > 1024 else 2
         first = take(counts, chunk)
         while first < panels:
             count = min(chunk, panels - first)
@@ -155,13 +184,16 @@ def make_multiply(form: Format, also: Any = None) -> Any:
                 )
                 if bias != 0:
                     add_bias(corner, ldc, bias + first * 4 * PANEL, bottom - top, count * PANEL)
-                if continues:
-                    proceed(corner, ldc, bottom - top, count * PANEL, first * PANEL, target + top * ldc // 2)
+                if activated != 0:
+                    gate(corner, ldc, bottom - top, count * PANEL, first * PANEL, activated + top * ldc // 2)
             finish(counts, count)
             first = take(counts, chunk)
 
     return multiply
 
+
+multiplies = {form: kernel_of_counts(9)(make_multiply(form)) for form in Format}
+roundings = {form: kernel_of_counts(6)(make_round_rows(form)) for form in Format if form.rounds_rows}
 
 LINEAR = record(
     x="address",  # [rows, depth]
@@ -172,38 +204,24 @@ LINEAR = record(
     depth="count",
     columns="count",  # a multiple of PANEL
     counts="address",  # `sharing.py`, of two steps: zero before the call
-    rounded="address",  # room for x as int16 and its scales, where the weight is int8 or int4
+    rounded="address",  # room for x as int16 and its scales, where the weight is int8 or int4, or x as bfloat16
+    multiply="address",  # one of `multiplies`
+    round_rows="address",  # one of `roundings`, or 0
 )
 
-_float32, _bfloat16, _int8, _int4 = (make_multiply(form) for form in Format)
-_round_for_int8, _round_for_int4 = make_round_rows(Format.INT8), make_round_rows(Format.INT4)
 
-
-def _linear_float32(pointer):
+def _linear(pointer):
     a = carray(pointer, 1)[0]
-    _float32(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
+    x = a.x
+    if a.round_rows != 0:
+        x = a.rounded
+        call_at(a.round_rows, (a.x, a.weight, x, a.rows, a.depth, a.counts + COUNTS_BYTES))
+    call_at(a.multiply, (x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0))
 
 
-def _linear_bfloat16(pointer):
-    a = carray(pointer, 1)[0]
-    _bfloat16(a.x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
+linear = kernel(LINEAR)(_linear)
 
 
-def _linear_int8(pointer):
-    a = carray(pointer, 1)[0]
-    _round_for_int8(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES)
-    _int8(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
-
-
-def _linear_int4(pointer):
-    a = carray(pointer, 1)[0]
-    _round_for_int4(a.x, a.weight, a.rounded, a.rows, a.depth, a.counts + COUNTS_BYTES)
-    _int4(a.rounded, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0)
-
-
-linears = {
-    Format.FLOAT32: kernel(LINEAR)(_linear_float32),
-    Format.BFLOAT16: kernel(LINEAR)(_linear_bfloat16),
-    Format.INT8: kernel(LINEAR)(_linear_int8),
-    Format.INT4: kernel(LINEAR)(_linear_int4),
-}
+def addresses(form: Format) -> tuple[int, int]:
+    """Of what multiplies by such weights, and of what rounds its rows, or 0."""
+    return multiplies[form].address, roundings[form].address if form.rounds_rows else 0

@@ -8,6 +8,7 @@ from numba import float32
 
 from decoding.kernels.cpu.compiled import inner
 from decoding.kernels.cpu.rounding import GROUP
+from decoding.kernels.cpu.tile import PANEL
 from decoding.kernels.cpu.vectors import (
     LANES,
     exp,
@@ -19,6 +20,7 @@ from decoding.kernels.cpu.vectors import (
     nearest,
     splat,
     store,
+    store_bfloat16,
     store_one,
     store_rounded,
     total,
@@ -35,13 +37,22 @@ def add(x, y, out, width):
 
 
 @inner
-def rms_norm(x, weight, eps, out, width):
-    """out = weight * x / sqrt(mean(x^2) + eps), each [width]."""
-    squares = splat(float32(0))
-    for at in range(0, 4 * width, 4 * LANES):
+def _squares(x, width):
+    """The sum of the squares of x [width], in PANEL parts whatever the number of lanes."""
+    low, high = splat(float32(0)), splat(float32(0))
+    for at in range(0, 4 * width, 4 * PANEL):
         v = load(x + at)
-        squares = fma(v, v, squares)
-    scale = splat(float32(1) / float32(math.sqrt(total(squares) / float32(width) + float32(eps))))
+        low = fma(v, v, low)
+        if LANES < PANEL:
+            v = load(x + at + 4 * LANES)
+            high = fma(v, v, high)
+    return total(low + high)
+
+
+@inner
+def rms_norm(x, weight, eps, out, width):
+    """out = weight * x / sqrt(mean(x^2) + eps), each [width], a multiple of PANEL."""
+    scale = splat(float32(1) / float32(math.sqrt(_squares(x, width) / float32(width) + float32(eps))))
     for at in range(0, 4 * width, 4 * LANES):
         store(out + at, load(weight + at) * (load(x + at) * scale))
 
@@ -64,11 +75,11 @@ def silu(v):
 @inner
 def gate(out, ldc, rows, columns, column, activated):
     """silu(gate) * up for panels that alternate between gate and up, at their place in `activated` [rows, ldc / 2]."""
-    panel = 8 * LANES  # bytes
+    panel = 4 * PANEL  # bytes
     for row in range(rows):
         source, target = out + row * ldc, activated + row * (ldc // 2) + 2 * column
         for at in range(0, 4 * columns, 2 * panel):
-            for part in (0, 4 * LANES):
+            for part in range(0, panel, 4 * LANES):
                 v = silu(load(source + at + part)) * load(source + at + panel + part)
                 store(target + at // 2 + part, v)
 
@@ -81,6 +92,12 @@ def round_row(x, width, limit, out, scale):
     for at in range(0, 4 * width, 4 * LANES):
         store_rounded(out + at // 2, load(x + at) * factor)
     store_one(scale, top / limit + odd)
+
+
+@inner
+def round_row_to_bfloat16(x, width, _limit, out, _scale):
+    for at in range(0, 4 * width, 4 * LANES):
+        store_bfloat16(out + at // 2, load(x + at))
 
 
 @inner

@@ -1,8 +1,11 @@
 """The inner loop of every product: a few rows times a few columns, held in registers.
 
 c[m, n] = sum over k of a[m, k] * b[k, n], added up one k after the other by fused multiply-adds: a number comes out the
-same bit for bit in a tile of any size. Columns come in panels of 2 * LANES; in BFLOAT16 panels a 32-bit word holds two
-weights, that of column j in its low half and that of column j + LANES in its high half.
+same bit for bit in a tile of any size. Columns come in panels of PANEL; where two vectors hold one, a 32-bit word of a
+BFLOAT16 panel holds two weights, that of column j in its low half and that of column j + LANES in its high half.
+
+BFLOAT16_PAIRS weights meet rows rounded to bfloat16, two k at a time: c + a[1] * b[1] + a[0] * b[0], each sum rounded
+to float32, as AVX512_BF16 does it; products of two such numbers are exact.
 
 INT8 weights meet rows of int16 numbers, two k at a time, and c is int32: whole numbers add up exactly in any order.
 Sixteen bits for a row's numbers cost nothing more here, for the products of AVX2 are of such anyway (vpmaddwd; with
@@ -14,6 +17,7 @@ GGML's Q4_1. A group's products add up exactly in int32; the groups follow each 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import product
@@ -24,6 +28,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from decoding.contract.quantize import Rounding
 from decoding.kernels.cpu.rounding import GROUP
 from decoding.kernels.cpu.vectors import (
     F32,
@@ -33,6 +38,7 @@ from decoding.kernels.cpu.vectors import (
     I32S,
     I64,
     LANES,
+    add_pairs,
     call_fma,
     floats_at,
     multiply_pairs,
@@ -40,39 +46,54 @@ from decoding.kernels.cpu.vectors import (
     splat_scalar,
 )
 
-PANEL = 2 * LANES
-# Bytes. Tiles of several panels are those of few rows, which wait for memory, and the processor's own prefetch starts
+PANEL = 16
+VECTORS = PANEL // LANES  # that hold a panel's columns
+# Bytes. Tiles of several panels and few rows wait for memory, and the processor's own prefetch starts
 # anew with each panel and page. 1024 was best of 0, 512 … 4096: a tenth to a fifth faster on an AVX2 machine.
 AHEAD = 1024
+FEW_ROWS = 2
 
 
 class Format(Enum):
-    """How weights are stored."""
+    """How weights are stored, and what rows they meet."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    BFLOAT16_PAIRS = "bfloat16-pairs"
     INT8 = "int8"
     INT4 = "int4"
 
     @property
     def rounds_rows(self) -> bool:
-        """Whether these weights meet rows of int16 numbers."""
-        return self in (Format.INT8, Format.INT4)
+        """Whether these weights meet rows of sixteen-bit numbers."""
+        return self in (Format.BFLOAT16_PAIRS, Format.INT8, Format.INT4)
 
     @property
     def depth(self) -> int:
         """How many k one turn of the loop takes."""
-        return {Format.INT8: 2, Format.INT4: GROUP}.get(self, 1)
+        return {Format.BFLOAT16_PAIRS: 2, Format.INT8: 2, Format.INT4: GROUP}.get(self, 1)
 
     @property
     def bytes(self) -> int:
         """Of one column's weights for one turn."""
-        return {Format.FLOAT32: 4, Format.INT4: GROUP // 2 + 4}.get(self, 2)
+        return {Format.FLOAT32: 4, Format.BFLOAT16_PAIRS: 4, Format.INT4: GROUP // 2 + 4}.get(self, 2)
 
     @property
     def row_bytes(self) -> int:
         """Of one row's numbers for one turn; those of a group are followed by their sum in float32."""
         return 2 * GROUP + 4 if self is Format.INT4 else 4
+
+
+FORMATS: Mapping[Rounding, Format] = {
+    "bfloat16": Format.BFLOAT16_PAIRS,
+    "int8": Format.INT8,
+    "int4": Format.INT4,
+}
+
+
+def format_for(rounding: Rounding) -> Format | None:
+    """None: float32, or bfloat16 where that loses nothing."""
+    return None if rounding == "none" else FORMATS[rounding]
 
 
 def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False) -> Any:
@@ -122,7 +143,7 @@ class _Tile(_Addresses):
     def build(self, args: Any, *, accumulates: bool) -> None:
         a, lda, b, ldb, stride, turns, c, ldc = args
         builder = self.builder
-        targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(2 * self.panels)]
+        targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(VECTORS * self.panels)]
         kind, zero = (I32S, 0) if self.form is Format.INT8 else (F32S, 0.0)
         zero = ir.Constant(kind, [zero] * LANES)
         before = [floats_at(builder, target) if accumulates else zero for target in targets]
@@ -148,6 +169,8 @@ class _Tile(_Addresses):
         return [self._add(s, row, column) for (row, column), s in zip(pairs, sums, strict=True)]
 
     def _add(self, s: Any, row: Any, column: Any) -> Any:
+        if self.form is Format.BFLOAT16_PAIRS:
+            return add_pairs(self.builder, s, self.builder.bitcast(row, I32S), column)
         if self.form is not Format.INT8:
             return call_fma(self.builder, row, column, s)
         return self.builder.add(s, multiply_pairs(self.builder, self.builder.bitcast(row, I16S), column))
@@ -158,7 +181,7 @@ class _Tile(_Addresses):
 
     def _columns(self, at: Any, stride: Any) -> list[Any]:
         panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
-        if self.panels > 1:
+        if self.panels > 1 and self.rows <= FEW_ROWS:
             for panel in panels:
                 self.prefetch(self.plus(panel, _i64(AHEAD), 1, 0))
         return [vector for panel in panels for vector in self._panel(panel)]
@@ -166,10 +189,17 @@ class _Tile(_Addresses):
     def _panel(self, address: Any) -> list[Any]:
         builder = self.builder
         if self.form is Format.INT8:
-            halves = [self.plus(address, _i64(2 * LANES), v, 0) for v in range(2)]
-            return [builder.sext(builder.load(pointer(builder, half), align=1, typ=I8S), I16S) for half in halves]
+            parts = [self.plus(address, _i64(2 * LANES), v, 0) for v in range(VECTORS)]
+            return [builder.sext(builder.load(pointer(builder, part), align=1, typ=I8S), I16S) for part in parts]
+        if self.form is Format.BFLOAT16_PAIRS:
+            parts = [self.plus(address, _i64(4 * LANES), v, 0) for v in range(VECTORS)]
+            return [builder.load(pointer(builder, part), align=4, typ=I32S) for part in parts]
         if self.form is Format.FLOAT32:
-            return [floats_at(builder, self.plus(address, _i64(4 * LANES), v, 0)) for v in range(2)]
+            return [floats_at(builder, self.plus(address, _i64(4 * LANES), v, 0)) for v in range(VECTORS)]
+        if VECTORS == 1:
+            short = builder.load(pointer(builder, address), align=2, typ=ir.VectorType(ir.IntType(16), LANES))
+            wide = builder.shl(builder.zext(short, I32S), ir.Constant(I32S, [16] * LANES))
+            return [builder.bitcast(wide, F32S)]
         words = builder.load(pointer(builder, address), align=4, typ=I32S)
         low = builder.shl(words, ir.Constant(I32S, [16] * LANES))
         high = builder.and_(words, ir.Constant(I32S, [0xFFFF0000] * LANES))
@@ -192,7 +222,7 @@ class _GroupTile(_Addresses):
     def build(self, args: Any) -> None:
         a, lda, b, ldb, stride, turns, c, ldc = args
         builder = self.builder
-        targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(2 * self.panels)]
+        targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(VECTORS * self.panels)]
         for target in targets:
             builder.store(ir.Constant(F32S, [0.0] * LANES), pointer(builder, target), align=4)
         entry, loop, after = builder.block, builder.append_basic_block("group"), builder.append_basic_block("end")
@@ -201,7 +231,7 @@ class _GroupTile(_Addresses):
         turn, row, at = (builder.phi(I64) for _ in range(3))
         rows = [self.plus(row, lda, m, 0) for m in range(self.rows)]
         panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
-        if self.panels > 1:
+        if self.panels > 1 and self.rows <= FEW_ROWS:
             for panel in panels:
                 for line in range(0, Format.INT4.bytes * PANEL, 64):
                     self.prefetch(builder.add(panel, _i64(AHEAD + line)))
@@ -214,11 +244,11 @@ class _GroupTile(_Addresses):
         builder.position_at_end(after)
 
     def _sums(self, rows: list[Any], panels: list[Any]) -> list[Any]:
-        """Of one group's products, int32: for each row, two vectors a panel."""
-        width = 2 * len(panels)
+        """Of one group's products, int32: for each row, VECTORS vectors a panel."""
+        width = VECTORS * len(panels)
         sums = [ir.Constant(I32S, [0] * LANES)] * (len(rows) * width)
         for word in range(GROUP // 8):
-            for at, (panel, v) in enumerate(product(panels, range(2))):
+            for at, (panel, v) in enumerate(product(panels, range(VECTORS))):
                 words = self._words(panel, word, v)
                 for pair in range(4):
                     column = self._pair(words, pair)
@@ -232,7 +262,7 @@ class _GroupTile(_Addresses):
         builder = self.builder
         end = GROUP // 2 * PANEL
         scales, leasts = (
-            [self._halves(panel, end + start + 2 * LANES * v) for panel in panels for v in range(2)]
+            [self._halves(panel, end + start + 2 * LANES * v) for panel in panels for v in range(VECTORS)]
             for start in (0, 2 * PANEL)
         )
         of_rows = [self._number(row, GROUP // 2, F32) for row in rows]

@@ -1,4 +1,4 @@
-"""Eight floats at a time, in code that numba compiles: a vector type, its arithmetic, and loads from raw addresses.
+"""LANES floats at a time, in code that numba compiles: a vector type, its arithmetic, and loads from raw addresses.
 
 Explicit vectors instead of loops left to the compiler: what is summed in which order must never depend on how a loop
 happened to be vectorised. Every operation here rounds as IEEE says; `fma` is the only one that fuses.
@@ -7,6 +7,7 @@ happened to be vectorised. Every operation here rounds as IEEE says; `fma` is th
 from __future__ import annotations
 
 import operator
+import os
 import platform
 from typing import Any
 
@@ -15,13 +16,35 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 8
+PORTABLE_LANES = 8
+
+
+def _features() -> frozenset[str]:
+    """Of the processor, by LLVM's names. KERNEL_FEATURES, names with commas between, takes others."""
+    told = os.environ.get("KERNEL_FEATURES")
+    if told is not None:
+        return frozenset(told.split(","))
+    return frozenset(name for name, is_there in binding.get_host_cpu_features().items() if is_there)
+
+
+def _lanes() -> int:
+    """As many as one of its registers holds, or KERNEL_LANES: LLVM takes vectors of any width on any machine."""
+    is_wide = {"avx512f", "avx512bw", "avx512vl"} <= FEATURES
+    return int(os.environ.get("KERNEL_LANES", 16 if is_wide else PORTABLE_LANES))
+
+
+# No result depends on either: with fewer features or lanes, other instructions compute the same bits.
+FEATURES = _features()
+LANES = _lanes()
 
 _inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 F32 = ir.FloatType()
 I32, I64 = ir.IntType(32), ir.IntType(64)
 F32S, I32S = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 I8S, I16S = ir.VectorType(ir.IntType(8), 2 * LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
+_HAS_PAIRS = {"avx512bf16", "avx512vl"} <= FEATURES
+_PMADD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
+_PMADD_NEEDS = {8: "avx2", 16: "avx512bw"}
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
@@ -61,14 +84,43 @@ def _call_rint(builder: Any, vector: Any) -> Any:
 
 def multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
     """a[2i] * b[2i] + a[2i + 1] * b[2i + 1] as int32, for int16 a and b [2 * LANES], not all of them -2^15."""
-    if _IS_X86 and binding.get_host_cpu_features().get("avx2"):
+    if _IS_X86 and _PMADD_NEEDS[LANES] in FEATURES:
         kind = ir.FunctionType(I32S, [I16S, I16S])
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd"), (a, b))
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, _PMADD[LANES]), (a, b))
     wide = ir.VectorType(I32, 2 * LANES)
     products = builder.mul(builder.sext(a, wide), builder.sext(b, wide))
     undefined = ir.Constant(wide, ir.Undefined)
     even, odd = (ir.Constant(I32S, list(range(first, 2 * LANES, 2))) for first in (0, 1))
     return builder.add(*(builder.shuffle_vector(products, undefined, part) for part in (even, odd)))
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+def add_pairs(builder: Any, sums: Any, a: Any, b: Any) -> Any:
+    """(sums + a[2i + 1] * b[2i + 1]) + a[2i] * b[2i], for pairs of bfloat16 in the words of a and b [LANES]."""
+    if _HAS_PAIRS:
+        pairs = ir.VectorType(_BFloat(), 2 * LANES)
+        kind = ir.FunctionType(F32S, [F32S, pairs, pairs])
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * LANES}"
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, (sums, builder.bitcast(a, pairs), builder.bitcast(b, pairs)))
+    mask, shift = ir.Constant(I32S, [0xFFFF0000] * LANES), ir.Constant(I32S, [16] * LANES)
+    odd, even = (
+        [builder.bitcast(half, F32S) for half in halves]
+        for halves in ((builder.and_(a, mask), builder.and_(b, mask)), (builder.shl(a, shift), builder.shl(b, shift)))
+    )
+    return call_fma(builder, even[0], even[1], call_fma(builder, odd[0], odd[1], sums))
 
 
 def splat_scalar(builder: Any, scalar: Any) -> Any:
@@ -155,6 +207,25 @@ def store_rounded(_context: Any, address: Any, vector: Any) -> Any:
         whole = builder.fptosi(_call_rint(builder, args[1]), I32S)
         narrow = builder.trunc(whole, ir.VectorType(ir.IntType(16), LANES))
         builder.store(narrow, pointer(builder, args[0]), align=2)
+
+    return types.void(types.int64, VECTOR), build
+
+
+@intrinsic
+def store_bfloat16(_context: Any, address: Any, vector: Any) -> Any:
+    """The nearest bfloat16 numbers, ties to even."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        def all_lanes(number: int) -> Any:
+            return ir.Constant(I32S, [number] * LANES)
+
+        bits = builder.bitcast(args[1], I32S)
+        odd = builder.and_(builder.lshr(bits, all_lanes(16)), all_lanes(1))
+        rounded = builder.add(builder.add(bits, all_lanes(0x7FFF)), odd)
+        quiet = builder.or_(bits, all_lanes(0x400000))
+        kept = builder.select(builder.fcmp_unordered("uno", args[1], args[1]), quiet, rounded)
+        short = builder.trunc(builder.lshr(kept, all_lanes(16)), ir.VectorType(ir.IntType(16), LANES))
+        builder.store(short, pointer(builder, args[0]), align=2)
 
     return types.void(types.int64, VECTOR), build
 
@@ -273,11 +344,24 @@ def store_one(_context: Any, address: Any, number: Any) -> Any:
     return types.void(types.int64, types.float32), build
 
 
+if LANES == PORTABLE_LANES:
+
+    @_inner
+    def _of_eight(v, i):
+        return lane(v, i)
+
+else:
+
+    @_inner
+    def _of_eight(v, i):
+        return lane(v, i) + lane(v, i + 8)
+
+
 @_inner
 def total(v):
     """The sum of the lanes, always in the same order."""
-    return ((lane(v, 0) + lane(v, 4)) + (lane(v, 1) + lane(v, 5))) + (
-        (lane(v, 2) + lane(v, 6)) + (lane(v, 3) + lane(v, 7))
+    return ((_of_eight(v, 0) + _of_eight(v, 4)) + (_of_eight(v, 1) + _of_eight(v, 5))) + (
+        (_of_eight(v, 2) + _of_eight(v, 6)) + (_of_eight(v, 3) + _of_eight(v, 7))
     )
 
 
@@ -310,4 +394,4 @@ def has_fma() -> bool:
     """Without it, `fma` would become a library call for each number."""
     if platform.machine() in ("aarch64", "arm64"):
         return True
-    return bool(binding.get_host_cpu_features().get("fma"))
+    return "fma" in FEATURES

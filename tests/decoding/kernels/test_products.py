@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 pytest.importorskip("numba")
 
@@ -31,6 +32,36 @@ def test_a_product_is_right_and_a_row_is_the_same_in_any_company(form: Format, c
     for rows in (1, 2, 3, 4, 5, 6, 7, 13, 48, 49, 97):
         assert torch.equal(linear(x[:rows]), whole[:rows]), rows
         assert torch.equal(linear(x[130 - rows :]), whole[130 - rows :]), rows
+
+
+def pairs_added_in_order(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:  # [T, K], [N, K] -> [T, N]
+    """As AVX512_BF16 is specified: products of bfloat16 numbers are exact; of two, the second is added first."""
+    a, b = (F.pad(each.bfloat16().float(), (0, each.shape[1] % 2)) for each in (x, weight))
+    sums = torch.zeros(len(a), len(b))
+    for k in range(0, a.shape[1], 2):
+        for each in (k + 1, k):
+            sums = sums + a[:, each, None] * b[None, :, each]
+    return sums
+
+
+@pytest.mark.parametrize(("columns", "depth"), [(96, 64), (33, 40), (17, 1), (48, 577)])
+@pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16])
+def test_products_of_bfloat16_pairs_are_bitwise_those_of_the_instruction(
+    columns: int, depth: int, loaded: torch.dtype
+) -> None:
+    weight, x = torch.randn(columns, depth).to(loaded), torch.randn(130, depth)
+    linear = PanelLinear(weight, None, Team(2), Format.BFLOAT16_PAIRS)
+    expected = pairs_added_in_order(x, weight)
+    assert torch.equal(linear(x), expected)
+    for rows in (1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 48, 61):
+        assert torch.equal(linear(x[:rows]), expected[:rows]), rows
+
+
+def test_rows_become_the_nearest_bfloat16_numbers_and_what_is_not_finite_stays_visible() -> None:
+    odd = [1 + 2**-8, 1 + 3 * 2**-8, -(1 + 2**-8 + 2**-20), 3.4e38, float("inf"), float("-inf"), float("nan"), 0.0]
+    x = torch.tensor(odd)[:, None]
+    found = PanelLinear(torch.ones(1, 1), None, Team(1), Format.BFLOAT16_PAIRS)(x)
+    assert torch.equal(found.nan_to_num(7), x.bfloat16().float().nan_to_num(7))
 
 
 @pytest.mark.parametrize("rows", [1, 5, 70])

@@ -24,9 +24,10 @@ from transformers import (
 
 from decoding.attention.interface import PagedAttention
 from decoding.attention.reference import ReferenceAttention
+from decoding.dtype import choose_dtype
 from decoding.kernels import cpu as kernels
 from decoding.model.compatibility import UnsupportedModel
-from decoding.model.loading import load, resolve_dtype, wrap
+from decoding.model.loading import load, wrap
 from decoding.model.model import Model
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model, of_product, of_row
@@ -209,10 +210,30 @@ def test_bfloat16_runs_and_stays_near_float32() -> None:
     assert (rounded - exact).abs().max() <= error
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "mixtral"])
+def test_a_model_in_bfloat16_gives_a_row_bitwise_the_same_in_any_chunks(name: str) -> None:
+    (tokens,) = prompts(60)
+    model = wrap(tiny(name).to(torch.bfloat16))
+    whole = hidden_states(model, tokens, 60)
+    for chunk in (1, 7, 16):
+        assert torch.equal(hidden_states(model, tokens, chunk), whole), chunk
+    assert model.info.dtype == torch.bfloat16
+
+
+def test_a_model_in_bfloat16_is_compiled_and_keeps_two_bytes_a_weight() -> None:
+    causal_lm = tiny("llama", tie_word_embeddings=True).to(torch.bfloat16)
+    linears = sum(2 * each.weight.numel() for each in causal_lm.modules() if type(each) is torch.nn.Linear)
+    model = wrap(causal_lm)
+    assert model.is_compiled
+    assert linears <= model.weight_bytes < 1.1 * linears
+
+
 def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("decoding.model.loading.cpu_multiplies_bfloat16", lambda native=native: native)
-        assert resolve_dtype("auto", torch.device("cpu"), None) == expected
+        monkeypatch.setattr("decoding.dtype.cpu_multiplies_bfloat16", lambda native=native: native)
+        chosen = choose_dtype("auto", torch.device("cpu"), None)
+        assert chosen.numbers == expected
+        assert "this processor" in chosen.reason
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[str
     return calls
 
 
-def opened(directory: Path, **options: Any) -> Model:
+def opened(directory: Path, dtype: str = "float32", **options: Any) -> Model:
     said: list[str] = []
     model = open_model(
-        str(directory), device="cpu", dtype="float32", progress=lambda stage, _: said.append(stage), **options
+        str(directory), device="cpu", dtype=dtype, progress=lambda stage, _: said.append(stage), **options
     )
     model.said = said  # type: ignore[attr-defined]
     return model
@@ -80,18 +80,18 @@ def logits(model: Model, count: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FUSED)
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize(("dtype", "quantize"), [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")])
 def test_the_second_start_packs_and_tries_nothing_and_gives_the_same_bits(
-    name: str, quantize: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: str, quantize: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = saved(tmp_path / "model", name)
-    first = opened(directory, quantize=quantize)
+    first = opened(directory, dtype=dtype, quantize=quantize)
     assert len(list(folder.glob("*.kept"))) == 1
     counts = [
         watched(monkeypatch, module, called)
         for module, called in ((loading, "load"), (panels, "pack"), (layer_weights, "pack"), (fused, "fuse_layers"))
     ]
-    second = opened(directory, quantize=quantize)
+    second = opened(directory, dtype=dtype, quantize=quantize)
     assert counts == [[], [], [], []]
     assert torch.equal(logits(second), logits(first))
     assert (second.info, second.weight_bytes, second.is_compiled) == (first.info, first.weight_bytes, True)

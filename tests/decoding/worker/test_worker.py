@@ -129,6 +129,7 @@ def loaded(model_directory: Path) -> Iterator[Peer]:
         assert isinstance(peer.receive(), Progress)
         ready = peer.until(Loaded)
         assert (ready.vocab_size, ready.eos_token_ids, ready.architecture) == (97, (2,), "LlamaForCausalLM")
+        assert (ready.dtype, ready.dtype_reason) == ("float32", "as told")
         yield peer
 
 
