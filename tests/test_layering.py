@@ -95,7 +95,12 @@ DECODING_NEEDS = (
     "torchao",  # optional: imported where weights are quantised for a GPU
     "decoding",
 )  # beside the standard library
-DECODING_PROCESS_FILES = ("decoding.worker.worker", "decoding.contract.frames", "decoding.worker.ticks")
+DECODING_PROCESS_FILES = (
+    "decoding.worker.worker",
+    "decoding.contract.frames",
+    "decoding.worker.ticks",
+    *(f"decoding.worker.kept.{name}" for name in ("container", "description", "opening")),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,10 @@ class FusedLayer(nn.Module):
         self._index = index
 
     @property
+    def stack(self) -> FusedStack:
+        return self._stack
+
+    @property
     def weight_bytes(self) -> int:
         return self._stack.weight_bytes(self._index)
 
@@ -77,6 +81,10 @@ class FusedStack:
         self._buffers, self._bound_to = {}, (0, 0)  # of other widths, perhaps
         shape = self._attention.shapes[index]
         _describe(self._records[index], weights, shape.head_dim)
+
+    def held(self, index: int) -> tuple[Weights, bool]:
+        """What was put there, and whether it rotates."""
+        return self._weights[index], bool(self._rotates[index])
 
     def weight_bytes(self, index: int) -> int:
         weights = self._weights[index]

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 
 import structlog
 
-from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Open, Progress, Shutdown, Start, Tick
 from server.settings.sections import SupervisionSettings
 from server.worker.descriptors import SpareDescriptors
 from server.worker.head_start import WORKER_COMMAND, HeadStart
@@ -63,6 +63,7 @@ class Mailbox:
         self._settings = settings
         self._command = tuple(command)
         self._head_start = head_start
+        self._opening: Open | None = None
         self._log = structlog.get_logger("mailbox")
         self._load_listener: LoadListener | None = None
         self._worker: WorkerProcess | None = None
@@ -103,11 +104,15 @@ class Mailbox:
         if self._worker is not None:
             self._worker.send(Cancel(request_id))
 
-    async def run(self, start: asyncio.Future[Start], load_listener: LoadListener | None = None) -> None:
+    async def run(
+        self, start: asyncio.Future[Start], load_listener: LoadListener | None = None, opening: Open | None = None
+    ) -> None:
         """Keeps a worker alive until `stop`. Raises WorkerGaveUp, and whatever `start` ends with.
 
         A worker imports its libraries for seconds before it can load anything: what it is told then may come later.
+        opening: what each is told at once.
         """
+        self._opening = opening
         self._load_listener = load_listener
         with contextlib.closing(SpareDescriptors()) as spare:
             while not self._is_stopping:
@@ -141,6 +146,8 @@ class Mailbox:
             return self._lose(f"it could not be started: {error.strerror}")
         self._worker, self._is_down = worker, False
         try:
+            if self._opening is not None:
+                worker.send(self._opening)
             worker.send(await start)
             self._is_told, self._last_progress = True, _now()
             reason = self._lose(await self._watch(worker))
