@@ -107,7 +107,7 @@ def measure(directory: str, form: str, rows: Sequence[int], threads: int, memory
     model = load(directory, device="cpu", dtype=dtype, quantize=quantize)
     own = format_for("bfloat16" if form == "bfloat16" else quantize)
     products = Products.of(read_config(directory), own)
-    rate = peak(products.linears[0].form, threads)
+    rate = peak(products.linears[0].panels.form, threads)
     with threads_as_in_the_worker(model), torch.inference_mode():
         for count in rows:
             limit = max(count * products.operations / rate, products.weight_bytes / memory)

@@ -133,10 +133,6 @@ class PanelLinear(torch.nn.Module):
         self._kernel = linear.address
 
     @property
-    def form(self) -> Format:
-        return self._panels.form
-
-    @property
     def panels(self) -> Panels:
         return self._panels
 

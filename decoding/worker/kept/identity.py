@@ -71,6 +71,8 @@ def source_digest() -> str:
 def _machine() -> tuple[str, ...]:
     from llvmlite import binding  # noqa: PLC0415 - only where there are kernels
 
-    processor = (platform.machine(), binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    from decoding.kernels.cpu.vectors import FEATURES, LANES  # noqa: PLC0415
+
+    processor = (platform.machine(), binding.get_host_cpu_name(), str(LANES), *sorted(FEATURES))
     versions = [f"{name} {metadata.version(name)}" for name in LIBRARIES]
     return (*processor, torch.backends.cpu.get_cpu_capability(), platform.python_version(), *versions)
