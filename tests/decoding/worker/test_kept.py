@@ -80,18 +80,19 @@ def logits(model: Model, count: int = 40) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", FUSED)
-@pytest.mark.parametrize(("dtype", "quantize"), [("float32", "none"), ("bfloat16", "none"), ("float32", "int8")])
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "int8"])
 def test_the_second_start_packs_and_tries_nothing_and_gives_the_same_bits(
-    name: str, dtype: str, quantize: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, how: str, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = saved(tmp_path / "model", name)
-    first = opened(directory, dtype=dtype, quantize=quantize)
+    options: dict[str, Any] = {"quantize": how} if how == "int8" else {"dtype": how}
+    first = opened(directory, **options)
     assert len(list(folder.glob("*.kept"))) == 1
     counts = [
         watched(monkeypatch, module, called)
         for module, called in ((loading, "load"), (panels, "pack"), (layer_weights, "pack"), (fused, "fuse_layers"))
     ]
-    second = opened(directory, dtype=dtype, quantize=quantize)
+    second = opened(directory, **options)
     assert counts == [[], [], [], []]
     assert torch.equal(logits(second), logits(first))
     assert (second.info, second.weight_bytes, second.is_compiled) == (first.info, first.weight_bytes, True)
