@@ -16,6 +16,13 @@ import numpy as np
 import torch
 
 
+def resolve_device(device: str) -> torch.device:
+    """auto: CUDA where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
 def is_asynchronous(device: torch.device) -> bool:
     """Whether the host would have to wait for a result that it wants to look at."""
     return device.type == "cuda"

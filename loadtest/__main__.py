@@ -1,4 +1,4 @@
-"""`python -m loadtest run | compare | curve | soak | neighbours | list`: parses, measures, prints.
+"""`python -m loadtest run | compare | table | curve | soak | neighbours | list`: parses, measures, prints.
 
 Exits 1 if a side completed no request, if a soak left one unanswered, or if nothing came beside busy
 neighbours.
@@ -25,6 +25,7 @@ from loadtest.options import (
     NeighboursOptions,
     RunOptions,
     SoakOptions,
+    TableOptions,
     parse,
 )
 from loadtest.process import ServerDied
@@ -39,10 +40,12 @@ from loadtest.report.report import (
     scenario_table,
     write_json,
 )
-from loadtest.session import compare_all, grow_all, run_once, soak_once
+from loadtest.report.table import table_document, table_of
+from loadtest.session import compare_all, grow_all, run_once, soak_once, tabulate_all
 from loadtest.soak.plot import NoMatplotlib, plot, require
 from loadtest.soak.report import soak_document, soak_tables
 from loadtest.soak.trend import trends
+from loadtest.table import Column
 
 T = TypeVar("T")
 
@@ -59,6 +62,8 @@ def main(argv: list[str]) -> int:
                 return _run(options, console)
             case CompareOptions():
                 return _compare(options, console)
+            case TableOptions():
+                return _table(options, console)
             case CurveOptions():
                 return _curve(options, console)
             case SoakOptions():
@@ -90,6 +95,25 @@ def _compare(options: CompareOptions, console: Console) -> int:
         write_json(comparison_document(comparisons, options.a.target, options.b.target), options.common.json)
     turns = [turn for comparison in comparisons for pair in comparison.pairs for turn in (pair.a, pair.b)]
     return 0 if all(turn.summary.completed for turn in turns) else 1
+
+
+def _table(options: TableOptions, console: Console) -> int:
+    columns: list[Column] = []
+    try:
+        with Display() as display:
+            _loop(lambda: tabulate_all(options, display, columns.append))
+    finally:  # many servers take an hour: what is whole is kept, whatever ends it
+        _show(columns, options, console)
+    turns = [turn for column in columns for taken in column.turns.values() for turn in taken]
+    return 0 if all(turn.summary.completed for turn in turns) else 1
+
+
+def _show(columns: list[Column], options: TableOptions, console: Console) -> None:
+    for against in options.against if columns else ():
+        console.print(table_of(columns, tuple(options.sides), against))
+    if columns and options.common.json is not None:
+        targets = {name: side.target for name, side in options.sides.items()}
+        write_json(table_document(columns, targets), options.common.json)
 
 
 def _curve(options: CurveOptions, console: Console) -> int:

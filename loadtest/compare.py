@@ -14,9 +14,8 @@ from loadtest.contender import Contender
 from loadtest.scenario import Scenario
 from loadtest.statistics import Percentiles, Summary
 
-Label = Literal["A", "B"]
-Play = Callable[[Label, Scenario, int], Awaitable[Summary]]
-"""Plays a scenario with a seed against the side of that label."""
+Play = Callable[[str, Scenario, int], Awaitable[Summary]]
+"""Plays a scenario with a seed against the contender of that label: A, B, or in a table its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +70,15 @@ FIGURES = (
 )
 
 
-def ratio(figure: Figure, pair: Pair) -> float | None:
+def ratio(figure: Figure, a: Turn, b: Turn) -> float | None:
     """A / B; None where one side has no such figure or B's is zero."""
-    a, b = figure.read(pair.a), figure.read(pair.b)
-    return None if a is None or not b else a / b
+    of_a, of_b = figure.read(a), figure.read(b)
+    return None if of_a is None or not of_b else of_a / of_b
 
 
 def spread(figure: Figure, pairs: tuple[Pair, ...]) -> Spread | None:
     """The ratios' median and range; None if no pair has one."""
-    ratios = [r for pair in pairs if (r := ratio(figure, pair)) is not None]
+    ratios = [r for pair in pairs if (r := ratio(figure, pair.a, pair.b)) is not None]
     return Spread(median(ratios), min(ratios), max(ratios)) if ratios else None
 
 
@@ -87,12 +86,13 @@ async def compare(scenario: Scenario, a: Contender, b: Contender, play: Play, se
     """One pair a seed. The contenders are open already, and stay open."""
     pairs = []
     for seed in seeds:
-        turn_a = await _turn("A", a, play, scenario, seed)
-        turn_b = await _turn("B", b, play, scenario, seed)
+        turn_a = await take_turn("A", a, play, scenario, seed)
+        turn_b = await take_turn("B", b, play, scenario, seed)
         pairs.append(Pair(seed, turn_a, turn_b))
     return Comparison(scenario, tuple(pairs))
 
 
-async def _turn(label: Label, contender: Contender, play: Play, scenario: Scenario, seed: int) -> Turn:
+async def take_turn(label: str, contender: Contender, play: Play, scenario: Scenario, seed: int) -> Turn:
+    """Wakes the contender, plays, and puts it out of the others' way."""
     async with contender.turn() as seconds_to_ready:
         return Turn(await play(label, scenario, seed), seconds_to_ready)

@@ -6,14 +6,16 @@ import argparse
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from loadtest.curve import CURVES, Curve
 from loadtest.curve import find as find_curve
-from loadtest.scenario import SCENARIOS, Closed, Scenario
+from loadtest.scenario import SCENARIOS, STANDARD, Closed, Scenario
 from loadtest.scenario import find as find_scenario
+from loadtest.side import Side, read_sides
 from loadtest.soak.soaker import Plan
 from loadtest.target import DIALECTS, PATHS, Target, base_url
 from loadtest.target import dialect as find_dialect
@@ -21,15 +23,6 @@ from loadtest.target import dialect as find_dialect
 Between = Literal["pause", "restart"]
 
 _DESCRIPTION = "Measures OpenAI-compatible servers. Tokens are counted from the servers' usage, never from chunks."
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """A server to measure, and how to start it if it is ours to start."""
-
-    target: Target
-    ready_path: str
-    command: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +45,18 @@ class CompareOptions:
     a: Side
     b: Side
     pairs: int
+    between: Between
+    ready_timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """against: the sides that the others' ratios are taken by, a table each."""
+
+    common: Common
+    sides: Mapping[str, Side]
+    against: tuple[str, ...]
+    rounds: int
     between: Between
     ready_timeout: float
 
@@ -95,7 +100,7 @@ class ListOptions:
     """`list` takes nothing."""
 
 
-Options = RunOptions | CompareOptions | CurveOptions | SoakOptions | NeighboursOptions | ListOptions
+Options = RunOptions | CompareOptions | TableOptions | CurveOptions | SoakOptions | NeighboursOptions | ListOptions
 
 
 def parse(argv: list[str]) -> Options:
@@ -108,6 +113,8 @@ def parse(argv: list[str]) -> Options:
                 return RunOptions(_common(values, (values.scenario,)), _target(values, ""))
             case "compare":
                 return _compare(values)
+            case "table":
+                return _table(values)
             case "curve":
                 return _curve(values)
             case "soak":
@@ -134,22 +141,39 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("scenarios", metavar="SCENARIO", nargs="+", help="one or more, one table each")
     _add_common(compare)
     compare.add_argument("--pairs", type=_positive, default=5, help="A B pairs a scenario (default 5)")
-    compare.add_argument(
-        "--between",
-        choices=("pause", "restart"),
-        default="pause",
-        help="what becomes of a server started by --a-command or --b-command when it is not its turn: "
-        "pause: SIGSTOP for its process group, it stays warm (default); restart: ended, and started for each turn",
-    )
-    compare.add_argument("--ready-timeout", type=float, default=300.0, help="seconds to become ready (default 300)")
+    _add_waiting(compare)
     for side in ("a", "b"):
         _add_target(compare, f"{side}-")
         compare.add_argument(f"--{side}-command", metavar="CMD", help="starts this server (no shell: use sh -c '…')")
         compare.add_argument(f"--{side}-ready", metavar="PATH", help="answers 200 when ready (default: by dialect)")
+    _add_table(commands.add_parser("table", help="measure any number of servers in turn, and print one table"))
     _add_curve(commands.add_parser("curve", help="measure how cost grows, and draw it"))
     _add_soak(commands.add_parser("soak", help="mixed, bad and overflowing traffic for minutes: does anything grow?"))
     _add_neighbours(commands.add_parser("neighbours", help="measure a server beside busy processes on its machine"))
     return parser
+
+
+def _add_table(table: argparse.ArgumentParser) -> None:
+    table.add_argument("scenarios", metavar="SCENARIO", nargs="*", help=f"default: {', '.join(STANDARD)}")
+    _add_common(table)
+    table.add_argument("--contenders", type=Path, required=True, metavar="FILE", help="TOML: the servers by name")
+    table.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the file's servers, in this order")
+    table.add_argument(
+        "--against", nargs="+", default=[], metavar="NAME", help="whose rates the ratios are by (default: the first)"
+    )
+    table.add_argument("--rounds", type=_positive, default=5, help="turns of each server a scenario (default 5)")
+    _add_waiting(table)
+
+
+def _add_waiting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--between",
+        choices=("pause", "restart"),
+        default="pause",
+        help="what becomes of a server started by a command of ours when it is not its turn: "
+        "pause: SIGSTOP for its process group, it stays warm (default); restart: ended, and started for each turn",
+    )
+    parser.add_argument("--ready-timeout", type=float, default=300.0, help="seconds to become ready (default 300)")
 
 
 def _add_curve(curve: argparse.ArgumentParser) -> None:
@@ -260,6 +284,21 @@ def _compare(values: argparse.Namespace) -> CompareOptions:
     )
 
 
+def _table(values: argparse.Namespace) -> TableOptions:
+    sides = read_sides(values.contenders, values.only)
+    against = tuple(values.against) or tuple(sides)[:1]
+    if missing := [name for name in against if name not in sides]:
+        raise LookupError(f"--against {', '.join(missing)}: no such server is measured")
+    return TableOptions(
+        common=_common(values, tuple(values.scenarios) or STANDARD),
+        sides=sides,
+        against=against,
+        rounds=values.rounds,
+        between=values.between,
+        ready_timeout=values.ready_timeout,
+    )
+
+
 def _soak(values: argparse.Namespace) -> SoakOptions:
     if values.kill_every and values.command is None and values.pid is None:
         raise ValueError("--kill-every needs --command or --pid: whose worker?")
@@ -284,11 +323,8 @@ def _side(values: argparse.Namespace, prefix: str) -> Side:
 
 def _target(values: argparse.Namespace, prefix: str) -> Target:
     read = vars(values)
-    url = base_url(read[f"{prefix}url"])
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url!r} is not an http:// or https:// URL")
     return Target(
-        url=url,
+        url=base_url(read[f"{prefix}url"]),
         dialect=find_dialect(read[f"{prefix}dialect"]),
         endpoint=read[f"{prefix}endpoint"],
         model=read[f"{prefix}model"],

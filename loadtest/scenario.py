@@ -112,6 +112,10 @@ SCENARIOS = (
 )
 
 
+STANDARD = ("single", "streams-16", "streams-64", "shared-prefix", "prefill", "beams")
+"""Those of a table."""
+
+
 def find(name: str) -> Scenario:
     """The scenario of that name; LookupError names those there are."""
     for scenario in SCENARIOS:

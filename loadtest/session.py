@@ -1,26 +1,28 @@
-"""The commands `run`, `compare`, `curve` and `soak`: builds clients and contenders from options and plays."""
+"""The commands `run`, `compare`, `table`, `curve` and `soak`: builds clients and contenders from options and plays."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 
 import httptools
 import msgspec
 
 from loadtest.client import Client
-from loadtest.compare import Comparison, Label, compare
+from loadtest.compare import Comparison, compare
 from loadtest.contender import Contender, Paused, Ready, Restarted, Running
 from loadtest.curve import Curve, Growth, Point
-from loadtest.options import Between, CompareOptions, CurveOptions, RunOptions, Side, SoakOptions
+from loadtest.options import Between, CompareOptions, CurveOptions, RunOptions, SoakOptions, TableOptions
 from loadtest.process import ServerProcess
 from loadtest.report.progress import Display
 from loadtest.run import Player, Run
 from loadtest.scenario import Scenario
+from loadtest.side import Side
 from loadtest.soak.soaker import Soak, Soaker
 from loadtest.soak.watch import Watch
 from loadtest.statistics import Summary
+from loadtest.table import Column, tabulate
 from loadtest.target import Target
 
 _SEED_STEP = 1_000_003
@@ -78,7 +80,7 @@ async def _point(curve: Curve, x: int, options: CurveOptions, target: Target, di
 
 async def compare_all(options: CompareOptions, display: Display) -> list[Comparison]:
     """One comparison a scenario, the servers kept over all of them."""
-    playing = _Playing(options, display)
+    playing = _Playing({"A": options.a, "B": options.b}, options.common.timeout, display)
     # Each pair has prompts of its own: a server that keeps prefixes must not know them from the pair before.
     seeds = tuple(options.common.seed + _SEED_STEP * number for number in range(options.pairs))
     async with (
@@ -88,17 +90,34 @@ async def compare_all(options: CompareOptions, display: Display) -> list[Compari
         return [await compare(scenario, a, b, playing.play, seeds) for scenario in options.common.scenarios]
 
 
+async def tabulate_all(options: TableOptions, display: Display, done: Callable[[Column], None]) -> None:
+    """One column a scenario, told as soon as it is done; the servers kept over all of them."""
+    playing = _Playing(options.sides, options.common.timeout, display)
+    async with AsyncExitStack() as stack:
+        contenders: dict[str, Contender] = {}
+        for name, side in options.sides.items():
+            display.note(f"{name}: starting")
+            opened = _opened(_contender(side, options.between, options.ready_timeout))
+            contenders[name] = await stack.enter_async_context(opened)
+        for number, scenario in enumerate(options.common.scenarios):
+            playable = {name: one for name, one in contenders.items() if options.sides[name].can_play(scenario)}
+            # Neither a round nor a scenario may know the prompts of the one before.
+            rounds = range(number * options.rounds, (number + 1) * options.rounds)
+            seeds = tuple(options.common.seed + _SEED_STEP * round_ for round_ in rounds)
+            done(await tabulate(scenario, playable, playing.play, seeds))
+
+
 @dataclass(frozen=True, slots=True)
 class _Playing:
-    options: CompareOptions
+    sides: Mapping[str, Side]
+    timeout: float
     display: Display
 
-    async def play(self, label: Label, scenario: Scenario, seed: int) -> Summary:
-        side = self.options.a if label == "A" else self.options.b
-        timeout = self.options.common.timeout
-        target = await with_model(side.target, Client(side.target, timeout))
+    async def play(self, label: str, scenario: Scenario, seed: int) -> Summary:
+        target = self.sides[label].target
+        target = await with_model(target, Client(target, self.timeout))
         watch = self.display.line(f"{label} {scenario.name}", scenario)
-        summary = (await Player(scenario, seed, Client(target, timeout), watch).play()).summary
+        summary = (await Player(scenario, seed, Client(target, self.timeout), watch).play()).summary
         self.display.note(f"{label} {scenario.name}: {summary.output_tokens_per_second:.1f} tok/s")
         return summary
 

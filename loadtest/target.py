@@ -111,5 +111,7 @@ class Target:
 
 
 def base_url(url: str) -> str:
-    """The server's root from what people paste: without a trailing slash or the SDK's /v1."""
+    """The server's root from what people paste: without a trailing slash or the SDK's /v1. ValueError if it is none."""
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url!r} is not an http:// or https:// URL")
     return url.rstrip("/").removesuffix("/v1")

@@ -26,7 +26,8 @@ from server.settings.settings import Settings
 from server.startup import LoadTokenizer, Startup, served_names
 from server.text.tokenizer import Tokenizer
 from server.worker.descriptors import room_for_connections
-from server.worker.mailbox import WORKER_COMMAND, Mailbox, WorkerGaveUp
+from server.worker.head_start import WORKER_COMMAND, HeadStart
+from server.worker.mailbox import Mailbox, WorkerGaveUp
 from server.worker.model_files import ModelError
 from server.worker.orphans import inherits_orphans, reap_orphans
 from server.worker.progress import ProgressDisplay
@@ -36,11 +37,15 @@ CLOSE_SECONDS = 5  # for the last bytes of answered requests after the drain
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a test replaces: the worker's command, the tokenizer's loader, the API's routes."""
+    """What a test replaces: the worker's command, the tokenizer's loader, the API's routes.
+
+    head_start: a worker of that command that runs already, for the first life.
+    """
 
     worker_command: Sequence[str] = WORKER_COMMAND
     load_tokenizer: LoadTokenizer = Tokenizer.from_directory
     routers: Callable[[Batcher, Limits], Sequence[APIRouter]] = field(default=api_routers)
+    head_start: HeadStart | None = None
 
 
 class Service:
@@ -62,7 +67,8 @@ class Service:
             self._metrics.watch_log(lambda: errors.num_dropped)
         self._batcher = Batcher(settings.section(QueueSettings), self._metrics)
         self._startup = Startup(settings, self._batcher, display, parts.load_tokenizer)
-        self._mailbox = Mailbox(self._batcher, settings.section(SupervisionSettings), parts.worker_command)
+        supervision = settings.section(SupervisionSettings)
+        self._mailbox = Mailbox(self._batcher, supervision, parts.worker_command, parts.head_start)
         network = settings.section(NetworkSettings).model_copy(update={"max_connections": self._max_connections()})
         app = create_app(
             network,

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from decoding.contract.frames import Loaded, Progress, Start
+from decoding.contract.frames import Loaded, Open, Progress, Start
 from server.queue.batcher import Batcher
 from server.served import Served
 from server.settings.settings import Settings
@@ -50,7 +50,7 @@ class Startup:
             with contextlib.ExitStack() as until_the_end:
                 preparing = asyncio.create_task(self._prepare(mailbox, directory, until_the_end))
                 until_the_end.callback(preparing.cancel)
-                await mailbox.run(preparing, self)
+                await mailbox.run(preparing, self, opening_frame(settings, directory))
         finally:
             self._display.close()
 
@@ -80,6 +80,7 @@ class Startup:
             architecture=loaded.architecture,
             device=loaded.device,
             dtype=loaded.dtype,
+            dtype_reason=loaded.dtype_reason,
             max_model_len=loaded.max_model_len,
             max_rows=loaded.max_rows,
             kv_tokens=loaded.num_pages * loaded.page_size,
@@ -136,6 +137,17 @@ def _has_reasoning(asked: str, template: ChatTemplate | None) -> bool:
 
 def served_names(settings: Settings) -> tuple[str, ...]:
     return settings.served_model_name or (default_name(settings.model),)
+
+
+def opening_frame(settings: Settings, directory: Path) -> Open:
+    return Open(
+        model=str(directory),
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=settings.threads,
+        batch_invariant=settings.batch_invariant,
+        quantize=settings.quantize,
+    )
 
 
 def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft: Path | None) -> Start:

@@ -35,10 +35,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "routes",
         "app startup",
         "service",
+        "command",
         "__main__",
     ),
     "decoding": (
-        "contract device cache_home",
+        "contract device dtype cache_home",
         "kernels",
         "seam attention",
         "stopping logits sampling topk",
@@ -47,16 +48,19 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "loadtest": (
         "outcome scenario target",
+        "side",
         "prompt stream plain statistics process",
         "client run",
         "contender neighbours",
         "compare curve",
+        "table",
         "report",
         "soak",
         "options",
         "session",
         "__main__",
         "engine",
+        "peers",
     ),
 }
 
@@ -91,7 +95,12 @@ DECODING_NEEDS = (
     "torchao",  # optional: imported where weights are quantised for a GPU
     "decoding",
 )  # beside the standard library
-DECODING_PROCESS_FILES = ("decoding.worker.worker", "decoding.contract.frames", "decoding.worker.ticks")
+DECODING_PROCESS_FILES = (
+    "decoding.worker.worker",
+    "decoding.contract.frames",
+    "decoding.worker.ticks",
+    *(f"decoding.worker.kept.{name}" for name in ("container", "description", "opening")),
+)
 
 
 @dataclass(frozen=True, slots=True)

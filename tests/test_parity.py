@@ -15,6 +15,7 @@ import torch
 
 import decoding.engine.reading
 from decoding.contract.params import PARAMS, LogitsParams, Request
+from decoding.contract.quantize import QUANTIZED_ON
 from decoding.engine.cache import IntegrityError, PageCache
 from decoding.engine.engine import Engine
 from decoding.model.loading import wrap
@@ -25,7 +26,7 @@ from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, ran
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
 from tests.decoding.table_model import TableModel, table_engine
-from tests.decoding.tiny import tiny
+from tests.decoding.tiny import WHOLE_GROUPS, tiny
 
 VOCAB = 40
 EOS = (3,)
@@ -84,20 +85,24 @@ def test_500_requests_in_a_crowd_answer_as_they_do_alone() -> None:
     assert 0 < crowded.accepted_tokens < crowded.drafted_tokens
 
 
-@pytest.fixture(scope="module")
-def llamas() -> dict[str, Model]:
-    """A model and its draft model."""
-    draft = tiny("llama")
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "int4"])
+def llamas(request: pytest.FixtureRequest) -> dict[str, Model]:
+    """A model and its draft model, in each format that weights can have on a CPU."""
+    draft = tiny("llama", **WHOLE_GROUPS)
     for weight in draft.parameters():
         weight.data.add_(torch.randn_like(weight), alpha=0.01)  # near enough to be right now and then
-    models = {"main": wrap(tiny("llama")), "draft": wrap(draft)}
+    dtype = torch.bfloat16 if request.param == "bfloat16" else torch.float32
+    quantize = request.param if request.param in QUANTIZED_ON["cpu"] else "none"
+    parts = {"main": tiny("llama", **WHOLE_GROUPS), "draft": draft}
+    models = {name: wrap(part.to(dtype), quantize=quantize) for name, part in parts.items()}
+    assert all(model.is_compiled for model in models.values())
     for model in models.values():
         model.attention.allocate(200)
     return models
 
 
 def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llamas: dict[str, Model]) -> None:
-    """All sums of a Llama in float32: attention, products and softmax see other neighbours, chunks and paddings."""
+    """All sums of a Llama: attention, products and softmax see other neighbours, chunks and paddings."""
     vocab = llamas["main"].info.vocab_size
 
     def make(num_pages: int) -> Engine:

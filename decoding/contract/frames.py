@@ -1,9 +1,9 @@
 """The wire between the server process and the decode worker: msgspec structs, length-prefixed, never pickle.
 
 Torch-free, so both sides import it. A frame is a 4-byte little-endian length and a msgpack body; the tag names the
-type. Server -> worker: Start once, then Submit, Cancel, Shutdown. Worker -> server: Progress while loading, Loaded
-once, then one Tick per engine tick (and one at least every second, as a heartbeat), Fault where an exception ended a
-request, Crashed as a last word.
+type. Server -> worker: Open once at most, Start once, then Submit, Cancel, Shutdown. Worker -> server: Progress while
+loading, Loaded once, then one Tick per engine tick (and one at least every second, as a heartbeat), Fault where an
+exception ended a request, Crashed as a last word.
 """
 
 from __future__ import annotations
@@ -28,6 +28,18 @@ from decoding.contract.quantize import Quantize
 
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<I")
+
+
+class Open(msgspec.Struct, frozen=True, tag=True):
+    """Which model Start will name, as soon as that is known: the worker opens it while the server reads its tokenizer.
+    The fields are Start's."""
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    batch_invariant: bool = False
+    quantize: Quantize = "none"
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
@@ -116,6 +128,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     vocab_size is the width of the logits: a valid token id is below it. num_pages x page_size tokens fit the KV cache.
     ties_embeddings: whether the output matrix is the embedding. has_draft: whether a draft model is loaded.
     encoder: None for a model without one. has_head: False for one whose hidden states alone mean anything.
+    dtype_reason: why the model's numbers are of that dtype.
     """
 
     vocab_size: int
@@ -132,6 +145,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     has_draft: bool = False
     encoder: EncoderInfo | None = None
     has_head: bool = True
+    dtype_reason: str = ""
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True):
@@ -245,7 +259,7 @@ class Fault(msgspec.Struct, frozen=True, tag=True):
     trace: tuple[str, ...] = ()
 
 
-ToWorker = Start | Submit | Cancel | Shutdown
+ToWorker = Open | Start | Submit | Cancel | Shutdown
 FromWorker = Progress | Loaded | Tick | Crashed | Fault
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,15 +11,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
 
 from decoding.attention.interface import LayerSpec, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.model.compatibility import UnsupportedModel, position_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NAME = "polydecode"
 # What attention calls may carry that changes nothing here: masks and caches are never made, dropout is off.
@@ -68,6 +70,8 @@ def register(causal_lm: PreTrainedModel) -> None:
 
     On a GPU that one would wait for the router in every layer; transformers' default, grouped products, does not.
     """
+    from transformers import AttentionInterface  # noqa: PLC0415 - the name and `carrying` must not wait for it
+
     AttentionInterface.register(NAME, attend)
     causal_lm.set_attn_implementation(NAME)
     if causal_lm.config._attn_implementation != NAME:

@@ -67,7 +67,7 @@ class CausalBody(nn.Module):
         self.base: nn.Module = causal_lm.base_model
         self._embedding: nn.Module = causal_lm.get_input_embeddings()
         self._attention = attention
-        self._traced = traced
+        self.traced = traced
         self._products = products
         self._device = causal_lm.device
         self._graphs = None if capture is None else DecodeGraphs(self._decode, capture, self._device)
@@ -87,7 +87,7 @@ class CausalBody(nn.Module):
         positions = to_device(batch.positions + shift, self._device)
         with self._keeping(layers, kept):
             last = self._run(plan, positions, **inputs)
-        num_layers = len(self._traced.specs)
+        num_layers = len(self.traced.specs)
         if num_layers in layers:
             kept[num_layers] = last
         return Hidden(last, kept, self._attention.probed(plan))
@@ -98,7 +98,7 @@ class CausalBody(nn.Module):
         return lambda: self._run(plan, inputs.positions, input_ids=inputs.token_ids[None])
 
     def _run(self, plan: Any, positions: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:  # [T, hidden]
-        with self._products, carrying(self._traced.bind(self._attention, plan)) as keywords:
+        with self._products, carrying(self.traced.bind(self._attention, plan)) as keywords:
             out = self.base(**inputs, position_ids=positions[None], use_cache=False, **keywords)
         last: torch.Tensor = out.last_hidden_state[0]
         return last
@@ -112,7 +112,7 @@ class CausalBody(nn.Module):
     def _keeping(self, layers: tuple[int, ...], kept: dict[int, torch.Tensor]) -> ExitStack:
         """While entered, the inputs of the asked decoder layers are kept: hidden_states[i] is what layer i receives."""
         stack = ExitStack()
-        num_layers = len(self._traced.specs)
+        num_layers = len(self.traced.specs)
         if layers:
             blocks = decoder_layers(self.base, num_layers)
             for index in set(layers) - {num_layers}:

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from decoding.model.quantize import QuantizeUnsupported
-from decoding.model.seq2seq.stack import BART_TYPES, T5_TYPES
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
@@ -32,6 +30,8 @@ class UnsupportedModel(Exception):
 def trials(architecture: str) -> Iterator[None]:
     """Whatever a model's code raises while it is tried out is a reason not to serve it; want of memory, or that it
     cannot be quantised, is not, and goes on as it is."""
+    from decoding.model.quantize import QuantizeUnsupported  # noqa: PLC0415 - needs transformers
+
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -49,6 +49,12 @@ def architecture_of(config: Any) -> str:
 
 def check_config(config: Any) -> None:
     """Refuse what the configuration alone gives away, before weights are read."""
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415 - who only names a refusal must not wait for it
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+
+    from decoding.model.seq2seq.stack import BART_TYPES, T5_TYPES  # noqa: PLC0415
+
     architecture = architecture_of(config)
     if config.is_encoder_decoder:
         if config.model_type not in T5_TYPES | BART_TYPES:

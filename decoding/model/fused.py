@@ -7,7 +7,7 @@ hidden states, or the original stays. Owns the packed weights of the layers and 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from decoding.kernels.cpu.products import addresses
 from decoding.kernels.cpu.tile import Format
 from decoding.model.attention_function import NAME, TracedAttention, carrying
 from decoding.model.layer_weights import Weights, read_weights
-from decoding.model.replace_modules import Progress
+
+if TYPE_CHECKING:
+    from decoding.model.replace_modules import Progress
 
 # Of weights, and of weights that meet rounded rows.
 EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 1e-2
@@ -39,6 +41,10 @@ class FusedLayer(nn.Module):
         super().__init__()
         self._stack = stack
         self._index = index
+
+    @property
+    def stack(self) -> FusedStack:
+        return self._stack
 
     @property
     def weight_bytes(self) -> int:
@@ -75,6 +81,10 @@ class FusedStack:
         self._buffers, self._bound_to = {}, (0, 0)  # of other widths, perhaps
         shape = self._attention.shapes[index]
         _describe(self._records[index], weights, shape.head_dim)
+
+    def held(self, index: int) -> tuple[Weights, bool]:
+        """What was put there, and whether it rotates."""
+        return self._weights[index], bool(self._rotates[index])
 
     def weight_bytes(self, index: int) -> int:
         weights = self._weights[index]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
-from decoding.model.checkpoint import has_head
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +24,13 @@ class ModelInfo:
     architecture: str
     reads_layers: bool = True  # the states between layers are as wide as those that the output matrix reads
     has_head: bool = True  # there is an output matrix of its own
+    dtype_reason: str = ""  # why it was loaded in that
 
 
 def describe(lm: Any, widths: tuple[int, int], num_layers: int, max_model_len: int) -> ModelInfo:
     """widths: of the states that the output matrix reads, and of the logits."""
+    from decoding.model.checkpoint import has_head  # noqa: PLC0415 - needs transformers
+
     hidden_size, vocab_size = widths
     config = lm.config.get_text_config(decoder=True)
     return ModelInfo(

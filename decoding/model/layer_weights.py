@@ -14,7 +14,6 @@ from torch import nn
 
 from decoding.kernels.cpu.panels import Panels, depth_multiple, fits_bfloat16, pack
 from decoding.kernels.cpu.tile import PANEL, Format
-from decoding.kernels.cpu.vectors import LANES
 
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 HEAD_NORMS = {"q_norm", "k_norm"}
@@ -88,7 +87,7 @@ def _packed(norms: list[Any], head_norms: list[Any], linears: list[_Linear], for
     qkv, out, both, down = linears
     products = (qkv, out, _alternate(both), down)
     columns = [len(each.weight) for each in products]
-    if any(count % PANEL for count in columns) or any(len(norm.weight) % LANES for norm in (*norms, *head_norms)):
+    if any(count % PANEL for count in columns) or any(len(norm.weight) % PANEL for norm in (*norms, *head_norms)):
         return None
     if form is not Format.BFLOAT16_PAIRS and any(each.weight.dtype != torch.float32 for each in products):
         return None

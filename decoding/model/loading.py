@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from decoding.attention.choice import AttentionMaker, default_attention, uniform_attention
-from decoding.contract.quantize import COMPUTES_IN, Quantize
+from decoding.contract.quantize import Quantize
+from decoding.device import resolve_device
+from decoding.dtype import choose_dtype
 from decoding.model import causal
 from decoding.model.agreement import Agreement
 from decoding.model.checkpoint import load_weights
@@ -43,11 +46,13 @@ def load(
     if config.is_encoder_decoder:
         _check_seq2seq(config, place, quantize, is_batch_invariant=is_batch_invariant)
     check_machine(quantize, place, dtype, is_batch_invariant=is_batch_invariant)
-    numbers = resolve_dtype(dtype if quantize == "none" else COMPUTES_IN[place.type], place, config)
+    chosen = choose_dtype(dtype, place, config, quantize)
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    lm: Any = load_weights(auto, path, config, numbers, progress).to(place)
+    lm: Any = load_weights(auto, path, config, chosen.numbers, progress).to(place)
     progress("loading weights", 1.0)
-    return wrap(lm, quantize=quantize, progress=progress, is_batch_invariant=is_batch_invariant)
+    model = wrap(lm, quantize=quantize, progress=progress, is_batch_invariant=is_batch_invariant)
+    model.info = replace(model.info, dtype_reason=chosen.reason)
+    return model
 
 
 @torch.inference_mode()
@@ -92,31 +97,6 @@ def read_config(path: str) -> Any:
         if "trust_remote_code" in str(error):  # what it advises does not exist here
             raise ValueError("the model needs code of its own, and only transformers' is ever run") from None
         raise
-
-
-def resolve_device(device: str) -> torch.device:
-    """auto: CUDA where there is one."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
-
-
-def resolve_dtype(dtype: str, device: torch.device, config: Any) -> torch.dtype:
-    """auto: on CUDA the checkpoint's; on the CPU bfloat16 only where the CPU multiplies it natively, for elsewhere it
-    is several times slower than float32.
-    """
-    if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    if device.type != "cpu":
-        own = getattr(config, "dtype", None)
-        return own if isinstance(own, torch.dtype) else torch.bfloat16
-    return torch.bfloat16 if cpu_multiplies_bfloat16() else torch.float32
-
-
-def cpu_multiplies_bfloat16() -> bool:
-    """AVX512_BF16 or AMX."""
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check is not None and check() for check in checks)
 
 
 def _check_seq2seq(config: Any, device: torch.device, quantize: Quantize, *, is_batch_invariant: bool) -> None:

@@ -7,13 +7,12 @@ Which rows are in a batch, and where their pages are, it is told (`Batch`); how 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
 
 from decoding.attention.interface import Batch, PagedAttention
-from decoding.model.head import Head
 from decoding.model.info import ModelInfo
 from decoding.model.linear import weight_bytes
 
@@ -28,6 +27,18 @@ class Hidden:
     last: torch.Tensor  # [T, hidden], after the final norm
     layers: dict[int, torch.Tensor]  # by transformers' index (0 is the embeddings), [T, hidden] each
     probed: dict[int, torch.Tensor]  # [heads, keys] each
+
+
+class Head(Protocol):
+    """From hidden states to logits."""
+
+    @property
+    def output_matrix(self) -> nn.Module: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [N, hidden] -> [N, vocab]
+
+    def project(self, hidden: torch.Tensor) -> torch.Tensor:  # [N, hidden] -> [N, vocab]
+        """The output matrix alone."""
 
 
 class Model:
@@ -74,6 +85,14 @@ class Model:
         return self._head.project(hidden).float()
 
     @property
+    def body(self) -> nn.Module:
+        return self._body
+
+    @property
+    def output_matrix(self) -> nn.Module:
+        return self._head.output_matrix
+
+    @property
     def weight_bytes(self) -> int:
         """Of the linears and the output matrix as they are held: what a decode step reads of the weights."""
-        return sum(weight_bytes(module) for part in (self._body, self._head.output_matrix) for module in part.modules())
+        return sum(weight_bytes(module) for part in (self._body, self.output_matrix) for module in part.modules())

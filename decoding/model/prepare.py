@@ -93,5 +93,4 @@ def choose(lm: Any, quantize: Quantize, *, is_batch_invariant: bool) -> Recipe:
 
 def _packs_bfloat16(lm: Any) -> bool:
     """Whether a model loaded in bfloat16 runs in compiled kernels; what multiplies by itself is left to torch."""
-    is_known = lm.dtype == torch.bfloat16 and not lm.config.is_encoder_decoder
-    return is_known and kernels.available() and not any(bare_products(lm, known=KNOWN))
+    return lm.dtype == torch.bfloat16 and kernels.available() and not any(bare_products(lm, known=KNOWN))

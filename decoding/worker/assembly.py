@@ -71,6 +71,7 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         has_draft=draft is not None,
         encoder=encoder,
         has_head=info.has_head,
+        dtype_reason=info.dtype_reason,
     )
     engine = _engine(start, models, sizes)
     engine.read_vocabulary()

@@ -35,6 +35,7 @@ from decoding.contract.frames import (
     Fault,
     Finished,
     Loaded,
+    Open,
     Progress,
     PromptScores,
     Shutdown,
@@ -50,12 +51,12 @@ from decoding.contract.params import Request
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.kernels import cpu as kernels
-from decoding.model.loading import load
 from decoding.model.model import Model
 from decoding.seam import Emit
 from decoding.strategies import build
 from decoding.worker.assembly import build_engine
 from decoding.worker.error_report import kind_and_place, load_cause, trace_of
+from decoding.worker.kept.opening import open_model
 from decoding.worker.link import Link, ParentGone
 from decoding.worker.memory import give_back
 from decoding.worker.threads import Threads, default_threads
@@ -228,9 +229,10 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _load(start: Start, directory: str, link: Link, prefix: str) -> Model:
+def _load(start: Open | Start, directory: str, link: Link, prefix: str) -> Model:
     """The model of that directory; the server hears of it under the prefix."""
-    return load(
+    torch.set_num_threads(start.threads or default_threads())
+    return open_model(
         directory,
         device=start.device,
         dtype=start.dtype,
@@ -244,10 +246,13 @@ def _serve(link: Link) -> None:
     """Raises ParentGone or an OSError of the socket's once there is nobody to serve; exits with 1 after a crash."""
     during = "load"
     try:
-        start = link.receive_one()
+        start, model = link.receive_one(), None
+        if isinstance(start, Open):
+            model = _load(start, start.model, link, "")
+            start = link.receive_one()
         if not isinstance(start, Start):
-            raise TypeError("the first frame must be Start")
-        worker, loaded = _build(start, link)
+            raise TypeError("the first frame must be Start, or Open and then Start")
+        worker, loaded = _build(start, link, model)
         link.send(loaded)
         during = "tick"
         worker.run()
@@ -259,9 +264,9 @@ def _serve(link: Link) -> None:
         sys.exit(1)
 
 
-def _build(start: Start, link: Link) -> tuple[Worker, Loaded]:
-    torch.set_num_threads(start.threads or default_threads())
-    model = _load(start, start.model, link, "")
+def _build(start: Start, link: Link, model: Model | None = None) -> tuple[Worker, Loaded]:
+    """model: as it was opened before."""
+    model = model or _load(start, start.model, link, "")
     draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
     threads = _threads(model, draft)
     engine, loaded = build_engine(start, model, draft)

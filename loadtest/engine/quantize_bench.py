@@ -17,8 +17,9 @@ from typing import get_args
 import torch
 
 from decoding.contract.quantize import Quantize
+from decoding.device import resolve_device
 from decoding.gguf.embedded import ensure_directory
-from decoding.model.loading import load, resolve_device
+from decoding.model.loading import load
 from decoding.model.model import Model
 from decoding.model.quantize import CAPABILITIES, ROUNDED
 from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker

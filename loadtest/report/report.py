@@ -145,7 +145,7 @@ def _add_figure(table: Table, figure: Figure, pairs: tuple[Pair, ...]) -> None:
     for number, pair in enumerate(pairs, 1):
         title = f"{figure.name}, {figure.unit}" if number == 1 else ""
         a, b = figure.read(pair.a), figure.read(pair.b)
-        table.add_row(title, str(number), _number(a), _number(b), _number(ratio(figure, pair), digits=3))
+        table.add_row(title, str(number), _number(a), _number(b), _number(ratio(figure, pair.a, pair.b), digits=3))
     verdict = f"[bold]{overall.median:.3f}[/bold] ({overall.low:.3f}–{overall.high:.3f})"
     table.add_row(f"[dim]{_WISH[figure.better]}[/dim]", "median", "", "", verdict, end_section=True)
 

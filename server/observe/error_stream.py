@@ -15,8 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 
-import structlog
-
 MAX_PENDING = 1 << 18  # bytes that wait for the reader: a thousand lines and more
 _CHUNK = 1 << 16
 _LAST_WORDS_SECONDS = 1.0  # how long the end waits for the reader to take the rest
@@ -62,6 +60,8 @@ class ErrorStream:
                 self._changed.notify_all()
             if news and is_idle and self._has_reader:
                 dropped += news
+                import structlog  # noqa: PLC0415 - the stream stands before the server's imports begin
+
                 structlog.get_logger("logs").warning("log lines dropped, for nobody read them", lines=news)
 
     def end(self) -> None:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import structlog
 
-from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Progress, Shutdown, Start, Tick
+from decoding.contract.frames import Cancel, Crashed, Fault, FromWorker, Loaded, Open, Progress, Shutdown, Start, Tick
 from server.settings.sections import SupervisionSettings
 from server.worker.descriptors import SpareDescriptors
+from server.worker.head_start import WORKER_COMMAND, HeadStart
 from server.worker.process import WorkerProcess
 
-WORKER_COMMAND = (sys.executable, "-m", "decoding.worker.worker")
 MAX_RESTART_DELAY = 30.0
 SHUTDOWN_SECONDS = 5.0
 LOOK_SECONDS = 1.0  # at most between checks of the worker's silence: its limit changes when the model is loaded
@@ -54,11 +53,17 @@ class LoadListener(Protocol):
 
 class Mailbox:
     def __init__(
-        self, listener: Listener, settings: SupervisionSettings, command: Sequence[str] = WORKER_COMMAND
+        self,
+        listener: Listener,
+        settings: SupervisionSettings,
+        command: Sequence[str] = WORKER_COMMAND,
+        head_start: HeadStart | None = None,
     ) -> None:
         self._listener = listener
         self._settings = settings
         self._command = tuple(command)
+        self._head_start = head_start
+        self._opening: Open | None = None
         self._log = structlog.get_logger("mailbox")
         self._load_listener: LoadListener | None = None
         self._worker: WorkerProcess | None = None
@@ -99,11 +104,15 @@ class Mailbox:
         if self._worker is not None:
             self._worker.send(Cancel(request_id))
 
-    async def run(self, start: asyncio.Future[Start], load_listener: LoadListener | None = None) -> None:
+    async def run(
+        self, start: asyncio.Future[Start], load_listener: LoadListener | None = None, opening: Open | None = None
+    ) -> None:
         """Keeps a worker alive until `stop`. Raises WorkerGaveUp, and whatever `start` ends with.
 
         A worker imports its libraries for seconds before it can load anything: what it is told then may come later.
+        opening: what each is told at once.
         """
+        self._opening = opening
         self._load_listener = load_listener
         with contextlib.closing(SpareDescriptors()) as spare:
             while not self._is_stopping:
@@ -132,11 +141,13 @@ class Mailbox:
         self._loaded_at, self._crash, self._last_progress = None, None, _now()
         try:
             with spare.lent():  # nothing else can take them: until it has been started, no other task runs
-                worker = await WorkerProcess.spawn(self._command, self._on_frame)
+                worker = await self._started()
         except OSError as error:
             return self._lose(f"it could not be started: {error.strerror}")
         self._worker, self._is_down = worker, False
         try:
+            if self._opening is not None:
+                worker.send(self._opening)
             worker.send(await start)
             self._is_told, self._last_progress = True, _now()
             reason = self._lose(await self._watch(worker))
@@ -147,6 +158,12 @@ class Mailbox:
             self._worker, self._is_told = None, False
             ending = await worker.reap()
         return f"{reason} ({ending})"
+
+    async def _started(self) -> WorkerProcess:
+        started = None if self._head_start is None else self._head_start.take(self._command)
+        if started is not None:
+            return await WorkerProcess.adopt(started, self._on_frame)
+        return await WorkerProcess.spawn(self._command, self._on_frame)
 
     def _lose(self, reason: str) -> str:
         """Tells the listener at once, before the process is reaped."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Protocol, cast
 
 import msgspec
 
 from decoding.contract.frames import FrameSplitter, FromWorker, ToWorker, decode_from_worker, encode
+from server.worker.head_start import Started
 
 WRITE_HIGH_WATER = 4 << 20  # unsent bytes above which new requests are refused
 GRACE_SECONDS = 1.0
@@ -69,10 +72,39 @@ class _Channel(asyncio.Protocol):
             self._transport.abort()
 
 
-class WorkerProcess:
-    """A running worker; made by `spawn`. After `ended` resolves, `reap` must be awaited."""
+class _Child(Protocol):
+    """The part of asyncio's subprocesses that is used here."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: _Channel) -> None:
+    async def wait(self) -> int: ...
+
+    def kill(self) -> None: ...
+
+
+class _Adopted:
+    """A child that asyncio did not start. Its end is heard of by a descriptor."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    async def wait(self) -> int:
+        loop, has_ended = asyncio.get_running_loop(), asyncio.Event()
+        descriptor = os.pidfd_open(self._process.pid)
+        try:
+            loop.add_reader(descriptor, has_ended.set)
+            await has_ended.wait()
+        finally:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        return self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+class WorkerProcess:
+    """A running worker; made by `spawn` or `adopt`. After `ended` resolves, `reap` must be awaited."""
+
+    def __init__(self, process: _Child, channel: _Channel) -> None:
         self._process = process
         self._channel = channel
         self._exited = asyncio.create_task(process.wait())
@@ -94,6 +126,17 @@ class WorkerProcess:
             _, channel = await asyncio.get_running_loop().create_unix_connection(lambda: _Channel(on_frame), sock=ours)
             on_error.pop_all()
         return cls(process, channel)
+
+    @classmethod
+    async def adopt(cls, started: Started, on_frame: Callable[[FromWorker], None]) -> WorkerProcess:
+        """Takes over a worker that runs already; should that fail, it is ended."""
+        try:
+            loop = asyncio.get_running_loop()
+            _, channel = await loop.create_unix_connection(lambda: _Channel(on_frame), sock=started.connection)
+        except BaseException:
+            started.end()
+            raise
+        return cls(_Adopted(started.process), channel)
 
     @property
     def is_congested(self) -> bool:

@@ -13,6 +13,11 @@ COMMON: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 256, "initializer_range": 0.25, "pad_token_id": 0,
     "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+WHOLE_GROUPS = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+}  # widths that all formats of weights can have
 ROPE = {"rope_theta": 10000.0}
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},

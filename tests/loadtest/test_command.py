@@ -102,6 +102,55 @@ async def test_compare_starts_both_servers_and_prints_ratios(between: str, tmp_p
             await asyncio.open_connection("127.0.0.1", port)
 
 
+async def test_table_measures_all_in_one_and_leaves_out_what_one_cannot(tmp_path: Path) -> None:
+    ours, peer = free_port(), free_port()
+    contenders, file = tmp_path / "contenders.toml", tmp_path / "result.json"
+    contenders.write_text(
+        f"""
+        [ours]
+        url = "http://127.0.0.1:{ours}"
+        command = '{shlex.join(fake_command(ours))}'
+        ["the peer"]
+        url = "http://127.0.0.1:{peer}"
+        command = '{shlex.join(fake_command(peer))}'
+        dialect = "llama-cpp"
+        """,
+        encoding="utf-8",
+    )
+    code, output = await loadtest(
+        *("table", "single", "beams", "--contenders", str(contenders), "--against", "the peer", "ours"),
+        *("--requests", "4", "--warmup", "0", "--rounds", "2", "--seed", "5", "--json", str(file)),
+    )
+    assert code == 0, output
+    assert output.count("median of 2 rounds") == 2
+    assert "by the peer" in output
+    assert "by ours" in output
+    single, beams = json.loads(file.read_text())["columns"]
+    assert {name: len(turns) for name, turns in single["turns"].items()} == {"ours": 2, "the peer": 2}
+    assert set(beams["turns"]) == {"ours"}
+    for port in (ours, peer):
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_table_cut_short_keeps_the_loads_that_were_done(tmp_path: Path) -> None:
+    contenders, file = tmp_path / "contenders.toml", tmp_path / "result.json"
+    async with serving() as server:
+        contenders.write_text(f"[ours]\nurl = '{server.url}'\nready = '/v1/models'\n", encoding="utf-8")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadtest", "table", "single", "mixed", "--contenders", str(contenders)),
+            *("--rounds", "1", "--json", str(file)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await until(lambda: any(request.body.get("max_tokens", 128) != 128 for request in server.requests))
+        process.send_signal(signal.SIGTERM)  # in the second, which takes its time
+        output, _ = await process.communicate()
+    assert process.returncode == 130
+    assert "single, tok/s" in output.decode()
+    assert [column["scenario"]["name"] for column in json.loads(file.read_text())["columns"]] == ["single"]
+
+
 def fake_command(port: int) -> list[str]:
     return [sys.executable, "-m", "tests.loadtest.fake_server", str(port)]
 

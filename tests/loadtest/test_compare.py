@@ -3,7 +3,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from loadtest.compare import FIGURES, Comparison, Label, Spread, compare, ratio, spread
+from loadtest.compare import FIGURES, Comparison, Spread, compare, ratio, spread
 from loadtest.outcome import Completed
 from loadtest.scenario import Closed, Scenario, Shape
 from loadtest.statistics import Summary, summarise
@@ -21,10 +21,10 @@ class Recorder:
         self.log: list[str] = []
         self.seeds: list[int] = []
 
-    def contender(self, label: Label, seconds_to_ready: float | None = None) -> "RecordedContender":
+    def contender(self, label: str, seconds_to_ready: float | None = None) -> "RecordedContender":
         return RecordedContender(self.log, label, seconds_to_ready)
 
-    async def play(self, label: Label, _: Scenario, seed: int) -> Summary:
+    async def play(self, label: str, _: Scenario, seed: int) -> Summary:
         """A makes 30 tokens in a second; B 10 in its first turn, then 15, then 20."""
         self.log.append(f"play {label}")
         self.seeds.append(seed)
@@ -33,7 +33,7 @@ class Recorder:
 
 
 class RecordedContender:
-    def __init__(self, log: list[str], label: Label, seconds_to_ready: float | None) -> None:
+    def __init__(self, log: list[str], label: str, seconds_to_ready: float | None) -> None:
         self._log = log
         self._label = label
         self._seconds_to_ready = seconds_to_ready
@@ -71,7 +71,7 @@ async def test_a_pair_shares_its_prompts_and_the_next_has_others() -> None:
 
 async def test_ratios_are_taken_pair_by_pair() -> None:
     comparison = await compared(Recorder())
-    assert [ratio(THROUGHPUT, pair) for pair in comparison.pairs] == [3.0, 2.0, 1.5]
+    assert [ratio(THROUGHPUT, pair.a, pair.b) for pair in comparison.pairs] == [3.0, 2.0, 1.5]
     assert spread(THROUGHPUT, comparison.pairs) == Spread(median=2.0, low=1.5, high=3.0)
 
 

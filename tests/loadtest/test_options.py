@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from loadtest.options import CompareOptions, RunOptions, parse
+from loadtest.options import CompareOptions, RunOptions, TableOptions, parse
 
 RUN = ["run", "single", "--url", "http://h:1/v1"]
 COMPARE = ["compare", "single", "streams-16", "--a-url", "http://a", "--b-url", "http://b"]
@@ -56,3 +58,25 @@ def test_what_makes_no_sense_is_refused(argv: list[str], message: str, capsys: p
     with pytest.raises(SystemExit):
         parse(argv)
     assert message in capsys.readouterr().err
+
+
+def table_options(file: Path, *more: str) -> TableOptions:
+    file.write_text("[a]\nurl = 'http://a'\n[b]\nurl = 'http://b'\n", encoding="utf-8")
+    options = parse(["table", *more, "--contenders", str(file)])
+    assert isinstance(options, TableOptions)
+    return options
+
+
+def test_a_table_is_of_the_standard_loads_against_the_first_server(tmp_path: Path) -> None:
+    options = table_options(tmp_path / "contenders.toml")
+    names = [scenario.name for scenario in options.common.scenarios]
+    assert names == ["single", "streams-16", "streams-64", "shared-prefix", "prefill", "beams"]
+    assert (list(options.sides), options.against, options.rounds) == (["a", "b"], ("a",), 5)
+
+
+def test_a_table_can_be_of_some_against_some(tmp_path: Path) -> None:
+    options = table_options(tmp_path / "contenders.toml", "single", "--only", "b", "a", "--against", "a")
+    assert ([s.name for s in options.common.scenarios], list(options.sides)) == (["single"], ["b", "a"])
+    assert options.against == ("a",)
+    with pytest.raises(SystemExit):
+        table_options(tmp_path / "contenders.toml", "--only", "b", "--against", "a")

@@ -25,6 +25,7 @@ from decoding.contract.frames import (
     Finished,
     FrameSplitter,
     Loaded,
+    Open,
     Output,
     Progress,
     Shutdown,
@@ -85,6 +86,8 @@ class FakeWorker:
 
     def _load(self) -> Plan:
         start = self._next()
+        if isinstance(start, Open):  # the plan is in what follows
+            start = self._next()
         assert isinstance(start, Start)
         path = Path(start.model) / "plan.json"
         plan = msgspec.json.decode(path.read_bytes() if path.exists() else start.model.encode(), type=Plan)
@@ -103,9 +106,11 @@ class FakeWorker:
         return plan
 
     def _next(self) -> ToWorker:
+        data = b""  # two frames may have come at once
         while True:
-            for body in self._splitter.push(self._receive()):
+            for body in self._splitter.push(data):
                 return decode_to_worker(body)
+            data = self._receive()
 
     def _receive(self) -> bytes:
         data = self._link.recv(1 << 16)

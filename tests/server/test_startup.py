@@ -13,7 +13,7 @@ from typing import cast
 
 import pytest
 
-from decoding.contract.frames import Start
+from decoding.contract.frames import Open, Start
 from server.observe.metrics import Metrics
 from server.queue.batcher import Batcher
 from server.settings.sections import QueueSettings, SupervisionSettings
@@ -49,7 +49,7 @@ class Recorder:
 
     start: Start | None = None
 
-    async def run(self, start: asyncio.Future[Start], _: LoadListener) -> None:
+    async def run(self, start: asyncio.Future[Start], _: LoadListener, opening: Open) -> None:
         self.start = await start
 
 

@@ -28,14 +28,14 @@ class Arena:
         """The bytes of `data`, copied to their place."""
         source = data.contiguous().flatten().view(torch.uint8)
         if self._used + len(source) > len(self._chunk):
-            self._chunk, self._used = _chunk(len(source)), 0
+            self._chunk, self._used = huge_pages(len(source)), 0
         target = self._chunk[self._used : self._used + len(source)]
         self._used += -(-len(source) // LINE) * LINE
         return target.copy_(source)
 
 
 @torch.inference_mode(False)  # whoever comes later may write into it outside of that mode
-def _chunk(size: int) -> torch.Tensor:
+def huge_pages(size: int) -> torch.Tensor:
     """At least `size` bytes, beginning with a huge page."""
     size = -(-max(size, CHUNK) // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -29,10 +29,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 from numba.core.bytecode import FunctionIdentity
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from decoding.cache_home import cache_folder
-from decoding.kernels.cpu.vectors import FEATURES
+from decoding.kernels.cpu.vectors import FEATURES, LANES
 
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 
@@ -41,7 +43,7 @@ inner = numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="
 
 
 def cache_directory() -> Path:
-    digest = hashlib.sha256(" ".join(sorted(FEATURES)).encode())
+    digest = hashlib.sha256(" ".join([str(LANES), *sorted(FEATURES)]).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return cache_folder(f"kernels-{digest.hexdigest()[:12]}")
@@ -62,6 +64,18 @@ def usable_directory() -> Path:
     return scratch
 
 
+class _CacheByName(FunctionCache):
+    """Finds a function by its qualified name, which no other kernel may have; the directory's name says the rest.
+
+    numba goes by what a closure holds, too: of one that holds compiled functions, that is something else in each
+    process, so that it would be compiled at every start, and one more copy of it kept.
+    """
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        code = hashlib.sha256(self._py_func.__code__.co_code).hexdigest()
+        return sig, codegen.magic_tuple(), (self._py_func.__qualname__, code)
+
+
 class Kernel:
     """A C function, compiled (or found in the cache) when its address is first asked for."""
 
@@ -73,7 +87,11 @@ class Kernel:
     def _compiled(self) -> Any:
         config.CACHE_DIR = config.CACHE_DIR or str(usable_directory())
         try:
-            return numba.cfunc(self._signature, cache=True, error_model="numpy")(self._function)
+            signature = self._signature.args, self._signature.return_type
+            kernel: Any = CFunc(self._function, signature, locals={}, options={"error_model": "numpy"})
+            kernel._cache = _CacheByName(self._function)  # what numba.cfunc does, but for the kind of cache
+            kernel.compile()
+            return kernel
         except (RuntimeError, OSError):  # "no locator available": nowhere to write
             return numba.cfunc(self._signature, error_model="numpy")(self._function)
 
@@ -87,12 +105,18 @@ def kernel(record: np.dtype[Any]) -> Callable[[Callable[[Any], None]], Kernel]:
     return lambda function: Kernel(function, types.CPointer(numba.from_dtype(record)))
 
 
-def kernel_of_counts(number: int) -> Callable[[Callable[..., None]], Kernel]:
+def kernel_of_counts(number: int, variant: str = "") -> Callable[[Callable[..., None]], Kernel]:
     """Decorates a function of so many counts or addresses, which other kernels call by its address (`call_at`).
 
-    It is compiled once, where an `inner` one is compiled again into every kernel that calls it.
+    It is compiled once, where an `inner` one is compiled again into every kernel that calls it. variant: apart from
+    others of one factory.
     """
-    return lambda function: Kernel(function, *[types.int64] * number)
+
+    def decorate(function: Callable[..., None]) -> Kernel:
+        function.__qualname__ += variant and f"_{variant}"
+        return Kernel(function, *[types.int64] * number)
+
+    return decorate
 
 
 @intrinsic

@@ -105,14 +105,20 @@ class PanelLinear(torch.nn.Module):
     """x W^T + b in float32."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, team: Team | None = None, form: Format | None = None
-    ) -> None:  # [N, K], [N]
+        self,
+        weight: torch.Tensor,  # [N, K]
+        bias: torch.Tensor | None,  # [N]
+        team: Team | None = None,
+        form: Format | None = None,
+        panels: Panels | None = None,
+    ) -> None:
+        """panels: the weight as it was packed before; of `weight` itself only the shape is then read."""
         super().__init__()
         self.shape = (weight.shape[0], weight.shape[1])
         if bias is not None and len(bias) != self.shape[0]:
             raise ValueError(f"a product of {self.shape[0]} columns was given a bias of {len(bias)}")
         self.weight = torch.empty(self.shape, dtype=torch.float32, device="meta")  # models ask for its dtype
-        self._panels = pack(weight, form)
+        self._panels = panels or pack(weight, form)
         self._bias = None if bias is None else torch.nn.functional.pad(bias.detach().float(), (0, -len(bias) % PANEL))
         self._team = team or default_team()
         self._counts = np.zeros(2 * COUNTS_BYTES // 8, np.int64)
@@ -125,6 +131,14 @@ class PanelLinear(torch.nn.Module):
         self._address = self._record.ctypes.data
         self._record["multiply"], self._record["round_rows"] = addresses(self._panels.form)
         self._kernel = linear.address
+
+    @property
+    def panels(self) -> Panels:
+        return self._panels
+
+    @property
+    def bias(self) -> torch.Tensor | None:  # [N]
+        return None if self._bias is None else self._bias[: self.shape[0]]
 
     @property
     def weight_bytes(self) -> int:

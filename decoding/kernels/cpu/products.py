@@ -192,8 +192,8 @@ def make_multiply(form: Format) -> Any:
     return multiply
 
 
-multiplies = {form: kernel_of_counts(9)(make_multiply(form)) for form in Format}
-roundings = {form: kernel_of_counts(6)(make_round_rows(form)) for form in Format if form.rounds_rows}
+multiplies = {form: kernel_of_counts(9, form.name)(make_multiply(form)) for form in Format}
+roundings = {form: kernel_of_counts(6, form.name)(make_round_rows(form)) for form in Format if form.rounds_rows}
 
 LINEAR = record(
     x="address",  # [rows, depth]

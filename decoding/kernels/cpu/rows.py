@@ -37,13 +37,22 @@ def add(x, y, out, width):
 
 
 @inner
-def rms_norm(x, weight, eps, out, width):
-    """out = weight * x / sqrt(mean(x^2) + eps), each [width]."""
-    squares = splat(float32(0))
-    for at in range(0, 4 * width, 4 * LANES):
+def _squares(x, width):
+    """The sum of the squares of x [width], in PANEL parts whatever the number of lanes."""
+    low, high = splat(float32(0)), splat(float32(0))
+    for at in range(0, 4 * width, 4 * PANEL):
         v = load(x + at)
-        squares = fma(v, v, squares)
-    scale = splat(float32(1) / float32(math.sqrt(total(squares) / float32(width) + float32(eps))))
+        low = fma(v, v, low)
+        if LANES < PANEL:
+            v = load(x + at + 4 * LANES)
+            high = fma(v, v, high)
+    return total(low + high)
+
+
+@inner
+def rms_norm(x, weight, eps, out, width):
+    """out = weight * x / sqrt(mean(x^2) + eps), each [width], a multiple of PANEL."""
+    scale = splat(float32(1) / float32(math.sqrt(_squares(x, width) / float32(width) + float32(eps))))
     for at in range(0, 4 * width, 4 * LANES):
         store(out + at, load(weight + at) * (load(x + at) * scale))
 

@@ -20,17 +20,22 @@ PORTABLE_LANES = 8
 
 
 def _features() -> frozenset[str]:
-    """Of the processor, by LLVM's names. KERNEL_FEATURES, names with commas between, takes others: fewer of them give
-    code for older processors, which computes the same bits.
-    """
+    """Of the processor, by LLVM's names. KERNEL_FEATURES, names with commas between, takes others."""
     told = os.environ.get("KERNEL_FEATURES")
     if told is not None:
         return frozenset(told.split(","))
     return frozenset(name for name, is_there in binding.get_host_cpu_features().items() if is_there)
 
 
+def _lanes() -> int:
+    """As many as one of its registers holds, or KERNEL_LANES: LLVM takes vectors of any width on any machine."""
+    is_wide = {"avx512f", "avx512bw", "avx512vl"} <= FEATURES
+    return int(os.environ.get("KERNEL_LANES", 16 if is_wide else PORTABLE_LANES))
+
+
+# No result depends on either: with fewer features or lanes, other instructions compute the same bits.
 FEATURES = _features()
-LANES = 16 if {"avx512f", "avx512bw", "avx512vl"} <= FEATURES else PORTABLE_LANES
+LANES = _lanes()
 
 _inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, error_model="numpy")
 F32 = ir.FloatType()

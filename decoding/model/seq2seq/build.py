@@ -5,7 +5,7 @@ Its layers are our own (`stack.py` reads the weights); the head is transformers'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,9 @@ class SourceEncoder:
 def build(
     seq2seq_lm: Any, recipe: Recipe, agreement: Agreement, attention: AttentionMaker, *, progress: Progress
 ) -> Model:
+    dtype = seq2seq_lm.dtype
+    if recipe.rounding == "bfloat16":
+        seq2seq_lm.float()  # whose products are packed in sixteen bits, and lose nothing by it
     bodies = seq2seq_lm if seq2seq_lm.config.model_type in T5_TYPES else seq2seq_lm.model
     encoder = Encoder(read_stack(bodies.encoder, is_decoder=False))
     stack = read_stack(bodies.decoder, is_decoder=True)
@@ -64,7 +67,7 @@ def build(
     for part in (encoder, decoder, head):
         recipe.rebuild(part, progress)
     max_model_len = decoder.embedding.num_positions or UNBOUNDED_POSITIONS
-    info = describe(seq2seq_lm, agreement.widths, len(decoder.layers), max_model_len)
+    info = replace(describe(seq2seq_lm, agreement.widths, len(decoder.layers), max_model_len), dtype=dtype)
     sources = SourceEncoder(encoder, decoder, read_generation(seq2seq_lm))
     return Model(info, decoder, Head(head, head.get_submodule("lm_head")), decoder.attention, encoder=sources)
 

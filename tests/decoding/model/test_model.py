@@ -24,9 +24,10 @@ from transformers import (
 
 from decoding.attention.interface import PagedAttention
 from decoding.attention.reference import ReferenceAttention
+from decoding.dtype import choose_dtype
 from decoding.kernels import cpu as kernels
 from decoding.model.compatibility import UnsupportedModel
-from decoding.model.loading import load, resolve_dtype, wrap
+from decoding.model.loading import load, wrap
 from decoding.model.model import Model
 from tests.decoding.layout import PageBook, Row
 from tests.decoding.rounding_error import of_model, of_product, of_row
@@ -229,8 +230,10 @@ def test_a_model_in_bfloat16_is_compiled_and_keeps_two_bytes_a_weight() -> None:
 
 def test_auto_dtype_on_a_cpu_is_bfloat16_only_where_it_is_native(monkeypatch: pytest.MonkeyPatch) -> None:
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("decoding.model.loading.cpu_multiplies_bfloat16", lambda native=native: native)
-        assert resolve_dtype("auto", torch.device("cpu"), None) == expected
+        monkeypatch.setattr("decoding.dtype.cpu_multiplies_bfloat16", lambda native=native: native)
+        chosen = choose_dtype("auto", torch.device("cpu"), None)
+        assert chosen.numbers == expected
+        assert "this processor" in chosen.reason
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,7 @@ from tests.decoding.layout import PageBook, Row
 from tests.decoding.model.test_fused import FUSED, layers
 from tests.decoding.model.test_model import hidden_states, last_hidden, prompts
 from tests.decoding.rounding_error import of_model, of_row
-from tests.decoding.tiny import tiny
-
-WHOLE_GROUPS = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+from tests.decoding.tiny import WHOLE_GROUPS, tiny
 
 
 def of_whole_inputs(x: torch.Tensor) -> torch.Tensor:

@@ -32,3 +32,12 @@ def test_a_socket_may_have_any_number(many_descriptors: None) -> None:
         assert list(link.receive(0)) == []
         ours.sendall(encode(Cancel(7)))
         assert link.receive_one() == Cancel(7)
+
+
+def test_frames_that_come_together_are_taken_one_by_one() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        link = Link(theirs)
+        ours.sendall(encode(Cancel(1)) + encode(Cancel(2)) + encode(Cancel(3)))
+        assert [link.receive_one(), link.receive_one()] == [Cancel(1), Cancel(2)]
+        assert list(link.receive(0)) == [Cancel(3)]

@@ -27,6 +27,7 @@ from decoding.contract.frames import (
     FrameSplitter,
     FromWorker,
     Loaded,
+    Open,
     Output,
     Progress,
     Shutdown,
@@ -128,6 +129,7 @@ def loaded(model_directory: Path) -> Iterator[Peer]:
         assert isinstance(peer.receive(), Progress)
         ready = peer.until(Loaded)
         assert (ready.vocab_size, ready.eos_token_ids, ready.architecture) == (97, (2,), "LlamaForCausalLM")
+        assert (ready.dtype, ready.dtype_reason) == ("float32", "as told")
         yield peer
 
 
@@ -237,6 +239,18 @@ def test_it_exits_with_0_when_told_and_when_the_server_is_gone(model_directory: 
         else:
             peer.socket.close()
         assert peer.process.wait(SECONDS) == 0
+
+
+def test_it_opens_the_model_before_it_is_told_the_rest(model_directory: Path) -> None:
+    with worker() as peer:
+        peer.send(Open(model=str(model_directory), device="cpu", dtype="float32", threads=1))
+        first = peer.receive()
+        assert isinstance(first, Progress)
+        peer.send(Start(model=str(model_directory), device="cpu", dtype="float32", max_rows=16, threads=1))
+        while isinstance(frame := peer.receive(), Progress):
+            assert frame != first  # it is not opened again
+        assert isinstance(frame, Loaded)
+        assert frame.max_rows == 16
 
 
 def test_a_model_that_cannot_be_loaded_is_its_last_word(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What this machine can do at most: products in each format from the nearest cache, and reading memory."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from decoding.kernels.cpu.compiled import kernel_of_counts
+from decoding.kernels.cpu.products import TILES
+from decoding.kernels.cpu.tile import PANEL, Format, make_tile
+
+TURNS = 64
+READ_BYTES = 1 << 28
+BEST_OF = 5
+
+
+def _make_loop(form: Format) -> Any:
+    rows = max(TILES)
+    tile = make_tile(rows, TILES[rows], form)
+
+    def loop(a, lda, b, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+        for _ in range(times):
+            tile(a, lda, b, 0, 0, TURNS, c, ldc)
+
+    return loop
+
+
+LOOPS = {form: kernel_of_counts(6)(_make_loop(form)) for form in Format}
+
+
+def peak(form: Format, threads: int) -> float:
+    """Multiplications and additions a second of the largest tile, which meets the same panel again and again."""
+    rows = max(TILES)
+    columns = PANEL * TILES[rows]
+    times = int(2e8 / (rows * columns * form.depth * TURNS))
+    operations = 2 * rows * columns * form.depth * TURNS * times * threads
+    return operations / _seconds(lambda: _loop(form, rows, columns, times), threads)
+
+
+def _loop(form: Format, rows: int, columns: int, times: int) -> Callable[[], None]:
+    lda, ldc = form.row_bytes * TURNS, 4 * columns
+    a, b, c = (np.zeros(size + 64, np.uint8) for size in (rows * lda, form.bytes * columns, rows * ldc))
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(LOOPS[form].address)
+    at = [each.ctypes.data + -each.ctypes.data % 64 for each in (a, b, c)]
+
+    def run(_held: Any = (a, b, c)) -> None:
+        call(at[0], lda, at[1], at[2], ldc, times)
+
+    return run
+
+
+def reading(threads: int) -> float:
+    """Bytes a second that so many threads read from memory."""
+    return threads * READ_BYTES / _seconds(lambda: torch.ones(READ_BYTES // 4).sum, threads)
+
+
+def _seconds(make: Callable[[], Callable[[], Any]], threads: int) -> float:
+    """Of the slowest of so many threads that do the same at once; the best of several times."""
+    runs = [make() for _ in range(threads)]
+    for run in runs:
+        run()
+    return min(_once(runs) for _ in range(BEST_OF))
+
+
+def _once(runs: list[Callable[[], Any]]) -> float:
+    workers = [threading.Thread(target=run) for run in runs]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - started
