@@ -24,7 +24,13 @@ def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype:
     kind = next(kind for kind in _kinds(device) if kind.knows_biases or not has_bias)
     if kind is ReferenceAttention and not has_bias:
         warnings.warn("attention is slow: it takes the package triton and a C compiler", stacklevel=2)
-    made: PagedAttention = kind(shapes) if device.type == "cpu" else kind(shapes, device=device, dtype=dtype)
+    made: PagedAttention
+    if device.type != "cpu":
+        made = kind(shapes, device=device, dtype=dtype)
+    elif kind.keeps_bfloat16 and dtype == torch.bfloat16:
+        made = kind(shapes, dtype=dtype)
+    else:
+        made = kind(shapes)
     return made
 
 

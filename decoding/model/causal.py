@@ -38,7 +38,7 @@ def build(
 ) -> Model:
     register(causal_lm)
     traced = trace(causal_lm)
-    backend = attention(traced.shapes, causal_lm.device, causal_lm.dtype)
+    backend = attention(traced.shapes, causal_lm.device, recipe.cache_dtype(causal_lm.dtype))
     info = describe(causal_lm, agreement.widths, len(traced.specs), position_limit(causal_lm))
     fuses = recipe.fuses_layers and backend.fuses_layers
     is_compiled = fuses and _fuse(causal_lm, traced, backend, progress, recipe.rounding)

@@ -62,6 +62,10 @@ class Recipe:
     rounds_inputs: bool = False  # each product does, beside its weights
     rounding: Rounding = "none"
 
+    def cache_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Of keys and values, where products are in that one: no finer than what the weights are rounded to."""
+        return torch.bfloat16 if self.rounds_inputs else dtype
+
     def change_weights(self, lm: Any) -> None:
         self.quantise(lm, self.rounding)
 

@@ -435,7 +435,7 @@ def total(_context: Any, vector: Any) -> Any:
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         vector = args[0]
-        for width in ((8, 4, 1, 2) if LANES > PORTABLE_LANES else (4, 1, 2)):
+        for width in (8, 4, 1, 2) if LANES > PORTABLE_LANES else (4, 1, 2):
             vector = builder.fadd(*_folded(builder, vector, width))
         return builder.extract_element(vector, ir.Constant(I32, 0))
 
@@ -448,7 +448,7 @@ def largest(_context: Any, vector: Any) -> Any:
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
         vector = args[0]
-        for width in ((8, 4, 2, 1) if LANES > PORTABLE_LANES else (4, 2, 1)):
+        for width in (8, 4, 2, 1) if LANES > PORTABLE_LANES else (4, 2, 1):
             one, other = _folded(builder, vector, width)
             vector = builder.select(builder.fcmp_ordered(">", one, other), one, other)
         return builder.extract_element(vector, ir.Constant(I32, 0))

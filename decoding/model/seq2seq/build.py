@@ -62,7 +62,7 @@ def build(
     encoder = Encoder(read_stack(bodies.encoder, is_decoder=False))
     stack = read_stack(bodies.decoder, is_decoder=True)
     shapes = [_shape(seq2seq_lm.config, has_bias=bias is not None) for bias in stack.biases]
-    decoder = Decoder(stack, attention(shapes, seq2seq_lm.device, seq2seq_lm.dtype))
+    decoder = Decoder(stack, attention(shapes, seq2seq_lm.device, dtype))
     head = headless(seq2seq_lm)
     for part in (encoder, decoder, head):
         recipe.rebuild(part, progress)

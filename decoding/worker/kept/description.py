@@ -47,6 +47,7 @@ class Description:
     layers: tuple[Layer, ...]
     norm: Norm
     output: OutputMatrix
+    cache_dtype: torch.dtype  # of keys and values
 
 
 class Kept(msgspec.Struct, frozen=True):

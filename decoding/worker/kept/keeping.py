@@ -54,6 +54,7 @@ def describe(model: Model) -> Description | None:
         layers=tuple(kept),
         norm=Norm(norm.weight.detach(), norm.eps),
         output=OutputMatrix(output.panels, output.shape, output.bias),
+        cache_dtype=model.attention.pages.dtype,
     )
     same = assembled(description, model.attention, layers[0].stack, output)
     return description if _give_the_same(model, same) else None

@@ -66,7 +66,7 @@ def rebuild(description: Description) -> Model:
     """With an attention and weights of its own."""
     shapes = tuple(layer.shape for layer in description.layers)
     specs = tuple(layer.spec for layer in description.layers)
-    attention = CompiledAttention(shapes)
+    attention = CompiledAttention(shapes, dtype=description.cache_dtype)
     stack = FusedStack(TracedAttention(specs, shapes, description.num_positions), attention)
     for index, layer in enumerate(description.layers):
         stack.put(index, layer.weights, rotates=layer.rotates)
