@@ -31,7 +31,7 @@ def _make_loop(form: Format) -> Any:
     return loop
 
 
-LOOPS = {form: kernel_of_counts(6)(_make_loop(form)) for form in Format}
+LOOPS = {form: kernel_of_counts(6, form.name)(_make_loop(form)) for form in Format}
 
 
 def peak(form: Format, threads: int) -> float:

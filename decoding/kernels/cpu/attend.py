@@ -285,6 +285,6 @@ def _attention(pointer):
 
 
 _attention_at, _batch_at = reader(ATTENTION), reader(BATCH)
-attends = {form: kernel_of_counts(4)(make_attend(form)) for form in STORAGES}
-writes = {form: kernel_of_counts(4)(make_write(form)) for form in STORAGES}
+attends = {form: kernel_of_counts(4, form.name)(make_attend(form)) for form in STORAGES}
+writes = {form: kernel_of_counts(4, form.name)(make_write(form)) for form in STORAGES}
 attention = kernel(ATTENTION)(_attention)

@@ -21,7 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numba
 import numpy as np
@@ -79,7 +79,13 @@ class _CacheByName(FunctionCache):
 class Kernel:
     """A C function, compiled (or found in the cache) when its address is first asked for."""
 
+    _names: ClassVar[set[tuple[str, str]]] = set()
+
     def __init__(self, function: Callable[..., None], *arguments: Any) -> None:
+        name = function.__module__, function.__qualname__
+        if name in self._names:
+            raise ValueError(f"another kernel is called {'.'.join(name)}, by which the cache finds it")
+        self._names.add(name)
         self._function = function
         self._signature = types.void(*arguments)
 
