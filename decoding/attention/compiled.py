@@ -16,7 +16,7 @@ import torch
 from decoding.attention.interface import Batch, LayerSpec, PagedAttention
 from decoding.attention.kernel_pages import KernelPages, padded
 from decoding.attention.pages import LayerShape
-from decoding.attention.pieces import cut
+from decoding.attention.pieces import ITEMS_A_THREAD, cut
 from decoding.kernels.cpu.attend import ATTENTION, BATCH, STEPS, TILE_ROWS, attends, attention, room_bytes, writes
 from decoding.kernels.cpu.sharing import COUNTS_BYTES
 from decoding.kernels.cpu.team import Team, default_team
@@ -64,7 +64,8 @@ class CompiledAttention(PagedAttention):
 
     def plan(self, batch: Batch) -> CompiledPlan:
         most = min(max(1, TILE_ROWS * s.kv_heads // s.heads) for s in self.shapes)
-        pieces, parts = cut(batch, most)
+        kv_heads = min(s.kv_heads for s in self.shapes)
+        pieces, parts = cut(batch, most, -(-ITEMS_A_THREAD * self.team.size // kv_heads))
         tables = np.ascontiguousarray(batch.page_tables)
         slots = np.ascontiguousarray(batch.slots)
         counts = np.zeros((len(self.shapes), STEPS, COUNTS_BYTES // 8), np.int64)

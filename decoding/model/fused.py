@@ -26,8 +26,8 @@ from decoding.model.layer_weights import Weights, read_weights
 if TYPE_CHECKING:
     from decoding.model.replace_modules import Progress
 
-# Of weights, and of weights that meet rounded rows.
-EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 1e-2
+# Where products are those of float32, and where they meet rounded rows, keys and values: half a percent was seen.
+EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 5e-2
 TRIAL_TOKENS = 7
 LOUD = 30.0  # the root mean square of loud inputs
 

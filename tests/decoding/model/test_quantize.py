@@ -33,6 +33,11 @@ def of_whole_inputs(x: torch.Tensor) -> torch.Tensor:
     return of_row(x) + 4 * step / math.sqrt(12) / x.square().mean(dim=-1, keepdim=True).sqrt()
 
 
+def of_whole_inputs_and_keys(x: torch.Tensor) -> torch.Tensor:
+    """Queries, keys and values are bfloat16, too: off by half of a last place."""
+    return of_whole_inputs(x) + torch.finfo(torch.bfloat16).eps / 2
+
+
 @pytest.mark.parametrize(
     ("name", "quantize", "sizes"),
     [(name, "int8", {}) for name in ("llama", "qwen3", "phi3", "gpt2", "gemma2", "olmo2")]
@@ -52,9 +57,9 @@ def test_chunks_do_not_change_a_bit_and_the_rounded_float_model_agrees(
     rounded_alone = copy.deepcopy(rounded)
     expected = hidden_states(wrap(rounded), tokens, 60)
     unrounded = hidden_states(wrap(tiny(name, **sizes)), tokens, 60)
-    error = of_model(rounded_alone.base_model, last_hidden(tokens), of_whole_inputs)
+    error = of_model(rounded_alone.base_model, last_hidden(tokens), of_whole_inputs_and_keys)
     assert (whole - expected).abs().max() <= error
-    assert (expected - unrounded).abs().max() > 2 * error, "nothing was rounded"
+    assert (whole - expected).norm() < (whole - unrounded).norm(), "no weights were rounded"
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
