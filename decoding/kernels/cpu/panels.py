@@ -74,14 +74,14 @@ def _pack_pairs(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> [c
 def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
     """[columns / PANEL, depth / 4, PANEL, 4], 128 too large, then the scales."""
     whole, scales = round_weight(weight)
-    unsigned = (_whole_groups(whole, Format.INT8) + 128).to(torch.uint8).view(torch.int32)
+    unsigned = (_whole_groups(whole, Format.INT8) + 128).to(torch.uint8).contiguous().view(torch.int32)
     words = unsigned.view(-1, PANEL, unsigned.shape[1]).transpose(1, 2)
     return torch.cat([part.contiguous().flatten().view(torch.uint8) for part in (words, scales)])
 
 
 def _pack_int4(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
     """For each panel and group: words of eight k [4, PANEL], scales, least weights."""
-    groups = round_groups(_whole_groups(weight, Format.INT4))
+    groups = round_groups(_whole_groups(weight, Format.INT4).contiguous())
     low, high = groups.whole.view(len(weight), -1, GROUP // 8, 2, 4).to(torch.uint8).unbind(3)
     words = (low + 16 * high).view(torch.int32)[..., 0]  # [columns, groups, 4]
     parts = [

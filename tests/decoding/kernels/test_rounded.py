@@ -46,7 +46,7 @@ def fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     of_c = total - product
     lost = (product - (total - of_c)) + (c - of_c)
     is_even = total.view(np.int64) % 2 == 0
-    odd = np.where((lost != 0) & is_even, np.nextafter(total, np.sign(lost) * np.inf), total)
+    odd = np.where((lost != 0) & is_even, np.nextafter(total, np.where(lost > 0, np.inf, -np.inf)), total)
     return odd.astype(np.float32)
 
 
