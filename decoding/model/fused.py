@@ -26,8 +26,9 @@ from decoding.model.layer_weights import Weights, read_weights
 if TYPE_CHECKING:
     from decoding.model.replace_modules import Progress
 
-# Where products are those of float32, and where they meet rounded rows, keys and values: half a percent was seen.
-EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 5e-2
+EXACT_TOLERANCE = 1e-4
+# Of weights that meet rows of bfloat16, and of eight-bit numbers; keys and values are bfloat16 then, too.
+ROUNDED_TOLERANCES = {Format.BFLOAT16_PAIRS: 5e-2, Format.INT8: 0.1, Format.INT4: 0.1}
 TRIAL_TOKENS = 7
 LOUD = 30.0  # the root mean square of loud inputs
 
@@ -323,7 +324,7 @@ class _Trial:
 
     def agrees(self, stack: FusedStack, expected: torch.Tensor, form: Format) -> bool:
         found = stack.run(self.index, 1, self._x, self._angles, self._plan())[self.index]
-        tolerance = ROUNDED_TOLERANCE if form.rounds_rows else EXACT_TOLERANCE
+        tolerance = ROUNDED_TOLERANCES.get(form, EXACT_TOLERANCE)
         return bool((found - expected).norm() < tolerance * (expected - self._x).norm())
 
     def _plan(self) -> CompiledPlan:

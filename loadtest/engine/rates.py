@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from decoding.kernels.cpu.compiled import kernel_of_counts
-from decoding.kernels.cpu.products import TILES
+from decoding.kernels.cpu.products import tiles_of
 from decoding.kernels.cpu.tile import PANEL, Format, make_tile
 
 TURNS = 64
@@ -20,9 +21,14 @@ READ_BYTES = 1 << 28
 BEST_OF = 5
 
 
+def _largest(form: Format) -> tuple[int, int]:
+    """Rows and panels of the tile that holds most."""
+    return max(tiles_of(form).items(), key=math.prod)
+
+
 def _make_loop(form: Format) -> Any:
-    rows = max(TILES)
-    tile = make_tile(rows, TILES[rows], form)
+    rows, panels = _largest(form)
+    tile = make_tile(rows, panels, form)
 
     def loop(a, lda, b, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
         for _ in range(times):
@@ -36,8 +42,8 @@ LOOPS = {form: kernel_of_counts(6, form.name)(_make_loop(form)) for form in Form
 
 def peak(form: Format, threads: int) -> float:
     """Multiplications and additions a second of the largest tile, which meets the same panel again and again."""
-    rows = max(TILES)
-    columns = PANEL * TILES[rows]
+    rows, panels = _largest(form)
+    columns = PANEL * panels
     times = int(2e8 / (rows * columns * form.depth * TURNS))
     operations = 2 * rows * columns * form.depth * TURNS * times * threads
     return operations / _seconds(lambda: _loop(form, rows, columns, times), threads)

@@ -30,7 +30,7 @@ LAYER = record(
     middle="address",  # [T, hidden]
     gate_up="address",  # [T, 2 * intermediate]
     activated="address",  # [T, intermediate]
-    rounded="address",  # room for any of them as int16, and its scales
+    rounded="address",  # room for any of them as the weights' form wants it
     attention="address",  # ATTENTION
     input_norm="address",
     input_eps="float",
@@ -137,7 +137,7 @@ def _product(layer, batch, number, x, depth, weight, bias, out, columns, activat
     """A step of its own for the product, and one before it that rounds its input, where the weights ask for it."""
     if layer.round_rows != 0:
         rounding = step(batch, layer.index, number + ROUNDING)
-        call_at(layer.round_rows, (x, weight, layer.rounded, batch.tokens, depth, rounding))
+        call_at(layer.round_rows, (x, layer.rounded, batch.tokens, depth, rounding))
         x = layer.rounded
     counts = step(batch, layer.index, number)
     call_at(layer.multiply, (x, weight, bias, out, batch.tokens, depth, columns, counts, activated))

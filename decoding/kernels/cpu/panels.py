@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from decoding.kernels.cpu.arena import shared_arena
-from decoding.kernels.cpu.products import LIMIT_BYTES, LINEAR, addresses, linear
-from decoding.kernels.cpu.rounding import GROUP, LARGEST_INPUT, input_limit, round_groups, round_weight
+from decoding.kernels.cpu.products import LINEAR, addresses, linear
+from decoding.kernels.cpu.rounding import GROUP, round_groups, round_weight
 from decoding.kernels.cpu.sharing import COUNTS_BYTES
 from decoding.kernels.cpu.team import Team, default_team
 from decoding.kernels.cpu.tile import PANEL, VECTORS, Format
@@ -18,7 +18,10 @@ from decoding.kernels.cpu.vectors import LANES
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """The bytes of a weight [columns, depth] as [columns / PANEL, depth, PANEL], columns and depth with padding."""
+    """The bytes of a weight [columns, depth] as [columns / PANEL, depth, PANEL], columns and depth with padding.
+
+    depth is that of the rows; whole numbers have more padding, to whole groups.
+    """
 
     data: torch.Tensor
     form: Format
@@ -28,7 +31,7 @@ class Panels:
     @property
     def address(self) -> int:
         """Of the first panel."""
-        return self.data.data_ptr() + (LIMIT_BYTES if self.form.rounds_rows else 0)
+        return self.data.data_ptr()
 
 
 def fits_bfloat16(weight: torch.Tensor) -> bool:
@@ -47,7 +50,7 @@ def pack(weight: torch.Tensor, form: Format | None = None) -> Panels:  # [column
 
 def depth_multiple(form: Format | None) -> int:
     """What the depth of a weight in that form is padded to."""
-    return {Format.BFLOAT16_PAIRS: PANEL, Format.INT8: PANEL, Format.INT4: GROUP}.get(form, 1) if form else 1
+    return PANEL if form and form.rounds_rows else 1
 
 
 def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, depth]
@@ -63,42 +66,38 @@ def _bytes(weight: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, dep
     return panels
 
 
-def _pack_pairs(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
-    """[columns / PANEL, depth / 2, PANEL, 2] bfloat16, behind a limit that none of its inputs has."""
-    pairs = weight.bfloat16().contiguous().view(torch.int32).view(-1, PANEL, weight.shape[1] // 2).transpose(1, 2)
-    return torch.cat([_limit(0).view(torch.uint8), pairs.contiguous().flatten().view(torch.uint8)])
+def _pack_pairs(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> [columns / PANEL, depth / 2, PANEL]
+    """Words of two bfloat16."""
+    return weight.bfloat16().contiguous().view(torch.int32).view(-1, PANEL, weight.shape[1] // 2).transpose(1, 2)
 
 
 def _pack_int8(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
-    """The limit of its inputs, [columns / PANEL, depth / 2, PANEL, 2], the scales."""
+    """[columns / PANEL, depth / 4, PANEL, 4], 128 too large, then the scales."""
     whole, scales = round_weight(weight)
-    pairs = whole.to(torch.int8).contiguous().view(torch.int16).view(-1, PANEL, weight.shape[1] // 2).transpose(1, 2)
-    parts = (_limit(input_limit(whole)), pairs.contiguous(), scales)
-    return torch.cat([part.flatten().view(torch.uint8) for part in parts])
+    unsigned = (_whole_groups(whole, Format.INT8) + 128).to(torch.uint8).contiguous().view(torch.int32)
+    words = unsigned.view(-1, PANEL, unsigned.shape[1]).transpose(1, 2)
+    return torch.cat([part.contiguous().flatten().view(torch.uint8) for part in (words, scales)])
 
 
 def _pack_int4(weight: torch.Tensor) -> torch.Tensor:  # [columns, depth] -> bytes
-    """The limit of its inputs, then for each panel and group: words of eight k [4, PANEL], scales, least weights."""
-    groups = round_groups(weight)
-    shifts = torch.tensor([0, 16, 4, 20, 8, 24, 12, 28])  # of the k in a word; int64, for the last reach bit 31
-    words = (groups.whole.long().view(len(weight), -1, GROUP // 8, 8) << shifts).sum(3)  # [columns, groups, 4]
+    """For each panel and group: words of eight k [4, PANEL], scales, least weights."""
+    groups = round_groups(_whole_groups(weight, Format.INT4).contiguous())
+    low, high = groups.whole.view(len(weight), -1, GROUP // 8, 2, 4).to(torch.uint8).unbind(3)
+    words = (low + 16 * high).view(torch.int32)[..., 0]  # [columns, groups, 4]
     parts = [
         part.view(-1, PANEL, *part.shape[1:]).permute(0, 2, 3, 1).contiguous().view(torch.uint8)  # [panels, groups, …]
-        for part in (words.to(torch.uint32).view(torch.int32), groups.scales, groups.leasts)
+        for part in (words, groups.scales, groups.leasts)
     ]
-    packed = torch.cat([part.flatten(2) for part in parts], 2)
-    return torch.cat([_limit(LARGEST_INPUT).view(torch.uint8), packed.flatten()])
+    return torch.cat([part.flatten(2) for part in parts], 2).flatten()
 
 
-def _limit(number: int) -> torch.Tensor:
-    head = torch.zeros(LIMIT_BYTES // 4)
-    head[0] = number
-    return head
+def _whole_groups(numbers: torch.Tensor, form: Format) -> torch.Tensor:  # [columns, depth]
+    return torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % form.depth))
 
 
 def rounded_bytes(rows: int, depth: int) -> int:
-    """Of rows as int16 in the larger form, with the sum of each group, and their scales."""
-    return rows * (2 * depth + 4 * (depth // GROUP) + 4)
+    """Of rows in the largest form."""
+    return rows * max(form.turns(depth) * form.row_bytes for form in Format if form.rounds_rows)
 
 
 class PanelLinear(torch.nn.Module):
@@ -131,6 +130,7 @@ class PanelLinear(torch.nn.Module):
         self._address = self._record.ctypes.data
         self._record["multiply"], self._record["round_rows"] = addresses(self._panels.form)
         self._kernel = linear.address
+        self._rounded_bytes = rounded_bytes(1, self._panels.depth)
 
     @property
     def panels(self) -> Panels:
@@ -153,7 +153,7 @@ class PanelLinear(torch.nn.Module):
         rows = x.numel() // panels.depth
         words[0], words[3], words[4] = x.data_ptr(), out.data_ptr(), rows
         if panels.form.rounds_rows:
-            rounded = x.new_empty(rounded_bytes(rows, panels.depth), dtype=torch.uint8)
+            rounded = x.new_empty(rows * self._rounded_bytes, dtype=torch.uint8)
             words[8] = rounded.data_ptr()
         self._counts.fill(0)
         self._team.run(self._kernel, self._address)

@@ -3,40 +3,46 @@
 The weight lies in panels of 16 output columns, [N / 16, K, 16], as float32 or, where that loses nothing, as
 bfloat16. Threads take chunks of panels; within a chunk, blocks of rows that stay in the cache meet every panel.
 
-An int8 weight [N / 16, K / 2, 16, 2] is followed by the float32 scale of each column, and a float32 LIMIT_BYTES before
-it says how large the numbers it meets may be. Rows come rounded to int16, [T, K], followed by the scale of each
-(`rows.py`). Their product is an int32, then a float32 times both scales. An int4 weight [N / 16, K / 32, 320 bytes]
-has its limit before it, too, and its scales inside; each GROUP of a row's numbers is followed by their sum.
+An int8 weight [N / 16, K / 4, 16, 4] is followed by the float32 scale of each column, which products are multiplied
+by at last. An int4 weight [N / 16, K / 32, 320 bytes] has its scales inside. Rows come rounded to whole numbers, in
+groups with a scale each (`rows.py`); K is padded to whole groups.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
 from numba import carray
 
 from decoding.kernels.cpu.compiled import call_at, inner, kernel, kernel_of_counts, record
-from decoding.kernels.cpu.rows import gate, round_groups, round_row, round_row_to_bfloat16
+from decoding.kernels.cpu.rows import gate, make_round_groups, round_row_to_bfloat16
 from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.cpu.tile import FEW_ROWS, PANEL, VECTORS, Format, make_tile
-from decoding.kernels.cpu.vectors import LANES, load, load_one, load_whole, splat, store
+from decoding.kernels.cpu.vectors import LANES, load, store
 
 # Rows -> panels of the tiles, fewest rows first: with a vector for each panel's columns (two of eight lanes) and
 # one of x, the largest fill the sixteen registers of AVX2 or the thirty-two of AVX-512.
 TILES = {1: 4, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1} if VECTORS == 2 else {1: 4, 2: 4, 4: 2, 8: 2, 12: 2}
+# Those of groups hold two sums for each number: in int32 and in float32.
+GROUP_TILES = {1: 2, 2: 1, 3: 1, 4: 1} if VECTORS == 2 else {1: 4, 2: 4, 4: 2, 8: 1, 12: 1}
 MAX_ROWS = max(TILES)
 BLOCK_ROWS = 48
 ROUNDED_AT_ONCE = 4
-LIMIT_BYTES = 64  # a cache line
+
+
+def tiles_of(form: Format) -> Mapping[int, int]:
+    return GROUP_TILES if form.is_grouped else TILES
 
 
 def make_product(form: Format, *, accumulates: bool = False) -> Any:
     """product(rows, panels, a, lda, b, ldb, stride, turns, c, ldc): some rows times panels `stride` bytes apart."""
     run: Any = None
-    for rows, panels in TILES.items():
-        run = _choose(make_tile(rows, panels, form, accumulates=accumulates), rows, run)
-    some_of = reduce(_or_fewer, TILES, _all_of)
+    tiles = tiles_of(form)
+    for rows, panels in tiles.items():
+        run = _choose(make_tile(rows, panels, form, accumulates=accumulates), rows, panels, run)
+    some_of = reduce(_or_fewer, tiles, _all_of)
     one = make_tile(1, 1, form, accumulates=accumulates)
 
     @inner
@@ -55,9 +61,8 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
     return product
 
 
-def _choose(tile: Any, rows: int, others: Any) -> Any:
+def _choose(tile: Any, rows: int, at_once: int, others: Any) -> Any:
     """What runs the tile over as many panels as it can, if it has so many rows, else one of the others."""
-    at_once = TILES[rows]
 
     @inner
     def run(panels, a, lda, b, ldb, stride, turns, c, ldc):
@@ -90,7 +95,7 @@ def _all_of(left):
 
 
 def _or_fewer(before: Any, rows: int) -> Any:
-    """The most rows that one tile takes of those that are left; TILES go up."""
+    """The most rows that one tile takes of those that are left; tiles go up."""
 
     @inner
     def some_of(left):
@@ -107,41 +112,36 @@ def add_bias(out, ldc, bias, rows, columns):
 
 
 @inner
-def scale_up(out, ldc, row_scales, column_scales, rows, columns):
-    """int32 products as float32 ones, in place."""
+def scale_columns(out, ldc, scales, rows, columns):
     for row in range(rows):
-        scale = splat(load_one(row_scales + 4 * row))
         for at in range(0, 4 * columns, 4 * LANES):
-            to = out + row * ldc + at
-            store(to, load_whole(to) * load(column_scales + at) * scale)
+            store(out + row * ldc + at, load(out + row * ldc + at) * load(scales + at))
 
 
 @inner
-def scale_rows(out, ldc, row_scales, _column_scales, rows, columns):
-    for row in range(rows):
-        scale = splat(load_one(row_scales + 4 * row))
-        for at in range(row * ldc, row * ldc + 4 * columns, 4 * LANES):
-            store(out + at, load(out + at) * scale)
+def leave(_out, _ldc, _scales, _rows, _columns):
+    """Products are what they should be."""
 
 
-@inner
-def leave(_out, _ldc, _row_scales, _column_scales, _rows, _columns):
-    """float32 products are what they should be."""
+ROUND = {
+    Format.BFLOAT16_PAIRS: round_row_to_bfloat16,
+    Format.INT8: make_round_groups(Format.INT8.depth, starts=True),
+    Format.INT4: make_round_groups(Format.INT4.depth, starts=False),
+}
 
 
 def make_round_rows(form: Format) -> Any:
-    round_one = {Format.INT4: round_groups, Format.INT8: round_row}.get(form, round_row_to_bfloat16)
+    round_one = ROUND[form]
     row_bytes, step = form.row_bytes, form.depth
 
-    def round_rows(x, weight, rounded, rows, depth, counts):
-        """One thread's share of rounding x [rows, depth] to int16 for that weight; back when all are done."""
-        limit = load_one(weight - LIMIT_BYTES)
-        size = depth // step * row_bytes
+    def round_rows(x, rounded, rows, depth, counts):
+        """One thread's share of rounding x [rows, depth] for such weights; back when all are done."""
+        size = (depth + step - 1) // step * row_bytes
         first = take(counts, ROUNDED_AT_ONCE)
         while first < rows:
             end = min(rows, first + ROUNDED_AT_ONCE)
             for row in range(first, end):
-                round_one(x + 4 * row * depth, depth, limit, rounded + row * size, rounded + rows * size + 4 * row)
+                round_one(x + 4 * row * depth, depth, rounded + row * size)
             finish(counts, end - first)
             first = take(counts, ROUNDED_AT_ONCE)
         wait(counts, rows)
@@ -156,16 +156,16 @@ def make_multiply(form: Format) -> Any:
     """One thread's share of a linear. activated: where silu(gate) * up goes, if the weight's panels alternate so."""
     product = products[form]
     size, step = form.bytes, form.depth
-    row_bytes = form.row_bytes
-    settle = {Format.INT8: scale_up, Format.INT4: scale_rows}.get(form, leave)
+    row_bytes, max_rows = form.row_bytes, max(tiles_of(form))
+    settle = scale_columns if form is Format.INT8 else leave
 
     def multiply(x, weight, bias, out, rows, depth, columns, counts, activated):
         panels = columns // PANEL
-        turns = depth // step
+        turns = (depth + step - 1) // step
         ldb = PANEL * size
         stride = turns * ldb
         lda, ldc = row_bytes * turns, 4 * columns
-        row_scales, column_scales = x + rows * lda, weight + panels * stride
+        scales = weight + panels * stride
         chunk = 4 if rows <= FEW_ROWS or panels > 1024 else 2
         first = take(counts, chunk)
         while first < panels:
@@ -174,14 +174,12 @@ def make_multiply(form: Format) -> Any:
                 bottom = min(rows, top + BLOCK_ROWS)
                 corner = out + top * ldc + first * 4 * PANEL
                 done = top
-                for left in range((bottom - top + MAX_ROWS - 1) // MAX_ROWS, 0, -1):
+                for left in range((bottom - top + max_rows - 1) // max_rows, 0, -1):
                     some = (bottom - done + left - 1) // left
                     a, c = x + done * lda, out + done * ldc + first * 4 * PANEL
                     product(some, count, a, lda, weight + first * stride, ldb, stride, turns, c, ldc)
                     done += some
-                settle(
-                    corner, ldc, row_scales + 4 * top, column_scales + 4 * first * PANEL, bottom - top, count * PANEL
-                )
+                settle(corner, ldc, scales + 4 * first * PANEL, bottom - top, count * PANEL)
                 if bias != 0:
                     add_bias(corner, ldc, bias + first * 4 * PANEL, bottom - top, count * PANEL)
                 if activated != 0:
@@ -193,7 +191,7 @@ def make_multiply(form: Format) -> Any:
 
 
 multiplies = {form: kernel_of_counts(9, form.name)(make_multiply(form)) for form in Format}
-roundings = {form: kernel_of_counts(6, form.name)(make_round_rows(form)) for form in Format if form.rounds_rows}
+roundings = {form: kernel_of_counts(5, form.name)(make_round_rows(form)) for form in Format if form.rounds_rows}
 
 LINEAR = record(
     x="address",  # [rows, depth]
@@ -204,7 +202,7 @@ LINEAR = record(
     depth="count",
     columns="count",  # a multiple of PANEL
     counts="address",  # `sharing.py`, of two steps: zero before the call
-    rounded="address",  # room for x as int16 and its scales, where the weight is int8 or int4, or x as bfloat16
+    rounded="address",  # room for x as the weight's form wants it
     multiply="address",  # one of `multiplies`
     round_rows="address",  # one of `roundings`, or 0
 )
@@ -215,7 +213,7 @@ def _linear(pointer):
     x = a.x
     if a.round_rows != 0:
         x = a.rounded
-        call_at(a.round_rows, (a.x, a.weight, x, a.rows, a.depth, a.counts + COUNTS_BYTES))
+        call_at(a.round_rows, (a.x, x, a.rows, a.depth, a.counts + COUNTS_BYTES))
     call_at(a.multiply, (x, a.weight, a.bias, a.out, a.rows, a.depth, a.columns, a.counts, 0))
 
 

@@ -13,7 +13,8 @@ import torch
 LARGEST_WEIGHT = 127
 LARGEST_INT4 = 15
 GROUP = 32
-LARGEST_INPUT = 32767
+INPUT_GROUP = 64  # how many of a row's numbers share a scale where they meet int8 weights, else GROUP
+LARGEST_INPUT = 127
 
 
 def round_weight(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # [columns, depth] float32
@@ -43,9 +44,3 @@ def round_groups(weight: torch.Tensor) -> Groups:  # [columns, depth] float32, d
     scales = ((groups.amax(2, keepdim=True) - leasts.float()) / LARGEST_INT4).clamp_min(0).half()
     whole = (groups - leasts.float()) / scales.float().clamp_min(torch.finfo(torch.float32).tiny)
     return Groups(whole.round().clamp(0, LARGEST_INT4) * (scales > 0), scales, leasts)
-
-
-def input_limit(whole: torch.Tensor) -> int:  # [columns, depth]
-    """How large whole numbers may be, for all sums of their products with the weight's to fit into int32."""
-    sums = torch.linalg.vector_norm(whole, 1, 1, dtype=torch.float64)
-    return min(LARGEST_INPUT, (2**31 - 1) // max(1, int(sums.max())))

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from numba import float32
+from numba import float32, int64
 
 from decoding.kernels.cpu.compiled import inner
-from decoding.kernels.cpu.rounding import GROUP
+from decoding.kernels.cpu.rounding import LARGEST_INPUT
 from decoding.kernels.cpu.tile import PANEL
 from decoding.kernels.cpu.vectors import (
+    INPUT_BYTES,
     LANES,
     exp,
     fma,
-    larger,
-    largest,
+    higher,
+    highest,
     load,
     load_one,
     nearest,
     splat,
     store,
     store_bfloat16,
+    store_inputs,
+    store_int32,
     store_one,
-    store_rounded,
     total,
+    whole_total,
 )
 
-_TINY = 1e-30  # a row of zeros has some scale, too
+_TINY = 1e-30  # a group of zeros has some scale, too
 
 
 @inner
@@ -85,43 +89,40 @@ def gate(out, ldc, rows, columns, column, activated):
 
 
 @inner
-def round_row(x, width, limit, out, scale):
-    """x [width] = out * scale, to the nearest, out up to the limit. What is not finite makes the scale so."""
-    top, odd = _peak(x, width)
-    factor = splat(limit / top)
-    for at in range(0, 4 * width, 4 * LANES):
-        store_rounded(out + at // 2, load(x + at) * factor)
-    store_one(scale, top / limit + odd)
-
-
-@inner
-def round_row_to_bfloat16(x, width, _limit, out, _scale):
+def round_row_to_bfloat16(x, width, out):
     for at in range(0, 4 * width, 4 * LANES):
         store_bfloat16(out + at // 2, load(x + at))
 
 
-@inner
-def round_groups(x, width, limit, out, scale):
-    """The same, with the sum of each GROUP behind it: exact, for it has fewer than 24 bits."""
-    top, odd = _peak(x, width)
-    factor = splat(limit / top)
-    for at in range(0, 4 * width, 4 * GROUP):
-        whole = splat(float32(0))
-        for part in range(0, 4 * GROUP, 4 * LANES):
-            v = nearest(load(x + at + part) * factor)
-            store_rounded(out + part // 2, v)
-            whole = whole + v
-        store_one(out + 2 * GROUP, total(whole))
-        out += 2 * GROUP + 4
-    store_one(scale, top / limit + odd)
+def make_round_groups(group: int, *, starts: bool) -> Any:
+    size = INPUT_BYTES * group
+    zero, tiny = float32(0), float32(_TINY)
+    largest_input = float32(LARGEST_INPUT)
 
+    @inner
+    def round_groups(x, width, out):
+        """Each group of x [width] = numbers * scale, to the nearest; behind the numbers their scale, and their sum in
+        float32 or what int32 sums start from. What is not finite makes its group's scale NaN. The last group may be
+        short, and is filled with zeros.
+        """
+        for first in range(0, width, group):
+            there = min(group, width - first)
+            peak, whole = splat(tiny), splat(zero)
+            for k in range(0, there, LANES):
+                peak = higher(peak, load(x + 4 * (first + k)))
+            top = highest(peak)
+            factor = splat(largest_input / top)
+            for k in range(0, there, LANES):
+                v = nearest(load(x + 4 * (first + k)) * factor)
+                store_inputs(out + INPUT_BYTES * k, v)
+                whole = whole + v
+            for k in range(there, group, LANES):
+                store_inputs(out + INPUT_BYTES * k, splat(zero))
+            store_one(out + size, top / largest_input + (top - top))
+            if starts:
+                store_int32(out + size + 4, -128 * int64(whole_total(whole)))
+            else:
+                store_one(out + size + 4, float32(whole_total(whole)))
+            out += size + 8
 
-@inner
-def _peak(x, width):
-    """The largest magnitude in x [width], above zero; and 0, or NaN where there is what is not finite."""
-    peak, odd = splat(float32(0)), splat(float32(0))
-    for at in range(0, 4 * width, 4 * LANES):
-        v = load(x + at)
-        peak = larger(larger(v, splat(float32(0)) - v), peak)
-        odd = fma(v, splat(float32(0)), odd)
-    return max(float32(_TINY), largest(peak)), total(odd)
+    return round_groups

@@ -7,20 +7,19 @@ BFLOAT16 panel holds two weights, that of column j in its low half and that of c
 BFLOAT16_PAIRS weights meet rows rounded to bfloat16, two k at a time: c + a[1] * b[1] + a[0] * b[0], each sum rounded
 to float32, as AVX512_BF16 does it; products of two such numbers are exact.
 
-INT8 weights meet rows of int16 numbers, two k at a time, and c is int32: whole numbers add up exactly in any order.
-Sixteen bits for a row's numbers cost nothing more here, for the products of AVX2 are of such anyway (vpmaddwd; with
-VNNI, LLVM fuses the addition into it), and leave the rounding of eight-bit weights as the only one that matters.
+INT8 and INT4 weights meet rows of whole numbers up to 127, four k at a time, in groups that share a scale. A group's
+products add up exactly, in any order, in int32; the groups follow each other in float32. Weights are unsigned, as
+vpdpbusd takes them: those of INT8 are 128 too large, and the sums start from -128 times the sum of the row's group.
 
 INT4 weights are whole numbers 0 … 15 in groups of GROUP k, each with a scale and a least weight in float16, those of
-GGML's Q4_1. A group's products add up exactly in int32; the groups follow each other in float32.
+GGML's Q4_1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from itertools import product
 from typing import Any
 
 from llvmlite import ir
@@ -29,19 +28,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from decoding.contract.quantize import Rounding
-from decoding.kernels.cpu.rounding import GROUP
+from decoding.kernels.cpu.rounding import GROUP, INPUT_GROUP
 from decoding.kernels.cpu.vectors import (
     F32,
     F32S,
-    I8S,
-    I16S,
+    I32,
     I32S,
     I64,
+    INPUT_BYTES,
     LANES,
+    add_fours,
     add_pairs,
     call_fma,
     floats_at,
-    multiply_pairs,
     pointer,
     splat_scalar,
 )
@@ -52,6 +51,7 @@ VECTORS = PANEL // LANES  # that hold a panel's columns
 # anew with each panel and page. 1024 was best of 0, 512 … 4096: a tenth to a fifth faster on an AVX2 machine.
 AHEAD = 1024
 FEW_ROWS = 2
+ROOM = 13 if VECTORS == 2 else 28  # registers for sums, of sixteen or thirty-two
 
 
 class Format(Enum):
@@ -65,23 +65,32 @@ class Format(Enum):
 
     @property
     def rounds_rows(self) -> bool:
-        """Whether these weights meet rows of sixteen-bit numbers."""
-        return self in (Format.BFLOAT16_PAIRS, Format.INT8, Format.INT4)
+        """Whether these weights meet rows of bfloat16 or of whole numbers."""
+        return self is Format.BFLOAT16_PAIRS or self.is_grouped
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether rows come in groups of `depth` whole numbers that share a scale."""
+        return self in (Format.INT8, Format.INT4)
 
     @property
     def depth(self) -> int:
         """How many k one turn of the loop takes."""
-        return {Format.BFLOAT16_PAIRS: 2, Format.INT8: 2, Format.INT4: GROUP}.get(self, 1)
+        return {Format.BFLOAT16_PAIRS: 2, Format.INT8: INPUT_GROUP, Format.INT4: GROUP}.get(self, 1)
 
     @property
     def bytes(self) -> int:
         """Of one column's weights for one turn."""
-        return {Format.FLOAT32: 4, Format.BFLOAT16_PAIRS: 4, Format.INT4: GROUP // 2 + 4}.get(self, 2)
+        sizes = {Format.BFLOAT16: 2, Format.INT8: INPUT_GROUP, Format.INT4: GROUP // 2 + 4}
+        return sizes.get(self, 4)
 
     @property
     def row_bytes(self) -> int:
-        """Of one row's numbers for one turn; those of a group are followed by their sum in float32."""
-        return 2 * GROUP + 4 if self is Format.INT4 else 4
+        """Of one row's numbers for one turn; a group's are followed by its scale and what comes of its sum."""
+        return INPUT_BYTES * self.depth + 8 if self.is_grouped else 4
+
+    def turns(self, depth: int) -> int:
+        return -(-depth // self.depth)
 
 
 FORMATS: Mapping[Rounding, Format] = {
@@ -100,14 +109,15 @@ def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False
     """tile(a, lda, b, ldb, stride, turns, c, ldc), addresses and strides in bytes, at least one turn.
 
     ldb leads from one turn to the next, stride from one panel to the next. c is written or, if it accumulates,
-    added to, which INT4 cannot. looks_ahead: if it waits for memory, it asks for what lies further on in each panel.
+    added to, which those of groups cannot be. looks_ahead: if it waits for memory, it asks for what lies further on in
+    each panel.
     """
 
     @intrinsic
     def tile(_context: Any, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, turns: Any, c: Any, ldc: Any) -> Any:
         def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            if form is Format.INT4:
-                _GroupTile(builder, rows, panels).build(args)
+            if form.is_grouped:
+                _GroupTile(builder, rows, panels, form).build(args)
             else:
                 _Tile(builder, rows, panels, form, looks_ahead).build(args, accumulates=accumulates)
 
@@ -145,14 +155,13 @@ class _Tile(_Addresses):
         a, lda, b, ldb, stride, turns, c, ldc = args
         builder = self.builder
         targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(VECTORS * self.panels)]
-        kind, zero = (I32S, 0) if self.form is Format.INT8 else (F32S, 0.0)
-        zero = ir.Constant(kind, [zero] * LANES)
+        zero = ir.Constant(F32S, [0.0] * LANES)
         before = [floats_at(builder, target) if accumulates else zero for target in targets]
         starts = [self.plus(a, lda, m, 0) for m in range(self.rows)]
         entry, loop, after = builder.block, builder.append_basic_block("k"), builder.append_basic_block("end")
         builder.branch(loop)
         builder.position_at_end(loop)
-        k, at, sums = builder.phi(I64), builder.phi(I64), [builder.phi(kind) for _ in targets]
+        k, at, sums = builder.phi(I64), builder.phi(I64), [builder.phi(F32S) for _ in targets]
         added = self._step([self._number(start, k) for start in starts], self._columns(at, stride), sums)
         following = [builder.add(k, _i64(1)), builder.add(at, ldb), *added]
         for phi, first, again in zip([k, at, *sums], [_i64(0), b, *before], following, strict=True):
@@ -172,9 +181,7 @@ class _Tile(_Addresses):
     def _add(self, s: Any, row: Any, column: Any) -> Any:
         if self.form is Format.BFLOAT16_PAIRS:
             return add_pairs(self.builder, s, self.builder.bitcast(row, I32S), column)
-        if self.form is not Format.INT8:
-            return call_fma(self.builder, row, column, s)
-        return self.builder.add(s, multiply_pairs(self.builder, self.builder.bitcast(row, I16S), column))
+        return call_fma(self.builder, row, column, s)
 
     def _number(self, start: Any, k: Any) -> Any:
         builder = self.builder
@@ -189,9 +196,6 @@ class _Tile(_Addresses):
 
     def _panel(self, address: Any) -> list[Any]:
         builder = self.builder
-        if self.form is Format.INT8:
-            parts = [self.plus(address, _i64(2 * LANES), v, 0) for v in range(VECTORS)]
-            return [builder.sext(builder.load(pointer(builder, part), align=1, typ=I8S), I16S) for part in parts]
         if self.form is Format.BFLOAT16_PAIRS:
             parts = [self.plus(address, _i64(4 * LANES), v, 0) for v in range(VECTORS)]
             return [builder.load(pointer(builder, part), align=4, typ=I32S) for part in parts]
@@ -211,81 +215,114 @@ class _Tile(_Addresses):
 class _GroupTile(_Addresses):
     """Writes the loop over groups.
 
-    A word of INT4 weights holds eight k of a column: of each pair of k, the first in its low half and the second in its
-    high one, so that a shift and a mask give what multiply_pairs takes.
+    A word of INT8 weights holds four k of a column; one of INT4 weights eight: the first four in the low halves of its
+    bytes, the others in the high ones.
 
-    A group's sums stay in registers; those over the groups are in c, which is near.
+    A group's sums stay in registers; those over the groups, too, where there is room for both, else in c, which is
+    near.
     """
 
     rows: int
     panels: int
+    form: Format
 
     def build(self, args: Any) -> None:
         a, lda, b, ldb, stride, turns, c, ldc = args
         builder = self.builder
         targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(VECTORS * self.panels)]
-        for target in targets:
-            builder.store(ir.Constant(F32S, [0.0] * LANES), pointer(builder, target), align=4)
+        zero = ir.Constant(F32S, [0.0] * LANES)
+        is_near = 2 * len(targets) > ROOM
+        if is_near:
+            for target in targets:
+                builder.store(zero, pointer(builder, target), align=4)
         entry, loop, after = builder.block, builder.append_basic_block("group"), builder.append_basic_block("end")
         builder.branch(loop)
         builder.position_at_end(loop)
         turn, row, at = (builder.phi(I64) for _ in range(3))
+        held = [] if is_near else [builder.phi(F32S) for _ in targets]
         rows = [self.plus(row, lda, m, 0) for m in range(self.rows)]
         panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
-        if self.panels > 1 and self.rows <= FEW_ROWS:
-            for panel in panels:
-                for line in range(0, Format.INT4.bytes * PANEL, 64):
-                    self.prefetch(builder.add(panel, _i64(AHEAD + line)))
-        self._settle(rows, panels, self._sums(rows, panels), targets)
-        following = [builder.add(turn, _i64(1)), builder.add(row, _i64(Format.INT4.row_bytes)), builder.add(at, ldb)]
-        for phi, first, again in zip([turn, row, at], [_i64(0), a, b], following, strict=True):
+        sums = self._sums(rows, panels)
+        added = self._settle(rows, panels, sums, held or [floats_at(builder, target) for target in targets])
+        if is_near:
+            self._store(added, targets)
+        following = [builder.add(turn, _i64(1)), builder.add(row, _i64(self.form.row_bytes)), builder.add(at, ldb)]
+        following += [] if is_near else added
+        firsts = [_i64(0), a, b, *[zero] * len(held)]
+        for phi, first, again in zip([turn, row, at, *held], firsts, following, strict=True):
             phi.add_incoming(first, entry)
             phi.add_incoming(again, loop)
         builder.cbranch(builder.icmp_signed("<", following[0], turns), loop, after)
         builder.position_at_end(after)
+        if not is_near:
+            self._store(added, targets)
+
+    def _store(self, results: list[Any], targets: list[Any]) -> None:
+        for target, result in zip(targets, results, strict=True):
+            self.builder.store(result, pointer(self.builder, target), align=4)
 
     def _sums(self, rows: list[Any], panels: list[Any]) -> list[Any]:
         """Of one group's products, int32: for each row, VECTORS vectors a panel."""
-        width = VECTORS * len(panels)
-        sums = [ir.Constant(I32S, [0] * LANES)] * (len(rows) * width)
-        for word in range(GROUP // 8):
-            for at, (panel, v) in enumerate(product(panels, range(VECTORS))):
-                words = self._words(panel, word, v)
-                for pair in range(4):
-                    column = self._pair(words, pair)
-                    for m, row in enumerate(rows):
-                        products = multiply_pairs(self.builder, self._splat(row, 4 * word + pair), column)
-                        sums[m * width + at] = self.builder.add(sums[m * width + at], products)
+        starts = [self._start(row) for row in rows]
+        sums = [start for start in starts for _ in range(VECTORS * len(panels))]
+        for fours, columns in enumerate(self._columns(panels)):
+            numbers = [self.builder.add(row, _i64(4 * INPUT_BYTES * fours)) for row in rows]
+            pairs = [(number, column) for number in numbers for column in columns]
+            sums = [add_fours(self.builder, s, column, number) for (number, column), s in zip(pairs, sums, strict=True)]
         return sums
 
-    def _settle(self, rows: list[Any], panels: list[Any], sums: list[Any], targets: list[Any]) -> None:
-        """c += scale * sums + least weight * the row's sum."""
+    def _start(self, row: Any) -> Any:
+        if self.form is Format.INT4:
+            return ir.Constant(I32S, [0] * LANES)
+        return splat_scalar(self.builder, self._behind(row, 4, I32))
+
+    def _columns(self, panels: list[Any]) -> Iterator[list[Any]]:
+        """For every four k of a group a vector of bytes for each vector of columns."""
+        if self.form is Format.INT8:
+            yield from (self._words(panels, word) for word in range(INPUT_GROUP // 4))
+            return
+        for word in range(GROUP // 8):
+            words = self._words(panels, word)
+            for shift in (0, 4):
+                shifted = [self.builder.lshr(each, ir.Constant(I32S, [shift] * LANES)) for each in words]
+                yield [self.builder.and_(each, ir.Constant(I32S, [0x0F0F0F0F] * LANES)) for each in shifted]
+
+    def _words(self, panels: list[Any], word: int) -> list[Any]:
+        if self.panels > 1 and self.rows <= FEW_ROWS:
+            for panel in panels:
+                self.prefetch(self.builder.add(panel, _i64(AHEAD + 4 * PANEL * word)))
+        offsets = [4 * (PANEL * word + LANES * v) for v in range(VECTORS)]
+        places = [self.builder.add(panel, _i64(offset)) for panel in panels for offset in offsets]
+        return [self.builder.load(pointer(self.builder, place), align=4, typ=I32S) for place in places]
+
+    def _settle(self, rows: list[Any], panels: list[Any], sums: list[Any], before: list[Any]) -> list[Any]:
+        """before + the row's scale * sums; of INT4, times the column's scale, and + least weight * the row's sum."""
+        builder = self.builder
+        scales = [splat_scalar(builder, self._behind(row, 0, F32)) for row in rows]
+        wholes = [builder.sitofp(s, F32S) for s in sums]
+        if self.form is Format.INT4:
+            wholes = self._weighed(rows, panels, wholes)
+        width = VECTORS * len(panels)
+        return [call_fma(builder, scales[at // width], wholes[at], before[at]) for at in range(len(sums))]
+
+    def _weighed(self, rows: list[Any], panels: list[Any], wholes: list[Any]) -> list[Any]:
         builder = self.builder
         end = GROUP // 2 * PANEL
         scales, leasts = (
             [self._halves(panel, end + start + 2 * LANES * v) for panel in panels for v in range(VECTORS)]
             for start in (0, 2 * PANEL)
         )
-        of_rows = [self._number(row, GROUP // 2, F32) for row in rows]
+        of_rows = [splat_scalar(builder, self._behind(row, 4, F32)) for row in rows]
         parts = [(scale, least, of_row) for of_row in of_rows for scale, least in zip(scales, leasts, strict=True)]
-        for target, s, (scale, least, of_row) in zip(targets, sums, parts, strict=True):
-            whole = call_fma(builder, scale, builder.sitofp(s, F32S), floats_at(builder, target))
-            whole = call_fma(builder, least, splat_scalar(builder, of_row), whole)
-            builder.store(whole, pointer(builder, target), align=4)
+        return [
+            call_fma(builder, scale, whole, builder.fmul(least, of_row))
+            for whole, (scale, least, of_row) in zip(wholes, parts, strict=True)
+        ]
 
-    def _words(self, panel: Any, word: int, v: int) -> Any:
-        address = self.builder.add(panel, _i64(4 * (PANEL * word + LANES * v)))
-        return self.builder.load(pointer(self.builder, address), align=4, typ=I32S)
-
-    def _pair(self, words: Any, pair: int) -> Any:
-        shifted = self.builder.lshr(words, ir.Constant(I32S, [4 * pair] * LANES))
-        return self.builder.bitcast(self.builder.and_(shifted, ir.Constant(I32S, [0x000F000F] * LANES)), I16S)
-
-    def _splat(self, row: Any, index: int) -> Any:
-        return self.builder.bitcast(splat_scalar(self.builder, self._number(row, index, F32)), I16S)
-
-    def _number(self, row: Any, index: int, kind: Any) -> Any:
-        return self.builder.load(pointer(self.builder, self.builder.add(row, _i64(4 * index))), align=4, typ=kind)
+    def _behind(self, row: Any, offset: int, kind: Any) -> Any:
+        """What follows a group's numbers."""
+        address = self.builder.add(row, _i64(self.form.row_bytes - 8 + offset))
+        return self.builder.load(pointer(self.builder, address), align=4, typ=kind)
 
     def _halves(self, panel: Any, offset: int) -> Any:
         halves = ir.VectorType(ir.HalfType(), LANES)

@@ -41,11 +41,13 @@ _inner = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, 
 F32 = ir.FloatType()
 I32, I64 = ir.IntType(32), ir.IntType(64)
 F32S, I32S = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
-I8S, I16S = ir.VectorType(ir.IntType(8), 2 * LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
+I16S = ir.VectorType(ir.IntType(16), 2 * LANES)
 _HAS_PAIRS = {"avx512bf16", "avx512vl"} <= FEATURES
 _PMADD = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
 _PMADD_NEEDS = {8: "avx2", 16: "avx512bw"}
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
+_HAS_FOURS = _IS_X86 and ({"avx512vnni", "avx512vl"} <= FEATURES or (LANES == PORTABLE_LANES and "avxvnni" in FEATURES))
+INPUT_BYTES = 1 if _HAS_FOURS else 2  # of a row's whole number: as add_fours takes it
 
 
 class Vector(types.Type):
@@ -92,6 +94,28 @@ def multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
     undefined = ir.Constant(wide, ir.Undefined)
     even, odd = (ir.Constant(I32S, list(range(first, 2 * LANES, 2))) for first in (0, 1))
     return builder.add(*(builder.shuffle_vector(products, undefined, part) for part in (even, odd)))
+
+
+def add_fours(builder: Any, sums: Any, weights: Any, row: Any) -> Any:
+    """sums + weights[4i] * row[0] + … + weights[4i + 3] * row[3] as int32, for bytes 0 … 255 in the words of `weights`
+    [LANES] and the numbers -127 … 127 at the address `row`, where store_inputs has put them.
+    """
+    if _HAS_FOURS:
+        kind = ir.FunctionType(I32S, [I32S, I32S, I32S])
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * LANES}"  # LLVM makes AVX-VNNI's of it where there is no AVX-512
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        return builder.call(function, (sums, weights, _splat_word(builder, row, 0)))
+    low = builder.and_(weights, ir.Constant(I32S, [0x00FF00FF] * LANES))
+    high = builder.and_(builder.lshr(weights, ir.Constant(I32S, [8] * LANES)), ir.Constant(I32S, [0x00FF00FF] * LANES))
+    for offset, half in ((0, low), (4, high)):
+        numbers = builder.bitcast(_splat_word(builder, row, offset), I16S)
+        sums = builder.add(sums, multiply_pairs(builder, builder.bitcast(half, I16S), numbers))
+    return sums
+
+
+def _splat_word(builder: Any, address: Any, offset: int) -> Any:
+    address = builder.add(address, ir.Constant(I64, offset))
+    return splat_scalar(builder, builder.load(pointer(builder, address), align=4, typ=I32))
 
 
 class _BFloat(ir.Type):
@@ -243,15 +267,40 @@ def nearest(_context: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def store_rounded(_context: Any, address: Any, vector: Any) -> Any:
-    """The nearest whole numbers (ties to even) as int16; every lane must be one of those, or its result is anything."""
+def store_inputs(_context: Any, address: Any, vector: Any) -> Any:
+    """Whole numbers -127 … 127 as `add_fours` takes them, INPUT_BYTES each; anything, where a lane is none of those.
+
+    Without its instruction they are int16, and of each four the two in the middle change places.
+    """
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        whole = builder.fptosi(_call_rint(builder, args[1]), I32S)
-        narrow = builder.trunc(whole, ir.VectorType(ir.IntType(16), LANES))
-        builder.store(narrow, pointer(builder, args[0]), align=2)
+        numbers = builder.trunc(builder.fptosi(args[1], I32S), ir.VectorType(ir.IntType(8 * INPUT_BYTES), LANES))
+        if not _HAS_FOURS:
+            order = ir.Constant(I32S, [four + k for four in range(0, LANES, 4) for k in (0, 2, 1, 3)])
+            numbers = builder.shuffle_vector(numbers, numbers, order)
+        builder.store(numbers, pointer(builder, args[0]), align=INPUT_BYTES)
 
     return types.void(types.int64, VECTOR), build
+
+
+@intrinsic
+def whole_total(_context: Any, vector: Any) -> Any:
+    """The sum of whole numbers."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(I32, [I32S])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.add.v{LANES}i32")
+        return builder.call(function, (builder.fptosi(args[0], I32S),))
+
+    return types.int32(VECTOR), build
+
+
+@intrinsic
+def store_int32(_context: Any, address: Any, number: Any) -> Any:
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(builder.trunc(args[1], I32), pointer(builder, args[0]), align=4)
+
+    return types.void(types.int64, types.int64), build
 
 
 @intrinsic
@@ -308,13 +357,27 @@ def store_second(_context: Any, address: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def load_whole(_context: Any, address: Any) -> Any:
-    """int32 numbers, as the nearest float32."""
+def higher(_context: Any, peak: Any, vector: Any) -> Any:
+    """Lane by lane, the larger magnitude; NaN is larger than infinity. peak: of no negative numbers."""
 
     def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.sitofp(builder.load(pointer(builder, args[0]), align=4, typ=I32S), F32S)
+        before, now = (builder.bitcast(each, I32S) for each in args)
+        now = builder.and_(now, ir.Constant(I32S, [0x7FFFFFFF] * LANES))
+        return builder.bitcast(builder.select(builder.icmp_unsigned(">", now, before), now, before), F32S)
 
-    return VECTOR(types.int64), build
+    return VECTOR(VECTOR, VECTOR), build
+
+
+@intrinsic
+def highest(_context: Any, peak: Any) -> Any:
+    """The largest of no negative numbers; NaN is larger than infinity."""
+
+    def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(I32, [I32S])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.umax.v{LANES}i32")
+        return builder.bitcast(builder.call(function, (builder.bitcast(args[0], I32S),)), F32)
+
+    return types.float32(VECTOR), build
 
 
 @intrinsic
