@@ -116,14 +116,28 @@ def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False
     @intrinsic
     def tile(_context: Any, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, turns: Any, c: Any, ldc: Any) -> Any:
         def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            if form.is_grouped:
-                _GroupTile(builder, rows, panels, form).build(args)
-            else:
-                _Tile(builder, rows, panels, form, looks_ahead).build(args, accumulates=accumulates)
+            write_tile(builder, args, rows, panels, form, accumulates=accumulates, looks_ahead=looks_ahead)
 
         return types.void(*[types.int64] * 8), build
 
     return tile
+
+
+def write_tile(
+    builder: Any,
+    args: Any,
+    rows: int,
+    panels: int,
+    form: Format,
+    *,
+    accumulates: bool = False,
+    looks_ahead: bool = True,
+) -> None:
+    """The tile's code, for whatever processor the builder's module is compiled for."""
+    if form.is_grouped:
+        _GroupTile(builder, rows, panels, form).build(args)
+    else:
+        _Tile(builder, rows, panels, form, looks_ahead).build(args, accumulates=accumulates)
 
 
 @dataclass(frozen=True, slots=True)
