@@ -63,6 +63,7 @@ def make_product(form: Format, *, accumulates: bool = False) -> Any:
 
 def _choose(tile: Any, rows: int, at_once: int, others: Any) -> Any:
     """What runs the tile over as many panels as it can, if it has so many rows, else one of the others."""
+
     @inner
     def run(panels, a, lda, b, ldb, stride, turns, c, ldc):
         p = 0

@@ -266,9 +266,7 @@ class _GroupTile(_Addresses):
         for fours, columns in enumerate(self._columns(panels)):
             numbers = [self.builder.add(row, _i64(4 * INPUT_BYTES * fours)) for row in rows]
             pairs = [(number, column) for number in numbers for column in columns]
-            sums = [
-                add_fours(self.builder, s, column, number) for (number, column), s in zip(pairs, sums, strict=True)
-            ]
+            sums = [add_fours(self.builder, s, column, number) for (number, column), s in zip(pairs, sums, strict=True)]
         return sums
 
     def _start(self, row: Any) -> Any:

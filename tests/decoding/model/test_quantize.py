@@ -28,8 +28,8 @@ from tests.decoding.tiny import WHOLE_GROUPS, tiny
 
 
 def of_whole_inputs(x: torch.Tensor) -> torch.Tensor:
-    """Rounded to whole numbers of a step, a row is off by a root mean square of step / sqrt(12): four times that. That of
-    a row's largest number is the largest step of its groups.
+    """Rounded to whole numbers of a step, a row is off by a root mean square of step / sqrt(12): four times that. The
+    step of a row's largest number is the largest of its groups.
     """
     step = x.abs().amax(dim=-1, keepdim=True) / LARGEST_INPUT
     return of_row(x) + 4 * step / math.sqrt(12) / x.square().mean(dim=-1, keepdim=True).sqrt()
