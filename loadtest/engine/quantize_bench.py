@@ -1,7 +1,8 @@
 """`python -m loadtest.engine.quantize_bench [DIR]`: what each form of weights costs and gains, as a Markdown table.
 
 For each form: perplexity on a fixed text, bytes of weights that a step reads, milliseconds of a whole decode tick and
-tokens a second at several numbers of rows. Runs our engine in this process; no server. Quote figures of one sitting.
+tokens a second at several numbers of rows. Of transformers' own model in bfloat16 the first two alone, to compare with.
+Runs our engine in this process; no server. Quote figures of one sitting.
 """
 
 from __future__ import annotations
@@ -9,26 +10,36 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
 
 from decoding.contract.quantize import Quantize
 from decoding.device import resolve_device
 from decoding.gguf.embedded import ensure_directory
+from decoding.model.linear import weight_bytes
 from decoding.model.loading import load
 from decoding.model.model import Model
 from decoding.model.quantize import CAPABILITIES, ROUNDED
 from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
 from loadtest.engine.perplexity import ids_of, perplexity
 
-TEXT = Path(__file__).parent / "text.txt"
-FORMS: tuple[Quantize, ...] = get_args(Quantize)
-CPU_FORMS: tuple[Quantize, ...] = ("none", *ROUNDED)
-CUDA_FORMS: tuple[Quantize, ...] = ("none", *CAPABILITIES)
+TEXT = Path(__file__).parents[1] / "text.txt"
+TRANSFORMERS = "transformers-bfloat16"
+FORMS: Mapping[str, tuple[str, Quantize]] = {
+    "float32": ("float32", "none"),
+    "bfloat16": ("bfloat16", "none"),
+    **{form: ("auto", form) for form in get_args(Quantize)},
+    TRANSFORMERS: ("bfloat16", "none"),
+}
+CPU_FORMS = ("float32", "bfloat16", TRANSFORMERS, *ROUNDED)
+CUDA_FORMS = ("none", *CAPABILITIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +47,7 @@ class Plan:
     directory: str
     device: torch.device
     text: Path
-    forms: tuple[Quantize, ...]
+    forms: tuple[str, ...]
     rows: tuple[int, ...]
     prompt: int
     new: int
@@ -57,20 +68,33 @@ class Speed:
 class Line:
     """One form's line of the table."""
 
-    form: Quantize
+    form: str
     dtype: str
     perplexity: float
     weight_bytes: int
     speeds: tuple[Speed, ...]
 
 
-def measure(plan: Plan, form: Quantize) -> Line:
-    model = load(plan.directory, device=plan.device.type, dtype="auto", quantize=form)
+def measure(plan: Plan, form: str) -> Line:
+    if form == TRANSFORMERS:
+        return _of_transformers(plan)
+    dtype, quantize = FORMS[form]
+    model = load(plan.directory, device=plan.device.type, dtype=dtype, quantize=quantize)
     with threads_as_in_the_worker(model), torch.inference_mode():
         found = perplexity(model, ids_of(plan.directory, plan.text))
         bench = Bench(model, _options(plan, model))
         speeds = tuple(_speed(bench, plan, rows) for rows in plan.rows)
     return Line(form, str(model.info.dtype).removeprefix("torch."), found, model.weight_bytes, speeds)
+
+
+def _of_transformers(plan: Plan) -> Line:
+    lm: Any = AutoModelForCausalLM.from_pretrained(plan.directory, dtype=torch.bfloat16, local_files_only=True)
+    lm = lm.eval().to(plan.device)
+    ids = torch.from_numpy(ids_of(plan.directory, plan.text)).to(plan.device)
+    with torch.inference_mode():
+        logits = lm(ids[None, :-1]).logits[0].float()
+        found = math.exp(float(cross_entropy(logits, ids[1:])))
+    return Line(TRANSFORMERS, "bfloat16", found, sum(map(weight_bytes, lm.modules())), ())
 
 
 def _speed(bench: Bench, plan: Plan, rows: int) -> Speed:
@@ -96,16 +120,16 @@ def _options(plan: Plan, model: Model) -> Options:
 
 
 def table(lines: Sequence[Line]) -> str:
-    rows = [speed.rows for speed in lines[0].speeds]
+    rows = [speed.rows for speed in max((line.speeds for line in lines), key=len)]
     heads = ["weights, computed in", "perplexity", "MB a step reads"]
     heads += [f"ms a tick, {count}" for count in rows] + [f"tok/s, {count}" for count in rows]
-    cells = [heads, ["---"] * len(heads), *(_cells(line) for line in lines)]
+    cells = [heads, ["---"] * len(heads), *(_cells(line, len(rows)) for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def _cells(line: Line) -> list[str]:
-    ticks = [f"{1e3 * speed.tick_seconds:.1f}" for speed in line.speeds]
-    speeds = [f"{speed.tokens_per_second:.1f}" for speed in line.speeds]
+def _cells(line: Line, rows: int) -> list[str]:
+    ticks = [f"{1e3 * speed.tick_seconds:.1f}" for speed in line.speeds] or ["–"] * rows
+    speeds = [f"{speed.tokens_per_second:.1f}" for speed in line.speeds] or ["–"] * rows
     megabytes = f"{line.weight_bytes / 1e6:.0f}"
     return [f"`{line.form}`, {line.dtype}", f"{line.perplexity:.2f}", megabytes, *ticks, *speeds]
 

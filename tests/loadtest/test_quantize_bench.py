@@ -22,7 +22,7 @@ def test_the_table_has_a_line_for_each_form(tmp_path: Path) -> None:
     words.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (tmp_path / "text.txt").write_text(" ".join(f"w{i * 7 % 97}" for i in range(60)))
-    forms = ["none", "int8"] if kernels.available() else ["none"]
+    forms = ["float32", "transformers-bfloat16", *(["bfloat16", "int8"] if kernels.available() else [])]
     lines: list[str] = []
     flags = ["--device", "cpu", "--forms", *forms, "--text", str(tmp_path / "text.txt"), "--rows", "1", "3",
              "--prompt", "9", "--new", "6", "--json", str(tmp_path / "out.json")]  # fmt: skip
@@ -31,14 +31,16 @@ def test_the_table_has_a_line_for_each_form(tmp_path: Path) -> None:
     assert header.count("|") == 1 + 3 + 2 * 2
     assert [line.split("`")[1] for line in body] == forms
     document = json.loads((tmp_path / "out.json").read_text())
-    assert [len(line["speeds"]) for line in document["lines"]] == [2] * len(forms)
+    assert [len(line["speeds"]) for line in document["lines"]] == [2, 0, 2, 2][: len(forms)]
+    found = [line["perplexity"] for line in document["lines"]]
+    assert found == pytest.approx([found[0]] * len(forms), rel=0.1)
     assert all(speed["tick_seconds"] > 0 for line in document["lines"] for speed in line["speeds"])
 
 
 @pytest.mark.skipif(not kernels.available(), reason="no compiled kernels here")
 def test_the_bytes_of_a_step_are_those_of_the_linears_as_packed() -> None:
-    causal_lm = tiny("llama", num_hidden_layers=1, intermediate_size=96, vocab_size=96)
-    numbers = 48 * 48 * 2 + 48 * 16 * 2 + 3 * 48 * 96 + 48 * 96
-    assert wrap(causal_lm).weight_bytes == 4 * numbers
-    rounded = wrap(tiny("llama", num_hidden_layers=1, intermediate_size=96, vocab_size=96), quantize="int8")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
+    numbers = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 64 * 96
+    assert wrap(tiny("llama", vocab_size=96, **sizes)).weight_bytes == 4 * numbers
+    rounded = wrap(tiny("llama", vocab_size=96, **sizes), quantize="int8")
     assert numbers < rounded.weight_bytes < 1.2 * numbers
