@@ -20,9 +20,10 @@ def mapped(function: Any, numbers: np.ndarray) -> np.ndarray:
         for at in range(0, 4 * count, 4 * LANES):
             store(target + at, function(load(source + at)))
 
-    found = np.empty_like(numbers)
-    run(numbers.ctypes.data, found.ctypes.data, len(numbers))
-    return found
+    padded = np.pad(numbers, (0, -len(numbers) % LANES))
+    found = np.empty_like(padded)
+    run(padded.ctypes.data, found.ctypes.data, len(padded))
+    return found[: len(numbers)]
 
 
 def test_exp_is_as_good_as_float32_allows() -> None:
