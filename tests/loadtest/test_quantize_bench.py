@@ -43,4 +43,5 @@ def test_the_bytes_of_a_step_are_those_of_the_linears_as_packed() -> None:
     numbers = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128 + 64 * 96
     assert wrap(tiny("llama", vocab_size=96, **sizes)).weight_bytes == 4 * numbers
     rounded = wrap(tiny("llama", vocab_size=96, **sizes), quantize="int8")
-    assert numbers < rounded.weight_bytes < 1.2 * numbers
+    padding = 64 * 64 * 2 - 64 * 32 * 2 + 64 * 64  # to whole groups of inputs and panels
+    assert numbers < rounded.weight_bytes < 1.2 * numbers + padding

@@ -63,7 +63,7 @@ def is_ranked(found: RowScores, k: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "vocab"), [*((n, v) for n in FORMS[:2] for v in (8, 37, 1024, 3079)), ("triton", 300)]
+    ("name", "vocab"), [*((n, v) for n in FORMS[:2] for v in (16, 37, 1024, 3079)), ("triton", 300)]
 )
 def test_it_is_log_softmax_and_topk(name: str, vocab: int) -> None:
     form, z = form_named(name), random(3, vocab)

@@ -39,7 +39,7 @@ class Loader:
 
     batcher: Batcher
 
-    async def run(self, start: asyncio.Future[Start], _: LoadListener) -> None:
+    async def run(self, start: asyncio.Future[Start], _: LoadListener, _opening: object) -> None:
         await start
         self.batcher.worker_loaded(Loaded(308, 512, (301,), 4, 16, 8, "cpu", "float32", "TinyForCausalLM"))
 
