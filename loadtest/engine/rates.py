@@ -30,18 +30,21 @@ def _make_loop(form: Format) -> Any:
     rows, panels = _largest(form)
     tile = make_tile(rows, panels, form)
 
-    def loop(a, lda, b, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def loop(a, lda, b, ldb, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
         for _ in range(times):
-            tile(a, lda, b, 0, 0, TURNS, c, ldc)
+            tile(a, lda, b, ldb, ldb, TURNS, c, ldc)
 
     return loop
 
 
-LOOPS = {form: kernel_of_counts(6, form.name)(_make_loop(form)) for form in Format}
+LOOPS = {form: kernel_of_counts(7, form.name)(_make_loop(form)) for form in Format}
 
 
 def peak(form: Format, threads: int) -> float:
-    """Multiplications and additions a second of the largest tile, which meets the same panel again and again."""
+    """Multiplications and additions a second of the largest tile, which meets the same panel again and again.
+
+    That it is the same is told at run time, so that the compiler cannot keep it in registers.
+    """
     rows, panels = _largest(form)
     columns = PANEL * panels
     times = int(2e8 / (rows * columns * form.depth * TURNS))
@@ -52,11 +55,11 @@ def peak(form: Format, threads: int) -> float:
 def _loop(form: Format, rows: int, columns: int, times: int) -> Callable[[], None]:
     lda, ldc = form.row_bytes * TURNS, 4 * columns
     a, b, c = (np.zeros(size + 64, np.uint8) for size in (rows * lda, form.bytes * columns, rows * ldc))
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(LOOPS[form].address)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(LOOPS[form].address)
     at = [each.ctypes.data + -each.ctypes.data % 64 for each in (a, b, c)]
 
     def run(_held: Any = (a, b, c)) -> None:
-        call(at[0], lda, at[1], at[2], ldc, times)
+        call(at[0], lda, at[1], 0, at[2], ldc, times)
 
     return run
 
