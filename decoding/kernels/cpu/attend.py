@@ -162,26 +162,23 @@ def make_attend(form: Format) -> Any:
             while each < parts:
                 own = part + _PART_BYTES * each
                 count = sharing(batch, own, parts - each, key)
+                some = group * tokens_of(own, max(count, 1))
                 if count > 0:
                     page = page_at(a, table_of(batch, own), key, kv_head)
-                    some = group * tokens_of(own, count)
                     to = scores + 4 * (row * BLOCK + key - start)
                     _prefetch_all(a.value_pages + page * value_bytes, value_bytes)
                     scores_of(some, room + row * lda, lda, a.key_pages + page * key_bytes, turns, to, 4 * BLOCK)
-                    row += some
-                    each += count
-                else:
-                    row += group * word(own, 2)
-                    each += 1
+                row += some
+                each += max(count, 1)
         soften_block(a, part, parts, scores, sums, state, start, (end - start + PANEL - 1) // PANEL * PANEL)
         for key in range(start, end, PAGE):
             each, row = 0, 0
             while each < parts:
                 own = part + _PART_BYTES * each
                 count = sharing(batch, own, parts - each, key)
+                some = group * tokens_of(own, max(count, 1))
                 if count > 0:
                     page = page_at(a, table_of(batch, own), key, kv_head)
-                    some = group * tokens_of(own, count)
                     keys = min(PAGE, end_of(own, count) - key)
                     if key + BLOCK < word(own, 3) + word(own, 2):
                         following = page_at(a, table_of(batch, own), key + BLOCK, kv_head)
@@ -190,11 +187,8 @@ def make_attend(form: Format) -> Any:
                     values = a.value_pages + page * value_bytes
                     taken = (keys + depth - 1) // depth
                     add_values(some, a.v_width // PANEL, at, 4 * BLOCK, values, taken, to, 4 * a.v_width)
-                    row += some
-                    each += count
-                else:
-                    row += group * word(own, 2)
-                    each += 1
+                row += some
+                each += max(count, 1)
 
     @inner
     def write_out(a, part, parts, kv_head, sums, state):
