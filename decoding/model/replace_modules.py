@@ -135,10 +135,10 @@ class WideningEmbedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        self._vectors = embedding.weight.detach()  # [vocab, hidden]
+        self.vectors = embedding.weight.detach()  # [vocab, hidden]
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:  # [...] -> [..., hidden]
-        return F.embedding(ids, self._vectors).float()
+        return F.embedding(ids, self.vectors).float()
 
 
 def make_row_exact(model: nn.Module, progress: Progress, rounding: Rounding = "none") -> None:

@@ -100,7 +100,7 @@ def _vectors(base: Any) -> torch.Tensor | None:
     """Of the embedding, in sixteen bits where these hold them."""
     embedding = base.get_input_embeddings()
     found = getattr(embedding, "weight", None)
-    found = getattr(embedding, "_vectors", None) if found is None else found
+    found = getattr(embedding, "vectors", None) if found is None else found
     if not isinstance(found, torch.Tensor) or found.dim() != 2:
         return None
     found = found.detach()
