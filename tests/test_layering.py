@@ -44,7 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "seam attention",
         "stopping logits sampling topk",
         "gguf model engine strategies",
-        "worker",
+        "plugin worker",
     ),
     "loadtest": (
         "outcome scenario target",
