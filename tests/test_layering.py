@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "stopping logits sampling topk",
         "gguf model engine strategies",
         "plugin worker",
+        "check",
     ),
     "loadtest": (
         "outcome scenario target",

@@ -119,7 +119,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
         raise SettingsError(f"api_key (flag): {EMPTY_KEY}")
     source: CliSettingsSource[Any] = CliSettingsSource(
         CommandLine,
-        cli_prog_name="polydecode [serve | config | default-config]",
+        cli_prog_name="polydecode [serve | config | default-config | check]",
         cli_parse_args=list(_one_value_a_flag(arguments)),
         cli_kebab_case=True,
         cli_implicit_flags=True,

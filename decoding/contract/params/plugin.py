@@ -6,8 +6,9 @@ method, which the worker alone calls, and torch and the words of `decoding/plugi
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from decoding.contract.params.base import StrategyParams
 from decoding.contract.params.declared import Kind, check_declared, token_ids
@@ -23,6 +24,11 @@ class PluginStrategy(StrategyParams):
     """A strategy of a plugin: a frozen dataclass whose fields are its parameters."""
 
     __slots__ = ()
+
+    @classmethod
+    def sample(cls, rng: random.Random) -> Self | None:
+        """Parameters for `polydecode check` to try; None: random ones within the bounds."""
+        return None
 
     def decode(self, request: Request, stopping: Any, tools: Any) -> Any:
         """One request's state machine: a generator that yields Moves and is sent Observations, or an object with
@@ -63,6 +69,11 @@ class PluginStep:
     def token_ids(self) -> tuple[int, ...]:
         """Every id that a field names."""
         return token_ids(self)
+
+    @classmethod
+    def sample(cls, rng: random.Random) -> Self | None:
+        """Parameters for `polydecode check` to try; None: random ones within the bounds."""
+        return None
 
     def step(self, eos_token_ids: Sequence[int], token_bytes: Sequence[bytes]) -> Any:
         """The step (`decoding/logits/step.py`). token_bytes: what each id stands for, as far as the server knows."""

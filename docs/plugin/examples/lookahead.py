@@ -27,6 +27,10 @@ class Lookahead(PluginStrategy):
     def max_rows(self) -> int:
         return self.k
 
+    @property
+    def feeds_last(self) -> bool:
+        return True
+
     def decode(self, request: Request, stopping: Stopping, tools: Tools) -> Generator[Move, Observation]:
         from decoding.plugin.words import Choice, Feed, Move, Report, open_prompt, prompt_scores
 
