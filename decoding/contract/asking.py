@@ -12,6 +12,9 @@ from typing import Any
 from decoding.contract.params.base import StrategyParams
 from decoding.contract.params.declared import declared
 
+GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
+"""The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Exclusion:

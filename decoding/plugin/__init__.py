@@ -3,7 +3,7 @@
 The other half, for the methods that decode, is `words.py`. These names stay; where they come from may change.
 """
 
-from decoding.contract.asking import Exclusion, Strategy
+from decoding.contract.asking import GREEDY_KEYS, Exclusion, Strategy
 from decoding.contract.params import DRAFT, MAIN, Request
 from decoding.contract.params.base import Choices
 from decoding.contract.params.declared import MAX_INT, FromText, Named, Off, Says, TokenId, Within
@@ -12,6 +12,7 @@ from decoding.contract.params.plugin import PluginStep, PluginStrategy
 from decoding.contract.plugins import Candidate, Judge, Plugin
 
 __all__ = [
-    "DRAFT", "MAIN", "MAX_INT", "Candidate", "Choices", "Exclusion", "FromText", "InvalidParam", "Judge", "Named",
-    "Off", "Plugin", "PluginStep", "PluginStrategy", "Request", "Says", "Strategy", "TokenId", "Within", "check",
+    "DRAFT", "GREEDY_KEYS", "MAIN", "MAX_INT", "Candidate", "Choices", "Exclusion", "FromText", "InvalidParam", "Judge",
+    "Named", "Off", "Plugin", "PluginStep", "PluginStrategy", "Request", "Says", "Strategy", "TokenId", "Within",
+    "check",
 ]  # fmt: skip

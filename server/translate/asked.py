@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from decoding.contract.asking import Exclusion, Strategy
+from decoding.contract.asking import GREEDY_KEYS, Exclusion, Strategy
 from decoding.contract.params import Guided, LogitsParams, StrategyParams
 from decoding.contract.params.declared import declared
 from server.errors import ApiError
@@ -18,7 +18,6 @@ from server.translate.table import (
     EXCLUSIONS,
     FILTERS,
     GREEDY,
-    GREEDY_KEYS,
     NEEDS,
     SAMPLING,
     Table,

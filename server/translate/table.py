@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from typing import Any
 
 from decoding.contract import params
-from decoding.contract.asking import Exclusion, Step, Strategy
+from decoding.contract.asking import GREEDY_KEYS, Exclusion, Step, Strategy
 from decoding.contract.params import LogitsParams
 from decoding.contract.params.declared import IsStep, Kind, PartOf, declared
 from decoding.contract.params.plugin import WARPING as WARPING_KINDS
@@ -62,8 +62,6 @@ OFF: Mapping[str, tuple[Any, ...]] = {
 }
 
 FILTERS = tuple(name for name in _LOGITS if _kind(name) == "filter")
-GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
-"""The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,7 @@ def wire_types(plugins: Plugins) -> WireTypes:
     """Raises PluginError where a field cannot be, or is another's already."""
     if not plugins.plugins:
         return PLAIN
-    fields = dict(_fields(plugins))
-    for name in fields:
-        if name in {*CompletionRequest.model_fields, *ChatRequest.model_fields, *ResponseRequest.model_fields}:
-            raise PluginError(f"plugin {plugins.owners[name].name}: {name} is a field of polydecode's")
+    fields = _fields(plugins)
     fields["plugins"] = (dict[str, str] | None, option(VERSIONS))
     if plugins.judges:
         ranking = Literal[(*RANKINGS, *plugins.judges)]  # type: ignore[valid-type]
@@ -57,13 +54,19 @@ def wire_types(plugins: Plugins) -> WireTypes:
     return WireTypes(extended(CompletionRequest), extended(ChatRequest), extended(ResponseRequest))
 
 
-def _fields(plugins: Plugins) -> Iterator[tuple[str, Any]]:
-    """Of all strategies and steps: the name and what pydantic takes as its definition."""
+def _fields(plugins: Plugins) -> Fields:
+    """Of all strategies and steps, each as pydantic takes a field's definition. Raises PluginError."""
+    wires = (CompletionRequest, ChatRequest, ResponseRequest)
+    taken = {"plugins", *(name for wire in wires for name in wire.model_fields)}
+    fields: Fields = {}
     for plugin in plugins.plugins:
-        for strategy in plugin.strategies:
-            yield from _own_fields(plugin.name, strategy.params, strategy.purpose)
-        for step in plugin.steps:
-            yield from _own_fields(plugin.name, step, step.PURPOSE)
+        owners = [(strategy.params, strategy.purpose) for strategy in plugin.strategies]
+        for owner, purpose in [*owners, *((step, step.PURPOSE) for step in plugin.steps)]:
+            for name, field in _own_fields(plugin.name, owner, purpose):
+                if name in taken or name in fields:
+                    raise PluginError(f"plugin {plugin.name}: {name} is a field of somebody else's")
+                fields[name] = field
+    return fields
 
 
 def _contexts(plugins: Plugins) -> Iterator[str]:
