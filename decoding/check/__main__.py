@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import torch
 
 from decoding.check.bench import Bench, ModelBench, TableBench
-from decoding.check.cases import NoCase, subjects
+from decoding.check.cases import subjects
 from decoding.check.checks import Finding, Passed, Result, checked
 from decoding.contract.params import Request
 from decoding.contract.plugin_loading import load_plugins
+from decoding.contract.plugin_samples import NoSample
 from decoding.contract.plugins import Plugin, PluginError
 from decoding.strategies import Builder
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench: Bench = ModelBench(options.model) if options.model else TableBench()
             build = Builder(plugins, bench.vocabulary.size)
             found = [_report(plugin, bench, build, options.requests) for plugin in plugins.plugins]
-    except (NoCase, OSError, PluginError) as error:
+    except (NoSample, OSError, PluginError) as error:
         print(f"polydecode check: {error}", file=sys.stderr)
         return 2
     return 1 if any(found) else 0

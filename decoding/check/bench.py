@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from decoding.check.cases import Vocabulary
 from decoding.check.table_model import DraftTableModel, TableModel, table_token_bytes
 from decoding.contract.params import DRAFT, MAIN
+from decoding.contract.plugin_samples import Vocabulary
 from decoding.engine import vocabulary
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine

@@ -49,6 +49,7 @@ from decoding.contract.frames import (
 from decoding.contract.frames import Output as OutputFrame
 from decoding.contract.params import Request
 from decoding.contract.plugin_loading import load_plugins
+from decoding.contract.plugin_samples import Vocabulary
 from decoding.contract.plugins import NO_PLUGINS, Plugins
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
@@ -61,6 +62,7 @@ from decoding.worker.error_report import kind_and_place, load_cause, trace_of
 from decoding.worker.kept.opening import open_model
 from decoding.worker.link import Link, ParentGone
 from decoding.worker.memory import give_back
+from decoding.worker.plugin_trial import try_plugins
 from decoding.worker.threads import Threads, default_threads
 from decoding.worker.ticks import ticks_within
 
@@ -277,6 +279,8 @@ def _build(start: Start, link: Link, model: Model | None = None) -> tuple[Worker
     draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
     threads = _threads(model, draft)
     engine, loaded = build_engine(start, model, draft)
+    vocabulary = Vocabulary(loaded.vocab_size, start.token_bytes)
+    try_plugins(plugins, engine, Builder(plugins, loaded.vocab_size), vocabulary)
     gc.collect()
     gc.enable()
     gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again

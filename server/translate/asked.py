@@ -63,10 +63,6 @@ class Asked(Generic[Body_co]):
         return self.strategy.params(**values)
 
     @property
-    def table(self) -> Table:
-        return table_of(self.wire.PLUGINS)
-
-    @property
     def warps(self) -> bool:
         """Whether temperature and filters act."""
         if self.strategy.draws:

@@ -32,6 +32,10 @@ class Raising(PluginStrategy):
 
     at_once: Annotated[bool, Says("Whether it raises before the prompt has run.")] = False
 
+    @classmethod
+    def sample(cls, rng):
+        return cls()
+
     def decode(self, request, stopping, tools):
         from decoding.plugin.words import Move, Report, open_prompt
 
@@ -139,6 +143,7 @@ def test_the_server_s_process_has_no_torch(server: RunningServer) -> None:
         ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("import torch\nPLUGIN = None", "its PLUGIN is no Plugin"),
         (RAISING + "import torch", "it imports torch"),
+        (RAISING.replace("from decoding.plugin.words", "from no_other_half"), "No module named 'no_other_half'"),
         (RAISING.replace('WITHIN = "raising"', 'WITHIN = "raising"; WITHIN = "stop"'), "stop is a field of somebody"),
     ],
 )
