@@ -47,6 +47,10 @@ class Passed:
 Result = Finding | Passed
 
 
+class NeverFits(RuntimeError):
+    """The cache is too small for a request, even alone."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One subject's. Its conditions are tried in order until one finds something."""
@@ -61,10 +65,16 @@ class Check:
             self.alone, self.twice, self.later, self.reseeded, self.chunked, self.cached, self.preempted, self.mixed,
             self.cramped, self.cancelled,
         ):  # fmt: skip
-            result = condition()
+            result = self._result(condition)
             yield result
             if isinstance(result, Finding):
                 return
+
+    def _result(self, condition: Callable[[], Result]) -> Result:
+        try:
+            return condition()
+        except (Endless, IntegrityError, NeverFits) as error:
+            return Finding(condition.__name__, self.subject.requests[0], 0, f"{type(error).__name__}: {error}")
 
     def alone(self) -> Result:
         for request in self.subject.requests:
@@ -121,12 +131,13 @@ class Check:
         pages = FEW_PAGES
         while pages < MANY_PAGES:
             engine = self._engine(Size(pages))
-            result = self._crowded("too few pages", engine, cancels=False)
-            if isinstance(result, Passed):
-                return Passed("too few pages", f"{engine.scheduler.counters.preemptions} preemptions")
-            if result.why != _NEVER_FITS:
-                return result
-            pages += pages // 2
+            try:
+                result = self._crowded("too few pages", engine, cancels=False)
+            except NeverFits:
+                pages += pages // 2
+                continue
+            num_preempted = engine.scheduler.counters.preemptions
+            return result if isinstance(result, Finding) else Passed(result.condition, f"{num_preempted} preemptions")
         return Passed("too few pages", "no request was preempted: each needs them all")
 
     def _engine(self, size: Size = Size()) -> Engine:  # noqa: B008 - frozen
@@ -158,13 +169,10 @@ class Check:
         requests = [*self.subject.requests, *neighbours(self.bench.vocabulary, NUM_NEIGHBOURS)]
         own = self.subject.requests
         order = sorted(range(len(requests)), key=lambda i: random.Random(i).random())
-        try:
-            with outside():
-                runs = run_crowd(engine, [requests[i] for i in order], self.build, random.Random(1), cancels=cancels)
-        except IntegrityError as error:
-            return Finding(condition, own[0], 0, f"pages are lost or shared wrongly: {error}")
+        with outside():
+            runs = run_crowd(engine, [requests[i] for i in order], self.build, random.Random(1), cancels=cancels)
         if any(run.failure is not None and run.failure.code == "never_fits" for run in runs.values()):
-            return Finding(condition, own[0], 0, _NEVER_FITS)
+            raise NeverFits(f"a request needs more than {MANY_PAGES} pages")
         for at, run in runs.items():
             if order[at] < len(own):
                 found = _difference(self.references[order[at]], run)
@@ -172,9 +180,6 @@ class Check:
                     why = _ROWS if found.is_seen else _NEIGHBOURS
                     return Finding(condition, own[order[at]], found.step, f"{found.what}: {why}")
         return Passed(condition)
-
-
-_NEVER_FITS = "it fits in no cache of this size"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class ForeignStrategy:
         for row in (*parents, *move.hold):
             if row not in alive:
                 raise BadMove("continues or holds a row that is gone: the Move before neither fed nor held it")
-        num_rows, most = len(move.feeds) + len(set(move.hold)), self._request.max_rows
+        num_rows, most = len(move.feeds) + len(set(move.hold)), sum(self._request.max_rows_in.values())
         if move.feeds and num_rows > most:
             raise BadMove(f"has {num_rows} rows alive, and its max_rows are {most}")
         for feed in move.feeds:
