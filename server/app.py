@@ -20,18 +20,19 @@ from server.queue.batcher import Batcher
 from server.routes import chat, completions, embeddings, models, ops, responses, strategies, tokenize
 from server.settings.limits import Limits
 from server.settings.sections import NetworkSettings
+from server.wire.plugins import PLAIN, WireTypes
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def api_routers(batcher: Batcher, limits: Limits) -> list[APIRouter]:
+def api_routers(batcher: Batcher, limits: Limits, wires: WireTypes = PLAIN) -> list[APIRouter]:
     return [
-        completions.router(batcher, limits),
-        chat.router(batcher, limits),
-        responses.router(batcher, limits),
+        completions.router(batcher, limits, wires),
+        chat.router(batcher, limits, wires),
+        responses.router(batcher, limits, wires),
         embeddings.router(batcher, limits),
-        models.router(batcher),
-        strategies.router(batcher, limits),
+        models.router(batcher, wires),
+        strategies.router(batcher, limits, wires),
         tokenize.router(batcher, limits),
     ]
 

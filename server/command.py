@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from decoding.contract.plugin_loading import load_plugins
+from decoding.contract.plugins import PluginError
 from server.http.server import BindError, bind
 from server.observe import logs
 from server.observe.error_stream import ErrorStream
@@ -47,14 +49,15 @@ def _serve(settings: Settings, errors: ErrorStream, head_start: HeadStart) -> in
                 check(settings.draft_model, may_download=settings.allow_download)
         if settings.chat_template:
             try_file(Path(settings.chat_template))
+        plugins = load_plugins(settings.plugin, refused=("torch",))
         listener = bind(settings.host, settings.port)
-    except (BindError, ModelError) as error:
+    except (BindError, ModelError, PluginError) as error:
         return _fail(str(error))
     with listener:
         try:
             display = progress_display(is_terminal=errors.is_terminal)
-            service = Service(settings, display, Parts(head_start=head_start), errors)
-        except TooFewDescriptors as error:
+            service = Service(settings, display, Parts(head_start=head_start), errors, plugins)
+        except (PluginError, TooFewDescriptors) as error:
             return _fail(str(error))
         failure = service.run(listener)
     return 0 if failure is None else _fail(failure)

@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 from fastapi import APIRouter, FastAPI
 
+from decoding.contract.plugins import NO_PLUGINS, Plugins
 from server.app import api_routers, create_app
 from server.http.connection import limited
 from server.http.server import HttpServer
@@ -25,6 +26,7 @@ from server.settings.sections import NetworkSettings, QueueSettings, Supervision
 from server.settings.settings import Settings
 from server.startup import LoadTokenizer, Startup, served_names
 from server.text.tokenizer import Tokenizer
+from server.wire.plugins import WireTypes, wire_types
 from server.worker.descriptors import room_for_connections
 from server.worker.head_start import WORKER_COMMAND, HeadStart
 from server.worker.mailbox import Mailbox, WorkerGaveUp
@@ -44,12 +46,12 @@ class Parts:
 
     worker_command: Sequence[str] = WORKER_COMMAND
     load_tokenizer: LoadTokenizer = Tokenizer.from_directory
-    routers: Callable[[Batcher, Limits], Sequence[APIRouter]] = field(default=api_routers)
+    routers: Callable[[Batcher, Limits, WireTypes], Sequence[APIRouter]] = field(default=api_routers)
     head_start: HeadStart | None = None
 
 
 class Service:
-    """Making one raises TooFewDescriptors."""
+    """Making one raises TooFewDescriptors, and PluginError where a plugin's fields cannot be."""
 
     def __init__(
         self,
@@ -57,12 +59,13 @@ class Service:
         display: ProgressDisplay,
         parts: Parts | None = None,
         errors: ErrorStream | None = None,
+        plugins: Plugins = NO_PLUGINS,
     ) -> None:
         parts = parts or Parts()
         self._settings = settings
         self._log = structlog.get_logger("service")
         self._failure: str | None = None
-        self._metrics = _metrics(settings)
+        self._metrics = _metrics(settings, plugins)
         if errors is not None:
             self._metrics.watch_log(lambda: errors.num_dropped)
         self._batcher = Batcher(settings.section(QueueSettings), self._metrics)
@@ -74,7 +77,7 @@ class Service:
             network,
             self._batcher,
             self._metrics,
-            parts.routers(self._batcher, settings.section(Limits)),
+            parts.routers(self._batcher, settings.section(Limits), wire_types(plugins)),
             lifespan=self._lifespan,
             is_access_logged=settings.access_log,
         )
@@ -128,8 +131,8 @@ class Service:
         await self._batcher.drain(self._settings.drain_seconds)
 
 
-def _metrics(settings: Settings) -> Metrics:
-    metrics = Metrics(_version())
+def _metrics(settings: Settings, plugins: Plugins) -> Metrics:
+    metrics = Metrics(_version(), plugins.params)
     if settings.vllm_metrics:
         name = served_names(settings)[0]
         metrics.registry.register(VllmAliases(metrics, name, has_prefix_cache=settings.prefix_cache))

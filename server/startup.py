@@ -168,4 +168,5 @@ def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft
         batch_invariant=settings.batch_invariant,
         quantize=settings.quantize,
         launch_ahead=settings.launch_ahead,
+        plugins=settings.plugin,
     )

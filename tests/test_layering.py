@@ -44,7 +44,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "seam attention",
         "stopping logits sampling topk",
         "gguf model engine strategies",
-        "worker",
+        "plugin worker",
+        "check",
     ),
     "loadtest": (
         "outcome scenario target",

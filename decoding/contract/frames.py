@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import msgspec
 
 from decoding.contract.params import (
-    PARAMS,
     LatentThoughts,
     LogitsParams,
     LogprobsParams,
@@ -24,6 +24,7 @@ from decoding.contract.params import (
     StrategyParams,
 )
 from decoding.contract.params.stopping import StopSequence
+from decoding.contract.plugins import NO_PLUGINS, Plugins
 from decoding.contract.quantize import Quantize
 
 MAX_FRAME_BYTES = 64 << 20
@@ -50,7 +51,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     What lies beyond the logits of the model is left out of all three. draft_model: a directory too, with the same
     vocabulary; empty for none.
     batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of both models. launch_ahead: of
-    the next tick's forward, before this one is read.
+    the next tick's forward, before this one is read. plugins: files and modules, as the operator named them.
     """
 
     model: str
@@ -69,10 +70,12 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     eos_token_ids: tuple[int, ...] = ()
     quantize: Quantize = "none"
     launch_ahead: Literal["auto", "on", "off"] = "auto"
+    plugins: tuple[str, ...] = ()
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
-    """A request under the server's id. `strategy` names the params class that `strategy_params` fills."""
+    """A request under the server's id. `strategy` names the params class that `strategy_params` fills; plugin_steps: by
+    the names of plugins' steps, what fills theirs."""
 
     request_id: int
     prompt_ids: tuple[int, ...]
@@ -89,6 +92,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     trace: bool = False
     latent: LatentThoughts | None = None
     source_ids: tuple[int, ...] = ()
+    plugin_steps: dict[str, dict[str, Any]] = {}
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -308,7 +312,7 @@ def submit_frame(request_id: int, request: Request) -> Submit:
         prompt_ids=request.prompt_ids,
         strategy=request.strategy.NAME,
         strategy_params=msgspec.to_builtins(request.strategy),
-        logits=request.logits,
+        logits=replace(request.logits, plugin_steps=()) if request.logits.plugin_steps else request.logits,
         stopping=request.stopping,
         logprobs=request.logprobs,
         seed=request.seed,
@@ -319,16 +323,18 @@ def submit_frame(request_id: int, request: Request) -> Submit:
         trace=request.trace,
         latent=request.latent,
         source_ids=request.source_ids,
+        plugin_steps={step.NAME: msgspec.to_builtins(step) for step in request.logits.plugin_steps},
     )
 
 
-def request_of(frame: Submit) -> Request:
+def request_of(frame: Submit, plugins: Plugins = NO_PLUGINS) -> Request:
     """The inverse of submit_frame. Raises msgspec.ValidationError, KeyError or InvalidParam on a bad frame."""
-    params: StrategyParams = msgspec.convert(frame.strategy_params, PARAMS[frame.strategy])
+    params: StrategyParams = msgspec.convert(frame.strategy_params, plugins.params[frame.strategy])
+    steps = tuple(msgspec.convert(given, plugins.steps[name]) for name, given in frame.plugin_steps.items())
     return Request(
         prompt_ids=frame.prompt_ids,
         strategy=params,
-        logits=frame.logits,
+        logits=replace(frame.logits, plugin_steps=steps) if steps else frame.logits,
         stopping=frame.stopping,
         logprobs=frame.logprobs,
         seed=frame.seed,

@@ -104,11 +104,23 @@ class Engine:
             self._end(live, failure)
             return
         try:
-            live.pipeline = self._pipelines.build(request.logits, request.stopping)
-            live.strategy = build(request, self._vocabulary.stopping(request.stopping), RowTools(live, self._pipelines))
-            self._apply(live, live.strategy.begin(request.prompt_ids))
+            self._apply(live, self._begun(live, build))
         except Exception as error:
             self._end(live, failure_of(error))
+
+    def error_of(self, request: Request, build: Build) -> Exception | None:
+        """What the request's strategy raises where it begins; nothing runs for it."""
+        try:
+            self._begun(self._new_live(-1, request), build)
+        except Exception as error:
+            return error
+        return None
+
+    def _begun(self, live: LiveRequest, build: Build) -> Move:
+        request = live.request
+        live.pipeline = self._pipelines.build(request.logits, request.stopping)
+        live.strategy = build(request, self._vocabulary.stopping(request.stopping), RowTools(live, self._pipelines))
+        return live.strategy.begin(request.prompt_ids)
 
     def read_vocabulary(self) -> None:
         """What grammars need of it, at once rather than when the first one comes."""

@@ -3,7 +3,7 @@
 Out of memory: the youngest half gives way and the rest tries again, until it works or one request is left, which is too
 large by itself. Anything else: each half runs by itself, down to the request that raises alone. Where request after
 request fails so and none gets through, the model is broken and not the requests: then the exception goes on, and ends
-the worker.
+the worker. What a plugin's code raises says nothing of the model.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Isolation(Generic[T]):
         return None
 
     def _fail_alone(self, live: LiveRequest, error: Exception) -> None:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) and not live.request.is_foreign:
             self._num_failed += 1
             if self._num_failed >= BROKEN_AFTER:
                 raise error

@@ -4,10 +4,11 @@ Order of a row's steps (decoding-methods 0.2; Hugging Face's wherever it has the
 excluded stays excluded):
 
     grammar, allowed_token_ids, logit_bias, bad_words, min_tokens,
-    repetition, frequency and presence, no repeated n-grams, LZ, eos_penalty, exponential decay, forced BOS and EOS;
-    top_n_sigma, temperature (static, EDT or AdapT), the other filters (`cutoffs.filters`).
+    repetition, frequency and presence, no repeated n-grams, LZ, eos_penalty, exponential decay, those of plugins,
+    forced BOS and EOS;
+    top_n_sigma, temperature (static, EDT or AdapT), the other filters (`cutoffs.filters`), those of plugins.
 
-Processors (first two lines) always apply; warpers (last line) only where the row samples. EDT looks at the scores
+Processors (before the semicolon) always apply; warpers (behind it) only where the row samples. EDT looks at the scores
 as they came in, top_n_sigma at the processed ones.
 """
 
@@ -67,8 +68,9 @@ class Pipelines:
         """The steps that are not neutral. Raises InvalidGrammar."""
         grammar = None if params.grammar is None else self.grammars.mask(params.grammar)
         masks = (*([] if grammar is None else [grammar]), *self._masks(params, stopping))
-        processors = (*masks, *_penalties(params), *self._lengths(params), *_forced(params, stopping))
-        warpers = () if params.is_greedy else (*self._temperatures(params), *filters(params))
+        own = {warps: tuple(self._of_plugins(params, warps=warps)) for warps in (False, True)}
+        processors = (*masks, *_penalties(params), *self._lengths(params), *own[False], *_forced(params, stopping))
+        warpers = () if params.is_greedy else (*self._temperatures(params), *filters(params), *own[True])
         return Pipeline(processors, warpers, params.is_greedy, grammar)
 
     def begin(self, params: LogitsParams) -> Future[Any] | None:
@@ -94,6 +96,11 @@ class Pipelines:
     def _token_lines(self) -> np.ndarray:
         """Made at the first request that needs it."""
         return token_lines(self.token_bytes)
+
+    def _of_plugins(self, params: LogitsParams, *, warps: bool) -> Iterator[Step]:
+        for each in params.plugin_steps:
+            if each.warps is warps:
+                yield each.step(self._eos_token_ids, self.token_bytes)
 
     def _masks(self, params: LogitsParams, stopping: StoppingParams) -> Iterator[Step]:
         if params.allowed_token_ids is not None:

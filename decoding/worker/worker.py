@@ -48,17 +48,21 @@ from decoding.contract.frames import (
 )
 from decoding.contract.frames import Output as OutputFrame
 from decoding.contract.params import Request
+from decoding.contract.plugin_loading import load_plugins
+from decoding.contract.plugin_samples import Vocabulary
+from decoding.contract.plugins import NO_PLUGINS, Plugins
 from decoding.engine.engine import Engine
 from decoding.engine.output import Output
 from decoding.kernels import cpu as kernels
 from decoding.model.model import Model
 from decoding.seam import Emit
-from decoding.strategies import build
+from decoding.strategies import Builder
 from decoding.worker.assembly import build_engine
 from decoding.worker.error_report import kind_and_place, load_cause, trace_of
 from decoding.worker.kept.opening import open_model
 from decoding.worker.link import Link, ParentGone
 from decoding.worker.memory import give_back
+from decoding.worker.plugin_trial import try_plugins
 from decoding.worker.threads import Threads, default_threads
 from decoding.worker.ticks import ticks_within
 
@@ -71,11 +75,15 @@ _PR_SET_PDEATHSIG = 1
 class Worker:
     """One engine and the loop around it."""
 
-    def __init__(self, link: Link, engine: Engine, vocab_size: int, threads: Threads) -> None:
+    def __init__(
+        self, link: Link, engine: Engine, vocab_size: int, threads: Threads, plugins: Plugins = NO_PLUGINS
+    ) -> None:
         self._link = link
         self._engine = engine
         self._threads = threads
         self._vocab_size = vocab_size
+        self._plugins = plugins
+        self._build = Builder(plugins, vocab_size)
         self._last_sent = 0.0
         self._is_checked = False
         self._preparing: dict[int, tuple[Request, Future[Any]]] = {}  # by request id, in the order in which they came
@@ -104,7 +112,7 @@ class Worker:
         for frame in self._link.receive(timeout):
             self._take(frame)
         for request_id in [i for i, (_, preparation) in self._preparing.items() if preparation.done()]:
-            self._engine.add(request_id, self._preparing.pop(request_id)[0], build)
+            self._engine.add(request_id, self._preparing.pop(request_id)[0], self._build)
 
     def _take(self, frame: ToWorker) -> None:
         if isinstance(frame, Submit):
@@ -117,7 +125,7 @@ class Worker:
     def _submit(self, frame: Submit) -> None:
         """A second line behind the server's checks: what it let through must still not end the process."""
         try:
-            request = request_of(frame)
+            request = request_of(frame, self._plugins)
             if request.highest_token_id >= self._vocab_size:
                 raise ValueError("a token id beyond the vocabulary")
         except Exception as error:
@@ -126,7 +134,7 @@ class Worker:
             return
         preparation = self._engine.begin(request)
         if preparation is None:
-            self._engine.add(frame.request_id, request, build)
+            self._engine.add(frame.request_id, request, self._build)
         else:  # nobody waits for it but the request itself
             self._preparing[frame.request_id] = request, preparation
 
@@ -266,14 +274,17 @@ def _serve(link: Link) -> None:
 
 def _build(start: Start, link: Link, model: Model | None = None) -> tuple[Worker, Loaded]:
     """model: as it was opened before."""
+    plugins = load_plugins(start.plugins)
     model = model or _load(start, start.model, link, "")
     draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
     threads = _threads(model, draft)
     engine, loaded = build_engine(start, model, draft)
+    vocabulary = Vocabulary(loaded.vocab_size, start.token_bytes)
+    try_plugins(plugins, engine, Builder(plugins, loaded.vocab_size), vocabulary)
     gc.collect()
     gc.enable()
     gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
-    return Worker(link, engine, loaded.vocab_size, threads), loaded
+    return Worker(link, engine, loaded.vocab_size, threads, plugins), loaded
 
 
 def _threads(model: Model, draft: Model | None) -> Threads:

@@ -6,7 +6,7 @@ client. Counters that the worker restarts at 0 keep growing here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -89,7 +89,9 @@ class _Count(Collector):
 
 
 class Metrics:
-    def __init__(self, version: str) -> None:
+    """strategies: the names of all there are."""
+
+    def __init__(self, version: str, strategies: Collection[str] = PARAMS) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -97,11 +99,11 @@ class Metrics:
         self._make_gauges()
         self._make_histograms()
         self._totals = Totals()
-        self._live: dict[str, int] = dict.fromkeys(PARAMS, 0)
-        self._strategies = {name: self._series(name) for name in PARAMS}
+        self._live: dict[str, int] = dict.fromkeys(strategies, 0)
+        self._strategies = {name: self._series(name) for name in strategies}
         self.build_info.labels(version).set(1)
         for endpoint in ENDPOINTS:
-            for strategy in (*PARAMS, NO_STRATEGY):
+            for strategy in (*strategies, NO_STRATEGY):
                 for outcome in OUTCOMES:
                     self.requests.labels(endpoint, strategy, outcome)
 

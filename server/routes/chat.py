@@ -22,17 +22,18 @@ from server.wire.answers import ChatChunk, ChatCompletion
 from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import CHAT
 from server.wire.openapi import operation
+from server.wire.plugins import PLAIN, WireTypes
 from server.wire.requests import ChatRequest
 from server.wire.unknown import LATER_IN_CHAT, OLDER_IN_CHAT
 
 LATER = {**LATER_IN_CHAT, **OLDER_IN_CHAT}
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:
+def router(batcher: Batcher, limits: Limits, wires: WireTypes = PLAIN) -> APIRouter:
     routes = APIRouter()
 
     def read(body: dict[str, Any]) -> tuple[Asked[ChatRequest], Ignored]:
-        wire, ignored = parse(ChatRequest, body, LATER)
+        wire, ignored = parse(wires.chat, body, LATER)
         return asked_within(with_allowed_tools(wire), limits), ignored
 
     @routes.post(
@@ -42,7 +43,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             "OpenAI's chat completions. A request picks its decoding strategy by its fields (GET /v1/strategies); what "
             "OpenAI does not know is marked as an extension. `decoding.effective` in the answer says what ran.",
             ChatCompletion,
-            wire=ChatRequest,
+            wire=wires.chat,
             examples=CHAT,
             chunk=ChatChunk,
         ),

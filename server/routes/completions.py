@@ -21,14 +21,15 @@ from server.wire.answers import Completion
 from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import COMPLETIONS
 from server.wire.openapi import operation
+from server.wire.plugins import PLAIN, WireTypes
 from server.wire.requests import CompletionRequest
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:
+def router(batcher: Batcher, limits: Limits, wires: WireTypes = PLAIN) -> APIRouter:
     routes = APIRouter()
 
     def read(body: dict[str, Any]) -> tuple[Asked[CompletionRequest], Ignored]:
-        wire, ignored = parse(CompletionRequest, body)
+        wire, ignored = parse(wires.completion, body)
         return asked_within(wire, limits), ignored
 
     @routes.post(
@@ -38,7 +39,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             "OpenAI's completions. A request picks its decoding strategy by its fields (GET /v1/strategies); what "
             "OpenAI does not know is marked as an extension. `decoding.effective` in the answer says what ran.",
             Completion,
-            wire=CompletionRequest,
+            wire=wires.completion,
             examples=COMPLETIONS,
             chunk=Completion,
         ),

@@ -21,6 +21,7 @@ from server.translate.translate import chat_plan
 from server.wire.body import Ignored, parse, read_body
 from server.wire.examples import RESPONSES
 from server.wire.openapi import operation
+from server.wire.plugins import PLAIN, WireTypes
 from server.wire.requests import ChatRequest
 from server.wire.response_objects import Response as ResponseObject
 from server.wire.response_objects import ResponseEvent
@@ -28,13 +29,13 @@ from server.wire.responses import ResponseRequest
 from server.wire.unknown import LATER_IN_RESPONSES
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:
+def router(batcher: Batcher, limits: Limits, wires: WireTypes = PLAIN) -> APIRouter:
     routes = APIRouter()
 
     def read(body: dict[str, Any]) -> tuple[ResponseRequest, Asked[ChatRequest], Ignored]:
         refuse_stored(body)
-        wire, ignored = parse(ResponseRequest, body, LATER_IN_RESPONSES)
-        return wire, asked_within(chat_request(wire), limits), sorted([*ignored, *without_effect(wire)])
+        wire, ignored = parse(wires.response, body, LATER_IN_RESPONSES)
+        return wire, asked_within(chat_request(wire, wires.chat), limits), sorted([*ignored, *without_effect(wire)])
 
     @routes.post(
         "/v1/responses",
@@ -43,7 +44,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
             "OpenAI's responses, of which nothing is stored: send the whole conversation as input. A request picks its "
             "decoding strategy by its fields, as in chat completions.",
             ResponseObject,
-            wire=ResponseRequest,
+            wire=wires.response,
             examples=RESPONSES,
             chunk=ResponseEvent,
         ),

@@ -10,9 +10,10 @@ from server.settings.limits import Limits
 from server.translate.catalogue import catalogue
 from server.wire.answers import StrategyList
 from server.wire.openapi import operation
+from server.wire.plugins import PLAIN, WireTypes
 
 
-def router(batcher: Batcher, limits: Limits) -> APIRouter:
+def router(batcher: Batcher, limits: Limits, wires: WireTypes = PLAIN) -> APIRouter:
     """While no model is ready it answers 503: which strategies are available depends on the model."""
     routes = APIRouter()
 
@@ -20,6 +21,6 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
 
     @routes.get("/v1/strategies", **operation("List the decoding strategies", about, StrategyList))
     async def list_strategies() -> JsonResponse:
-        return JsonResponse(catalogue(batcher.served, limits))
+        return JsonResponse(catalogue(batcher.served, limits, wires))
 
     return routes

@@ -69,6 +69,11 @@ class ModelSettings(Section):
         "",
         description="Draft model for speculative decoding (given likewise) with the model's tokens; empty: none.",
     )
+    plugin: Names = Field(
+        (),
+        description="Python files, modules or entry points (polydecode.plugins) with strategies, steps and judges of"
+        " other people (repeatable). They run as part of the server; nothing is loaded that is not named here.",
+    )
     allow_download: bool = Field(False, description="Let a hub id be downloaded at start; nothing else ever is.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; auto takes CUDA if there is any."

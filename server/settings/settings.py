@@ -41,7 +41,7 @@ ENV_PREFIX = "POLYDECODE_"
 _SERVICE_LINK = re.compile(
     ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-REPEATABLE = ("--served-model-name", "--api-key", "--allowed-hosts")
+REPEATABLE = ("--served-model-name", "--api-key", "--allowed-hosts", "--plugin")
 _NEVER_EMPTY = (f"{ENV_PREFIX}API_KEY",)  # set, but empty, it is refused; others then count as not set
 
 Origin = Literal["default", "file", "environment", "flag"]
@@ -119,7 +119,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, Any]:
         raise SettingsError(f"api_key (flag): {EMPTY_KEY}")
     source: CliSettingsSource[Any] = CliSettingsSource(
         CommandLine,
-        cli_prog_name="polydecode [serve | config | default-config]",
+        cli_prog_name="polydecode [serve | config | default-config | check]",
         cli_parse_args=list(_one_value_a_flag(arguments)),
         cli_kebab_case=True,
         cli_implicit_flags=True,

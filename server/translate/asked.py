@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
+from decoding.contract.asking import GREEDY_KEYS, Exclusion, Strategy
 from decoding.contract.params import Guided, LogitsParams, StrategyParams
 from decoding.contract.params.declared import declared
 from server.errors import ApiError
@@ -17,12 +18,10 @@ from server.translate.table import (
     EXCLUSIONS,
     FILTERS,
     GREEDY,
-    GREEDY_KEYS,
     NEEDS,
-    OFF,
     SAMPLING,
-    SEARCHES,
-    Strategy,
+    Table,
+    table_of,
 )
 from server.wire.base import at, same
 from server.wire.requests import Decoding
@@ -30,9 +29,6 @@ from server.wire.requests import Decoding
 Body_co = TypeVar("Body_co", bound=Decoding, covariant=True)
 Body = TypeVar("Body", bound=Decoding)
 Keys = Mapping[str, str]
-
-_OWNERS: Mapping[str, Strategy] = {name: each for each in reversed(SEARCHES) for name in each.own_fields}
-"""Top-level wire field -> the strategy it is a parameter of, the first where it is of several."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Asked(Generic[Body_co]):
         """The strategy's params for one prompt. derived: what `texts.py` made of the texts. Raises InvalidParam."""
         own = declared(self.strategy.params).values()
         given = {each.name: at(self.wire, each.path) for each in own if not each.from_model}
-        values = {name: value for name, value in given.items() if value is not None}
+        values = {name: as_params(value) for name, value in given.items() if value is not None}
         values |= self._own(prompt_ids[-1]) | dict(derived)
         if values.get("eval_before"):
             values["eval_before"] += tuple(token_id for token_id in prompt_ids if token_id not in special_ids)
@@ -86,21 +82,41 @@ class Asked(Generic[Body_co]):
         return own
 
 
+def as_params(value: Any) -> Any:
+    """Lists as params have them."""
+    return tuple(map(as_params, value)) if isinstance(value, list) else value
+
+
 def asked_of(wire: Body) -> Asked[Body]:
     """Raises ApiError 400 when the request's fields do not go together."""
-    keys = _keys(wire)
-    strategy = _strategy(keys)
-    for key, problem in _problems(keys, strategy):
+    table = table_of(wire.PLUGINS)
+    _check_versions(wire)
+    keys = _keys(wire, table)
+    strategy = _strategy(keys, table)
+    for key, problem in _problems(keys, strategy, table):
         raise _refused(keys, key, problem)
     return Asked(wire, keys, strategy)
 
 
-def _keys(wire: Decoding) -> dict[str, str]:
-    keys = {name: name for name, value in wire if value is not None and not _is_off(name, value)}
+def _check_versions(wire: Decoding) -> None:
+    """Whether the plugins that the request must run with are here."""
+    here = wire.PLUGINS.versions
+    for name, version in (getattr(wire, "plugins", None) or {}).items():
+        if here.get(name) != version:
+            message = f"plugins names a plugin that this server lacks in that version; it has {_listed(here)}"
+            raise ApiError(400, message, param="plugins")
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _keys(wire: Decoding, table: Table) -> dict[str, str]:
+    keys = {name: name for name, value in wire if value is not None and not _is_off(table, name, value)}
     _note_choices(keys, wire)
     _note_beams(keys, wire)
     _note_sampling(keys, wire)
-    _note_width(keys, wire)
+    _note_width(keys, wire, table)
     if wire.response_format is not None and wire.response_format.type == "text":
         del keys["response_format"]
     if wire.speculative is None and "num_assistant_tokens" in keys:
@@ -112,8 +128,8 @@ def _is_greedy(keys: Keys) -> bool:
     return any(key in keys for key in GREEDY_KEYS)
 
 
-def _is_off(name: str, value: Any) -> bool:
-    return any(same(value, off) for off in OFF.get(name, ()))
+def _is_off(table: Table, name: str, value: Any) -> bool:
+    return any(same(value, off) for off in table.off.get(name, ()))
 
 
 def _note_choices(keys: dict[str, str], wire: Decoding) -> None:
@@ -147,9 +163,9 @@ def _note_sampling(keys: dict[str, str], wire: Decoding) -> None:
         keys[f"do_sample={str(wire.do_sample).lower()}"] = "do_sample"
 
 
-def _note_width(keys: dict[str, str], wire: Decoding) -> None:
+def _note_width(keys: dict[str, str], wire: Decoding, table: Table) -> None:
     """A search of width 1 is greedy, as with Hugging Face, unless the request samples or searches otherwise."""
-    if wire.do_sample or not all(each.draws for each in SEARCHES if keys.keys() >= set(each.when)):
+    if wire.do_sample or not all(each.draws for each in table.searches if keys.keys() >= set(each.when)):
         return
     if _num_beams(wire) == 1:
         keys["num_beams=1"] = "use_beam_search" if wire.num_beams is None else "num_beams"
@@ -164,9 +180,9 @@ def _num_beams(wire: Decoding) -> int | None:
     return wire.num_beams
 
 
-def _strategy(keys: Keys) -> Strategy:
+def _strategy(keys: Keys, table: Table) -> Strategy:
     """Of the strategies asked for, the one that asks for most; two that ask for different things are one too many."""
-    matching = [each for each in SEARCHES if keys.keys() >= set(each.when)]
+    matching = [each for each in table.searches if keys.keys() >= set(each.when)]
     most = [each for each in matching if not any(set(each.when) < set(other.when) for other in matching)]
     if not most:
         return GREEDY if _is_greedy(keys) else SAMPLING
@@ -176,20 +192,20 @@ def _strategy(keys: Keys) -> Strategy:
     return most[0]
 
 
-def _problems(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]]:
+def _problems(keys: Keys, strategy: Strategy, table: Table) -> Iterator[tuple[str, str]]:
     """(key, what is wrong with it), the gravest first."""
     yield from ((strategy.when[0], f"needs {key}") for key in strategy.requires if key not in keys)
-    yield from _owned_by_others(keys, strategy)
+    yield from _owned_by_others(keys, strategy, table)
     needs = (need for need in NEEDS if need.key in keys and need.needs not in keys)
     yield from ((need.key, f"has no meaning without {need.needs}") for need in needs)
-    yield from _excluded(keys, strategy)
+    yield from _excluded(keys, strategy, table)
 
 
-def _owned_by_others(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]]:
+def _owned_by_others(keys: Keys, strategy: Strategy, table: Table) -> Iterator[tuple[str, str]]:
     """Fields that are parameters of a strategy that is not asked for."""
     mine = {*strategy.own_fields, *FILTERS}
     for key in keys:
-        owner = _OWNERS.get(key)
+        owner = table.owners.get(key)
         if owner is None or key in mine:
             continue
         missing = next((each for each in owner.when if each not in keys), None)
@@ -199,9 +215,12 @@ def _owned_by_others(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]
             yield key, f"has no meaning with {_shown(keys, strategy.when[-1])}: {strategy.name} does not take it"
 
 
-def _excluded(keys: Keys, strategy: Strategy) -> Iterator[tuple[str, str]]:
+def _excluded(keys: Keys, strategy: Strategy, table: Table) -> Iterator[tuple[str, str]]:
     """What is there and does not go together. Filters ask nothing of greedy decoding."""
-    for exclusion in (*EXCLUSIONS, *(replace(each, others=strategy.when[:1]) for each in strategy.excludes)):
+    own = [replace(each, others=strategy.when[:1]) for each in strategy.excludes]
+    if table.warping_steps and not strategy.draws and strategy is not GREEDY:
+        own.append(Exclusion(tuple(table.warping_steps), "it draws no token at random", strategy.when[:1]))
+    for exclusion in (*EXCLUSIONS, *own):
         for key in exclusion.keys:
             if key in keys and not (key in FILTERS and _is_greedy(keys)) and keys.keys().isdisjoint(exclusion.unless):
                 others = (other for other in exclusion.others if other in keys)

@@ -15,6 +15,7 @@ from server.settings.limits import Limits
 from server.translate.asked import Asked, asked_of
 from server.translate.prompts import num_prompts
 from server.translate.structure import check_structure
+from server.translate.table import table_of
 from server.translate.tool_use import check_tools
 from server.wire.base import at
 from server.wire.requests import PROMPT, ChatRequest, CompletionRequest, Decoding
@@ -114,9 +115,15 @@ def _check_sizes(wire: Decoding, limits: Limits) -> None:
     _at_most(len(words), limits.max_bad_words, "bad_words", "strings")
     _at_most(max(map(len, words), default=0), limits.max_bad_word_chars, "bad_words", "characters a string")
     check_priority(wire.priority, limits)
-    for path in PARAM_TEXTS:
-        value = at(wire, path)
-        _at_most(len(value) if isinstance(value, str) else 0, limits.max_param_chars, path, "characters")
+    for path in (*PARAM_TEXTS, *table_of(wire.PLUGINS).texts):
+        _at_most(_num_chars(at(wire, path)), limits.max_param_chars, path, "characters")
+
+
+def _num_chars(value: object) -> int:
+    """Of a text, or of all texts in a list."""
+    if isinstance(value, list):
+        return sum(map(_num_chars, value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _check_pairs(wire: CompletionRequest | ChatRequest) -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from decoding.contract.asking import Strategy
 from decoding.contract.params import LogitsParams, Request, StoppingParams
 from decoding.contract.params.declared import declared
+from decoding.contract.params.plugin import PluginStep
 from server.translate.asked import Asked
 from server.translate.plan import Shown
-from server.translate.table import GREEDY, Strategy
+from server.translate.table import GREEDY
 from server.wire.base import at
 from server.wire.requests import Decoding
 from server.wire.strategies import Sed
 
-HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar", "forced_eos_token_ids"}  # not on the wire; on the wire as text
+HIDDEN = {"min_tokens_to_keep", "bad_words", "grammar", "forced_eos_token_ids", "plugin_steps"}
+"""Not on the wire, or under other names."""
 DERIVED_AS_THEY_ARE = {"layers", "think_token_id"}  # numbers on the wire too
 
 
@@ -29,7 +32,20 @@ def effective_params(request: Request, asked: Asked[Decoding], shown: Shown) -> 
         | _logits(request.logits, asked)
         | _stopping(request.stopping, shown)
         | _service(request, asked.wire, shown)
+        | _plugins(request, asked)
     )
+
+
+def _plugins(request: Request, asked: Asked[Decoding]) -> dict[str, Any]:
+    """The plugins' steps, and which plugins run in which version."""
+    steps, owners = {step.NAME: _fields(step) for step in request.logits.plugin_steps}, asked.wire.PLUGINS.owners
+    named = (asked.strategy.name, *steps, getattr(request.strategy, "rank_by", ""))
+    used = {owners[name].name: owners[name].version for name in named if name in owners}
+    return {**steps, **({"plugins": used} if used else {})}
+
+
+def _fields(step: PluginStep) -> dict[str, Any]:
+    return {name: getattr(step, name) for name in declared(type(step))}
 
 
 def _strategy(request: Request, asked: Asked[Decoding]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 from decoding.contract.params import Adapt, BeamSample, Contrastive, Edt, InvalidParam, LogitsParams
 from decoding.contract.params.declared import Declared, declared
+from decoding.contract.params.plugin import PluginStep
 from server.errors import ApiError
 from server.served import Served
-from server.translate.asked import Asked
+from server.translate.asked import Asked, as_params
 from server.translate.generation_defaults import forced_ends, never_said
 from server.translate.table import FILTERS
+from server.wire.base import Wire
 from server.wire.requests import Decoding
 
 PLAIN = tuple(
@@ -36,9 +38,20 @@ def logits_params(asked: Asked[Decoding], bad_words: tuple[tuple[int, ...], ...]
         edt=None if wire.edt is None else Edt(**wire.edt.model_dump(exclude_none=True)),
         adapt=None if wire.adapt is None else Adapt(**wire.adapt.model_dump(exclude_none=True)),
         min_tokens_to_keep=len(served.eos_token_ids) + 1 if strategy is BeamSample else 1,
+        plugin_steps=_plugin_steps(asked),
         **_forced(wire, served),
         **(values if acts else values | {"temperature": 0.0}),
     )
+
+
+def _plugin_steps(asked: Asked[Decoding]) -> tuple[PluginStep, ...]:
+    given = ((step, getattr(asked.wire, name)) for name, step in asked.wire.PLUGINS.steps.items())
+    built = (step(**_values(fields)) for step, fields in given if fields is not None)
+    return tuple(step for step in built if asked.warps or not step.warps)
+
+
+def _values(fields: Wire) -> dict[str, Any]:
+    return {name: as_params(value) for name, value in fields if value is not None}
 
 
 def _forced(wire: Decoding, served: Served) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def refuse_stored(body: Mapping[str, Any]) -> None:
             raise ApiError(400, message, param=name, code="unsupported_field")
 
 
-def chat_request(wire: ResponseRequest) -> ChatRequest:
-    """Raises ApiError 400 for what a response cannot be."""
+def chat_request(wire: ResponseRequest, chat: type[ChatRequest] = ChatRequest) -> ChatRequest:
+    """Raises ApiError 400 for what a response cannot be. chat: with the same plugins' fields."""
     if wire.num_choices != 1:
         raise bad_field("n", "must be 1: a response has one output")
     has_logprobs = LOGPROBS in (wire.include or ())
@@ -42,15 +42,20 @@ def chat_request(wire: ResponseRequest) -> ChatRequest:
     if not messages:
         raise bad_field("input", "must hold more than thoughts")
     instructions = [] if wire.instructions is None else [Message(role="system", content=wire.instructions)]
-    shared = {name: getattr(wire, name) for name in Decoding.model_fields} | _form(wire)
+    shared = {name: getattr(wire, name) for name in _shared(type(wire))} | _form(wire)
     own = {"stream_options": _stream_options(wire), "num_return_sequences": 1}  # whatever the model recommends
-    return ChatRequest.model_construct(
+    return chat.model_construct(
         **shared | own,
         messages=[*instructions, *messages],
         max_completion_tokens=wire.max_output_tokens,
         logprobs=has_logprobs or None,
         top_logprobs=wire.top_logprobs,
     )
+
+
+def _shared(wire: type[ResponseRequest]) -> list[str]:
+    """The fields of all that is decoded, and the plugins'."""
+    return [*Decoding.model_fields, *(wire.model_fields.keys() - ResponseRequest.model_fields.keys())]
 
 
 def without_effect(wire: ResponseRequest) -> list[str]:

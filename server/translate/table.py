@@ -1,18 +1,23 @@
 """The table of strategies: which there are, what asks for each, what it takes and what it excludes. Data alone.
 
 A key is a wire field that asks for something (its value is not in OFF), or `field=value` for the few fields whose
-values mean different things. `asked.py` applies the table, `catalogue.py` shows it at GET /v1/strategies.
+values mean different things. `asked.py` applies the table, `catalogue.py` shows it at GET /v1/strategies; both get it
+from `table_of`, with the rows of plugins.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 from decoding.contract import params
-from decoding.contract.params import LogitsParams, StrategyParams
+from decoding.contract.asking import GREEDY_KEYS, Exclusion, Step, Strategy
+from decoding.contract.params import LogitsParams
 from decoding.contract.params.declared import IsStep, Kind, PartOf, declared
+from decoding.contract.params.plugin import WARPING as WARPING_KINDS
+from decoding.contract.plugins import Plugins
 
 _LOGITS = declared(LogitsParams)
 _PARTS = {name: part for name, each in _LOGITS.items() if (part := each.mark(PartOf))}
@@ -57,18 +62,6 @@ OFF: Mapping[str, tuple[Any, ...]] = {
 }
 
 FILTERS = tuple(name for name in _LOGITS if _kind(name) == "filter")
-GREEDY_KEYS = ("temperature=0", "do_sample=false", "num_beams=1", "penalty_alpha=0")
-"""The last two: a width or a weight that is given and leaves nothing of its search but greedy decoding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exclusion:
-    """Each of `keys` has no meaning with each of `others` (of a Strategy: with it), unless one of `unless` is there."""
-
-    keys: tuple[str, ...]
-    reason: str
-    others: tuple[str, ...] = ()
-    unless: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,53 +70,6 @@ class Need:
 
     key: str
     needs: str
-
-
-@dataclass(frozen=True, slots=True)
-class Strategy:
-    """A strategy as requests ask for it: by all keys of `when`, unless another one asks for more of the same.
-
-    also: wire fields that no params field bears.
-    requires: keys it cannot do without.
-    fixed: fields whose value names it.
-    rows: the field that sets how many rows it takes.
-    draws: whether tokens are drawn, so that temperature and filters act.
-    warped_by: the key with which those act though nothing is drawn.
-    """
-
-    name: str
-    params: type[StrategyParams]
-    purpose: str
-    paper: str
-    when: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    rows: str = "n"
-    draws: bool = True
-    warped_by: str = ""
-    excludes: tuple[Exclusion, ...] = ()
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Params field -> wire path."""
-        return {each.name: each.path for each in declared(self.params).values()}
-
-    @property
-    def own_fields(self) -> tuple[str, ...]:
-        """The top-level wire fields that are its own."""
-        names = (*self.fixed, *(path.partition(".")[0] for path in self.paths.values()), *self.also)
-        return tuple(name for name in dict.fromkeys(names) if name != "n")
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A token-level step, which acts on each row of whatever strategy runs. keys[0] asks for it."""
-
-    name: str
-    keys: tuple[str, ...]
-    purpose: str
-    paper: str
 
 
 _NOTHING_DRAWN = Exclusion(("temperature", *FILTERS), "it draws no token at random")
@@ -393,3 +339,56 @@ ENCODER_EXCLUSIONS = (
     Exclusion(("echo",), "an encoder gives its source no log-probs", ("logprobs",)),
 )
 """What has no meaning with such a model (with `others`: together with one of them)."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows above, and behind them those of plugins."""
+
+    plugins: Plugins
+
+    @cached_property
+    def searches(self) -> tuple[Strategy, ...]:
+        return (*SEARCHES, *map(_with_exclusions, self.plugins.strategies))
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        return (*PLAIN, *self.searches)
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        own = self.plugins.steps.values()
+        return (*STEPS, *(Step(each.NAME, (each.NAME,), each.PURPOSE, each.PAPER) for each in own))
+
+    @cached_property
+    def off(self) -> Mapping[str, tuple[Any, ...]]:
+        own = (each for strategy in self.plugins.strategies for each in declared(strategy.params).values())
+        return {**OFF, **{each.path: each.off for each in own if each.off}}
+
+    @cached_property
+    def owners(self) -> Mapping[str, Strategy]:
+        """Top-level wire field -> the strategy it is a parameter of, the first where it is of several."""
+        return {name: each for each in reversed(self.searches) for name in each.own_fields}
+
+    @cached_property
+    def warping_steps(self) -> frozenset[str]:
+        """Of plugins: those that act only where tokens are drawn."""
+        return frozenset(name for name, each in self.plugins.steps.items() if each.KIND in WARPING_KINDS)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """The fields of plugins that hold texts."""
+        owners = (*(each.params for each in self.plugins.strategies), *self.plugins.steps.values())
+        return tuple(each.path for owner in owners for each in declared(owner).values())
+
+
+@cache
+def table_of(plugins: Plugins) -> Table:
+    return Table(plugins)
+
+
+def _with_exclusions(strategy: Strategy) -> Strategy:
+    """What a plugin need not say: that temperatures act where tokens are drawn, and n where there is such a field."""
+    undrawn = () if strategy.draws else (_NOTHING_DRAWN, _NO_SAMPLING, _NO_TEMPERATURE)
+    single = () if "n" in strategy.paths else (_ONE_CHOICE,)
+    return replace(strategy, excludes=(*strategy.excludes, *undrawn, *single))

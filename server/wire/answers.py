@@ -281,6 +281,7 @@ class StrategyEntry(Wire, frozen=True):
     combines_with: list[str]
     excludes: list[Exclusive]
     object: str = "strategy"
+    plugin: str | UnsetType = UNSET
 
 
 class StepEntry(Wire, frozen=True):
@@ -290,6 +291,25 @@ class StepEntry(Wire, frozen=True):
     available: bool
     parameters: dict[str, Any]
     object: str = "step"
+    plugin: str | UnsetType = UNSET
+
+
+class JudgeEntry(Wire, frozen=True):
+    """`best_of_rank` names it."""
+
+    id: str
+    purpose: str
+    paper: str | None
+
+
+class PluginEntry(Wire, frozen=True):
+    """What the operator loaded beside what is built in."""
+
+    name: str
+    version: str
+    strategies: list[str]
+    steps: list[str]
+    judges: list[JudgeEntry]
 
 
 class StrategyList(Wire, frozen=True):
@@ -302,6 +322,7 @@ class StrategyList(Wire, frozen=True):
     exclusions: list[Exclusive]
     bounds: dict[str, int]
     object: str = "list"
+    plugins: list[PluginEntry] = []
 
 
 class Tokens(Wire, frozen=True):

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from decoding.contract.params.declared import MAX_INT
+from decoding.contract.plugins import NO_PLUGINS, Plugins
 from server.wire.base import Count, Deadline, Items, Positive, TokenId, Wire, option
 from server.wire.chat import ConversationFields, Messages, ToolFields
 from server.wire.strategies import Context, SearchFields
@@ -32,7 +33,9 @@ class StreamOptions(Wire):
 
 
 class Decoding(TokenFields, SearchFields, StructureFields):
-    """The fields that completions and chat share."""
+    """The fields that completions and chat share. PLUGINS: whose fields are among them (`plugins.py`)."""
+
+    PLUGINS: ClassVar[Plugins] = NO_PLUGINS
 
     FORMS: ClassVar[Mapping[str, str]] = {
         "stop": "a string or a list of strings",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-import torch
-
+from decoding.check.table_model import DraftTableModel
+from decoding.check.table_model import table_token_bytes as crowd_token_bytes
 from decoding.contract.params import (
     Adapt,
     Assisted,
@@ -35,7 +35,8 @@ from decoding.contract.params import (
 from decoding.engine.engine import Engine
 from decoding.strategies import build
 from tests.decoding.drive import Answer
-from tests.decoding.table_model import TableModel
+
+__all__ = ["MAKERS", "DraftTableModel", "crowd_token_bytes", "random_requests", "run_crowd"]
 
 Make = Callable[[random.Random, int], StrategyParams]
 
@@ -43,19 +44,6 @@ FREELY_HEATED = (Sampling, BestOf, Dola, PromptLookup, Assisted, BeamSample)
 """Strategies that leave the temperature to the pipeline, so that it may be a dynamic one."""
 
 NEVER_DRAWING = (GroupBeam, BestFirst, Contrastive, CotDecoding, Sed, Pooling)
-
-
-class DraftTableModel(TableModel):
-    """Agrees with the table model of the same seed on about two positions of three."""
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        agreed = super().head(hidden)
-        return torch.where(hidden[:, :1].long() % 3 == 0, agreed.roll(1, dims=-1), agreed)
-
-
-def crowd_token_bytes(vocab: int) -> list[bytes]:
-    """A line end, an indent and letters: what stop sequences, answers and the temperatures of code look at."""
-    return [b"\n", b"  ", *(bytes([97 + i % 26]) if i % 4 else str(i % 10).encode() for i in range(2, vocab))]
 
 
 def _ids(rng: random.Random, vocab: int, most: int) -> tuple[int, ...]:

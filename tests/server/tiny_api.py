@@ -91,7 +91,7 @@ def main() -> int:
 
 def serve(settings: Settings, errors: ErrorStream) -> int:
     logs.configure(settings.log_format, settings.log_level)
-    parts = Parts(FAKE_WORKER, load_tokenizer, lambda batcher, limits: [router(batcher, limits)])
+    parts = Parts(FAKE_WORKER, load_tokenizer, lambda batcher, limits, _: [router(batcher, limits)])
     with bind(settings.host, settings.port) as listener:
         failure = Service(settings, LineDisplay(sys.stderr), parts, errors).run(listener)
     if failure:

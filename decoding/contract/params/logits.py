@@ -22,6 +22,7 @@ from decoding.contract.params.declared import (
 )
 from decoding.contract.params.grammar import Grammar
 from decoding.contract.params.invalid import check
+from decoding.contract.params.plugin import PluginStep
 
 SamplerOrder = Literal["hf", "vllm"]
 PenaltyScope = Literal["prompt+output", "output"]
@@ -67,6 +68,7 @@ class LogitsParams:
     forced_eos_token_ids: what is left for the last of max_tokens.
     min_tokens_to_keep: filters never keep fewer (Hugging Face's beam sample needs more than one).
     grammar: what the answer must match; its end is the answer's, so min_tokens and ignore_eos do not go with it.
+    plugin_steps: those of plugins, in the order in which the operator names them.
     """
 
     GREEDY_BELOW: ClassVar[float] = 1e-5
@@ -189,6 +191,7 @@ class LogitsParams:
     grammar: Grammar | None = None
     forced_bos_token_id: TokenId | None = None
     forced_eos_token_ids: tuple[TokenId, ...] = ()
+    plugin_steps: tuple[PluginStep, ...] = ()
 
     def __post_init__(self) -> None:
         check_declared(self)
@@ -210,12 +213,14 @@ class LogitsParams:
     @property
     def warps(self) -> bool:
         """Whether a temperature or a filter changes what there is to draw from."""
-        return not self.is_greedy and any(getattr(self, name) != getattr(NEUTRAL, name) for name in WARPING)
+        is_warped = any(getattr(self, name) != getattr(NEUTRAL, name) for name in WARPING)
+        return not self.is_greedy and (is_warped or any(step.warps for step in self.plugin_steps))
 
     @property
     def token_ids(self) -> tuple[int, ...]:
         """Every id that a field names."""
-        return (*token_ids(self), *(token_id for token_id, _ in self.logit_bias))
+        own = (token_id for step in self.plugin_steps for token_id in step.token_ids)
+        return (*token_ids(self), *(token_id for token_id, _ in self.logit_bias), *own)
 
 
 NEUTRAL = LogitsParams()

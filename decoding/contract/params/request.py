@@ -11,6 +11,7 @@ from decoding.contract.params.invalid import check
 from decoding.contract.params.latent import LatentThoughts
 from decoding.contract.params.logits import LogitsParams
 from decoding.contract.params.logprobs import LogprobsParams
+from decoding.contract.params.plugin import PluginStrategy
 from decoding.contract.params.sampling import Sampling
 from decoding.contract.params.stopping import StoppingParams
 
@@ -98,6 +99,11 @@ class Request:
         is_endless = stopping.ignore_eos and not stopping.stop and not stopping.stop_token_ids
         num_output = stopping.max_tokens if is_endless else stopping.min_tokens
         return self._num_shared + max(num_output - 1, 0)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether code of a plugin decodes it."""
+        return isinstance(self.strategy, PluginStrategy) or bool(self.logits.plugin_steps)
 
     @property
     def _num_shared(self) -> int:

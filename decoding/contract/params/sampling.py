@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from decoding.contract.params.base import Choices, StrategyParams
 from decoding.contract.params.declared import MAX_INT, Named, Says, Within
 from decoding.contract.params.invalid import check
 
 RankBy = Literal["mean", "sum"]
+RANKINGS = get_args(RankBy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Sampling(StrategyParams):
 
 @dataclass(frozen=True, slots=True)
 class BestOf(StrategyParams):
-    """Sample `best_of` choices, return the `n` best by raw log-prob."""
+    """Sample `best_of` choices, return the `n` best by raw log-prob. rank_by: a RankBy, or a judge's name."""
 
     NAME = "best_of"
 
@@ -33,7 +34,7 @@ class BestOf(StrategyParams):
         int, Within(1, MAX_INT),
         Says("Choices sampled, of which the n best are returned. With use_beam_search: beams."),
     ] = 1
-    rank_by: Annotated[RankBy, Named("best_of_rank"), Says("Rank by log-prob per token or in all.")] = "mean"
+    rank_by: Annotated[str, Named("best_of_rank"), Says("Rank by log-prob per token or in all.")] = "mean"
     # fmt: on
 
     def _check(self) -> None:

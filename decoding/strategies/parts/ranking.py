@@ -26,11 +26,6 @@ class Candidate:
         return self.total / len(self.logprobs) if rank_by == "mean" and self.logprobs else self.total
 
 
-def best(candidates: Sequence[Candidate], n: int, rank_by: RankBy) -> list[Candidate]:
-    """The n best, best first; the lower index among equals."""
-    return sorted(candidates, key=lambda c: (-c.score(rank_by), c.index))[:n]
-
-
 @dataclass(frozen=True, slots=True)
 class LengthPenalty:
     """lp(Y) = |Y| ** alpha ("hf"), or ((5 + |Y|) / 6) ** alpha ("gnmt", arXiv 1609.08144); |Y| counts an ending EOS."""

@@ -257,7 +257,7 @@ def test_every_params_field_is_reached_from_a_wire_field() -> None:
             for name in path.split("."):
                 options = schema.get("anyOf", [schema])
                 schema = next(o for o in options if "properties" in o)["properties"][name]
-    hidden = {"min_tokens_to_keep", "grammar", "forced_eos_token_ids"}
+    hidden = {"min_tokens_to_keep", "grammar", "forced_eos_token_ids", "plugin_steps"}
     assert {field.name for field in dataclasses.fields(LogitsParams)} - hidden <= properties().keys()
     assert {strategy.params.NAME for strategy in STRATEGIES} == set(PARAMS) - {"pooling"}
 

@@ -1,0 +1,1 @@
+"""Plugins for polydecode, one a file."""
