@@ -33,7 +33,7 @@ class Endpoint:
 
     path: str
     read: Callable[[Body, Limits], tuple[Planned, Ignored]]
-    whole: Callable[[Job, Served], msgspec.Struct]
+    whole: Callable[[Job, Served, Body], msgspec.Struct]
     is_chat: bool = False
 
 
@@ -52,16 +52,16 @@ def _read_embedding(body: Body, limits: Limits) -> tuple[Planned, Ignored]:
     return partial(embedding_plan, embedding_within(wire, limits)), ignored
 
 
-def _completion(job: Job, served: Served) -> msgspec.Struct:
+def _completion(job: Job, served: Served, _: Body) -> msgspec.Struct:
     return CompletionFormat(job.plan, served.tokenizer.vocabulary).whole(job.answer, job.choices)
 
 
-def _chat_completion(job: Job, served: Served) -> msgspec.Struct:
+def _chat_completion(job: Job, served: Served, _: Body) -> msgspec.Struct:
     return ChatFormat(job.plan, served.tokenizer.vocabulary).whole(job.answer, job.choices)
 
 
-def _embeddings(job: Job, _: Served) -> msgspec.Struct:
-    return embedding_list(job.plan, job.vectors, is_base64=False)
+def _embeddings(job: Job, _: Served, body: Body) -> msgspec.Struct:
+    return embedding_list(job.plan, job.vectors, is_base64=body.get("encoding_format") == "base64")
 
 
 COMPLETIONS = Endpoint("/v1/completions", _read_completion, _completion)
