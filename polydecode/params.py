@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from decoding.contract.params import StrategyParams
 from decoding.contract.params.declared import Declared, FromText, declared
 from polydecode.errors import InvalidRequest, refusals
-from server.translate.table import STRATEGIES, Strategy
+from server.translate.table import STRATEGIES
 from server.wire.body import parse
 from server.wire.requests import CompletionFields
 
@@ -85,7 +85,7 @@ def strategy_fields(params: StrategyParams) -> Fields:
         fields[params.WITHIN] = {}
     for each in declared(type(params)).values():
         value = getattr(params, each.name)
-        if _is_given(each, value, strategy):
+        if each.path in strategy.when or each.default is MISSING or value != each.default:
             _put(fields, each.path, _on_the_wire(each, value))
     return fields
 
@@ -99,12 +99,6 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {key: inner for key, inner in asdict(value).items() if inner is not None}
     return value
-
-
-def _is_given(each: Declared, value: Any, strategy: Strategy) -> bool:
-    if each.path in strategy.when:
-        return True
-    return each.default is MISSING or value != each.default
 
 
 def _on_the_wire(each: Declared, value: Any) -> Any:

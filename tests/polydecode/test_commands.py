@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -26,7 +28,7 @@ from server.settings.settings import CommandLine
 from server.wire.requests import ChatRequest, CompletionFields
 from tests.running_server import ROOT, clean_environment
 
-SECONDS = 120.0  # far more than anything takes, on any machine
+SECONDS = 300.0  # far more than anything takes, on any machine
 FLAGS = ("--dtype", "float32", "--threads", "1", "--kv-memory", "0.02")
 
 
@@ -118,6 +120,39 @@ def test_chat_answers_each_line_and_remembers(
     talk += [{"role": "assistant", "content": first}, {"role": "user", "content": "two"}]
     second = llm.chat(talk, **asked).text
     assert capsys.readouterr().out == f"{first}\n{second}\n{first}\n"
+
+
+def test_ctrl_c_ends_an_answer_and_ctrl_d_the_talk(tiny: Path) -> None:
+    ours, theirs = pty.openpty()
+    flags = ("--model", str(tiny), *FLAGS, "--temperature", "0", "--max-tokens", "1900", "--ignore-eos")
+    command = [sys.executable, "-m", "polydecode", "chat", *flags]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment() | {"TERM": "dumb"}, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+
+    def read_until(wanted: bytes) -> None:
+        seen = b""
+        deadline = time.monotonic() + SECONDS
+        while wanted not in seen:
+            assert time.monotonic() < deadline, seen[-2000:]
+            if select.select([ours], [], [], 1.0)[0]:
+                seen += os.read(ours, 1 << 16)
+
+    try:
+        for _ in range(2):
+            read_until(b"> ")
+            os.write(ours, b"one\n")
+            read_until(b"one\r\n")
+            assert os.read(ours, 1)  # it has begun to answer
+            process.send_signal(signal.SIGINT)
+        read_until(b"> ")
+        os.write(ours, b"\x04")
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+        os.close(theirs)
 
 
 def line(custom_id: str, body: dict[str, Any], url: str = "/v1/completions") -> str:
