@@ -15,6 +15,7 @@ COPY requirements.lock requirements-embedded.lock ./
 RUN pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements.lock \
     && pip install --no-deps -r requirements-embedded.lock
 COPY pyproject.toml README.md LICENSE ./
+COPY polydecode polydecode
 COPY server server
 COPY decoding decoding
 COPY loadtest loadtest

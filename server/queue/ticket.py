@@ -137,11 +137,8 @@ class Ticket:
         self.wake()
 
     def _fail_finished(self, finished: Finished, code: str) -> None:
-        if code in _CLIENT_ERRORS:
-            error = ApiError(400, finished.error_message or "the request cannot be served", code=_CLIENT_ERRORS[code])
-            self.fail(error, "rejected", is_worker_done=True)
-        else:
-            self.fail(ApiError(500, "the request failed inside the server", code=code), is_worker_done=True)
+        outcome: Outcome = "rejected" if code in _CLIENT_ERRORS else "error"
+        self.fail(error_of(finished, code), outcome, is_worker_done=True)
 
     def _measure(self, output: Output, now: float) -> None:
         num_tokens = sum(len(chunk.token_ids) for chunk in output.chunks)
@@ -169,6 +166,13 @@ class Ticket:
         series.request_generated_tokens.observe(line.num_tokens)
         if line.first_token is not None and line.num_tokens > 1:
             series.time_per_output_token.observe((now - line.first_token) / (line.num_tokens - 1))
+
+
+def error_of(finished: Finished, code: str) -> ApiError:
+    """What a client is told of a request that the worker ended with that code."""
+    if code in _CLIENT_ERRORS:
+        return ApiError(400, finished.error_message or "the request cannot be served", code=_CLIENT_ERRORS[code])
+    return ApiError(500, "the request failed inside the server", code=code)
 
 
 class Tally:

@@ -14,7 +14,7 @@ from server.http.disconnect import until_disconnect
 from server.queue.batcher import Batcher
 from server.routes.submit import submitted
 from server.settings.limits import Limits
-from server.translate.bounds import bad_field, check_priority
+from server.translate.bounds import embedding_within
 from server.translate.prompts import num_prompts
 from server.translate.translate import embedding_plan
 from server.wire.answers import EmbeddingList
@@ -30,12 +30,7 @@ def router(batcher: Batcher, limits: Limits) -> APIRouter:
 
     def read(body: dict[str, Any]) -> tuple[EmbeddingRequest, Ignored]:
         wire, ignored = parse(EmbeddingRequest, body, LATER_IN_EMBEDDINGS)
-        if num_prompts(wire.input) > limits.max_rows_per_request:
-            raise bad_field("input", f"must have at most {limits.max_rows_per_request} entries")
-        if len(wire.cache_salt or "") > limits.max_cache_salt_chars:
-            raise bad_field("cache_salt", f"must have at most {limits.max_cache_salt_chars} characters")
-        check_priority(wire.priority, limits)
-        return wire, ignored
+        return embedding_within(wire, limits), ignored
 
     @routes.post(
         "/v1/embeddings",

@@ -44,7 +44,7 @@ _SERVICE_LINK = re.compile(
 REPEATABLE = ("--served-model-name", "--api-key", "--allowed-hosts", "--plugin")
 _NEVER_EMPTY = (f"{ENV_PREFIX}API_KEY",)  # set, but empty, it is refused; others then count as not set
 
-Origin = Literal["default", "file", "environment", "flag"]
+Origin = Literal["default", "file", "environment", "flag", "argument"]
 Kind = TypeVar("Kind", bound=Section)
 
 
@@ -111,7 +111,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) 
     for origin, layer in layers:
         values.update(layer)
         origins.update(dict.fromkeys(layer, origin))
-    return LoadedSettings(_validated(values, origins), origins)
+    return LoadedSettings(validated(values, origins), origins)
 
 
 def _flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def _file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _validated(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings:
+def validated(values: Mapping[str, Any], origins: Mapping[str, Origin]) -> Settings:
+    """Raises SettingsError, which says where a value came from that cannot be."""
     try:
         return Settings(**values)
     except ValidationError as error:

@@ -10,6 +10,7 @@ import json
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from decoding.contract.grammars import InvalidGrammar, compile_grammar, read_tokens
@@ -45,6 +46,14 @@ def problem(kind: str, reason: str) -> str:
     return WORDS[kind]
 
 
+def plain_tokens(special: Mapping[int, str]) -> Any:
+    """A token for each byte, and the special ones: whether a grammar compiles depends on no others."""
+    free = (i for i in range(256 + len(special) + 1) if i not in special)
+    pieces = {i: bytes([byte]) for byte, i in zip(range(256), free, strict=False)}
+    end = max([*special, *pieces]) + 1
+    return read_tokens([pieces.get(i, b"") for i in range(end)], special, [end])
+
+
 def check(asked: dict[str, str], tokens: Any) -> str | None:
     """What is wrong with a grammar, if anything."""
     try:
@@ -67,11 +76,7 @@ def main() -> None:
     seconds = float(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    special = {int(i): name for i, name in json.loads(sys.stdin.readline())}
-    free = (i for i in range(256 + len(special) + 1) if i not in special)
-    pieces = {i: bytes([byte]) for byte, i in zip(range(256), free, strict=False)}
-    end = max([*special, *pieces]) + 1
-    tokens = read_tokens([pieces.get(i, b"") for i in range(end)], special, [end])
+    tokens = plain_tokens({int(i): name for i, name in json.loads(sys.stdin.readline())})
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         found = check(json.loads(line), tokens)

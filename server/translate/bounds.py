@@ -18,7 +18,7 @@ from server.translate.structure import check_structure
 from server.translate.table import table_of
 from server.translate.tool_use import check_tools
 from server.wire.base import at
-from server.wire.requests import PROMPT, ChatRequest, CompletionRequest, Decoding
+from server.wire.requests import PROMPT, ChatRequest, CompletionRequest, Decoding, EmbeddingRequest
 
 PARAM_TEXTS = (
     *(each.path for own in PARAMS.values() for each in declared(own).values() if each.mark(FromText)),
@@ -59,6 +59,15 @@ def asked_within(wire: Body, limits: Limits) -> Asked[Body]:
         _at_most(len(wire.messages), limits.max_messages, "messages", "entries")
         _at_most(wire.top_logprobs, limits.max_logprobs, "top_logprobs")
     return asked
+
+
+def embedding_within(wire: EmbeddingRequest, limits: Limits) -> EmbeddingRequest:
+    """The request, found within the bounds that depend on the settings."""
+    if num_prompts(wire.input) > limits.max_rows_per_request:
+        raise bad_field("input", f"must have at most {limits.max_rows_per_request} entries")
+    _at_most(len(wire.cache_salt or ""), limits.max_cache_salt_chars, "cache_salt", "characters")
+    check_priority(wire.priority, limits)
+    return wire
 
 
 def refused(invalid: InvalidParam) -> ApiError:

@@ -93,18 +93,25 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(Decoding):
-    """POST /v1/completions."""
+class CompletionFields(Decoding):
+    """All that a completion takes beside its prompt."""
 
-    FORMS: ClassVar[Mapping[str, str]] = {**Decoding.FORMS, "prompt": PROMPT, "decoder_prompt": CONTEXT}
+    FORMS: ClassVar[Mapping[str, str]] = {**Decoding.FORMS, "decoder_prompt": CONTEXT}
 
-    prompt: Prompt = Field(description="Text or token ids, or a list of either: one answer each.")
     decoder_prompt: Context | None = option("Text or token ids that an encoder-decoder model's answer goes on from.")
     suffix: str | None = option("Text behind the gap; refused unless the model can fill in the middle.")
     max_tokens: Count | None = option("Most tokens of a choice.", 16)
     max_completion_tokens: Count | None = option("Another name of max_tokens.")
     echo: bool | None = option("Put the prompt before the answer.", False)
     logprobs: Count | None = option("Log-probs of the tokens, and of that many alternatives.")
+
+
+class CompletionRequest(CompletionFields):
+    """POST /v1/completions."""
+
+    FORMS: ClassVar[Mapping[str, str]] = {**CompletionFields.FORMS, "prompt": PROMPT}
+
+    prompt: Prompt = Field(description="Text or token ids, or a list of either: one answer each.")
 
 
 class EmbeddingRequest(Wire):

@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 import sys
 
-from huggingface_hub import snapshot_download
-
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.spm", "merges.txt", "vocab.txt"]
+
+
+def download(model: str) -> str:
+    """The directory that holds it then."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - takes a while to import
+
+    return snapshot_download(model, allow_patterns=PATTERNS)
 
 
 def main(model: str) -> None:
     print(json.dumps({"stage": f"downloading {model}", "fraction": 0.0}), flush=True)
     try:
-        directory = snapshot_download(model, allow_patterns=PATTERNS)
+        directory = download(model)
     except Exception as error:
         sys.exit(f"polydecode: {model} could not be downloaded: {type(error).__name__}")
     print(json.dumps({"directory": directory}), flush=True)

@@ -61,17 +61,17 @@ def default_name(model: str) -> str:
 
 async def resolve(model: str, report: Report, *, may_download: bool) -> Path:
     """The model's directory, checked. Raises ModelError."""
-    command = _preparation(model, may_download=may_download)
-    directory = Path(model) if command is None else await prepare(command, report)
-    if _lacks_tokenizer(directory):
-        directory = await prepare((sys.executable, "-m", "decoding.model.fast_tokenizer", str(directory)), report)
-    return _local(str(directory))
+    making = preparation(model, may_download=may_download)
+    directory = Path(model) if making is None else await prepare(_command(*making), report)
+    if lacks_tokenizer(directory):
+        directory = await prepare(_command("decoding.model.fast_tokenizer", str(directory)), report)
+    return whole(directory)
 
 
 def check(model: str, *, may_download: bool) -> None:
     """What can be said at once about --model, before anything is started. Raises ModelError."""
-    if _preparation(model, may_download=may_download) is None:
-        _local(model, has_tokenizer=not _lacks_tokenizer(Path(model)))
+    if preparation(model, may_download=may_download) is None:
+        whole(Path(model), has_tokenizer=not lacks_tokenizer(Path(model)))
 
 
 @contextlib.contextmanager
@@ -97,16 +97,20 @@ def _is_remote(model: str) -> bool:
 
 
 @_naming_unreadable()
-def _preparation(model: str, *, may_download: bool) -> Sequence[str] | None:
-    """The command that makes the directory; None for one that is there."""
+def preparation(model: str, *, may_download: bool) -> tuple[str, ...] | None:
+    """The module that makes the directory, with its arguments; None for one that is there. Raises ModelError."""
     if not model:
-        return (sys.executable, "-m", "decoding.gguf.embedded")
+        return ("decoding.gguf.embedded",)
     if not _is_remote(model):
         packed = _gguf(Path(model))
-        return None if packed is None else (sys.executable, "-m", "decoding.gguf.unpacking", str(packed))
+        return None if packed is None else ("decoding.gguf.unpacking", str(packed))
     if not may_download:
         raise ModelError(f"{model} is not a directory here; to fetch it from the Hugging Face hub add --allow-download")
-    return (sys.executable, "-m", "server.worker.download", model)
+    return ("server.worker.download", model)
+
+
+def _command(module: str, *arguments: str) -> Sequence[str]:
+    return (sys.executable, "-m", module, *arguments)
 
 
 def _gguf(path: Path) -> Path | None:
@@ -128,17 +132,17 @@ def _gguf(path: Path) -> Path | None:
     return path
 
 
-def _lacks_tokenizer(directory: Path) -> bool:
+def lacks_tokenizer(directory: Path) -> bool:
     """Whether there is a vocabulary that tokenizer.json can be made of, and no tokenizer.json."""
     if (directory / "tokenizer.json").exists() or not (directory / "config.json").exists():
         return False
     return any(any(directory.glob(pattern)) for pattern in VOCABULARIES)
 
 
-def _local(model: str, *, has_tokenizer: bool = True) -> Path:
-    directory = Path(model)
+def whole(directory: Path, *, has_tokenizer: bool = True) -> Path:
+    """The directory, nothing of whose model is missing or cut off. Raises ModelError."""
     if not directory.is_dir():
-        raise ModelError(f"{model} is not a directory")
+        raise ModelError(f"{directory} is not a directory")
     for name in ("config.json", *(["tokenizer.json"] if has_tokenizer else [])):
         _check_json(directory / name)
     shards = _shards(directory)
