@@ -1,8 +1,11 @@
-"""Recorded forwards for ticks that only decode: one graph for each bucket of rows and of pages, all in one memory pool.
+"""Recorded forwards for ticks of few tokens: one graph for each bucket of tokens and of pages, all in one memory pool.
 
-Inputs live in one device tensor that never moves; a tick copies its numbers there, pads rows up to the bucket and
-replays. Padding rows are one token at position 0 whose keys and values go to page 0, which is nobody's. No number from
-the host is inside a recording but the two sizes of its bucket. Knows neither models nor attention, only what to record.
+A recording decodes one token a row. A tick whose rows feed several (short prompts, windows to verify) is one of more
+rows: each token attends as the last one of its row would, over the same pages, for all keys and values are written
+before anybody attends. Inputs live in one device tensor that never moves; a tick copies its numbers there, pads rows up
+to the bucket and replays. Padding rows are one token at position 0 whose keys and values go to page 0, which is
+nobody's. No number from the host is inside a recording but the two sizes of its bucket. Knows neither models nor
+attention, only what to record.
 """
 
 from __future__ import annotations
@@ -19,9 +22,31 @@ import torch
 
 from decoding.attention.interface import Batch, DecodeInputs
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+ROW_BUCKETS = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+    *(n << shift for shift in range(5, 14) for n in (4, 5, 6, 7)),
+    1 << 16,
+)
+"""From 128 on four to each power of two, up to the most rows that there can be."""
+
 PAGE_BUCKETS = tuple(16 << shift for shift in range(0, 14, 2))
 """With pages of 16 positions: up to 256, 1 k, 4 k … 1 M positions."""
+
+MOST_TOKENS = 512
+"""Of rows that feed several: as a prompt longer than that keeps a GPU busy, it need not be launched fast."""
+
+MOST_READ_AGAIN = 1 << 17
+"""Keys that tokens of one row read each for itself, where a plain forward reads them once for all: beyond that the GPU
+loses more time than the host wins. (Of 8 billion weights' models 16 GB, about 4 ms of an H200; launching takes 10.)"""
 
 Run = Callable[[], torch.Tensor]
 Decode = Callable[[DecodeInputs], Run]
@@ -120,7 +145,7 @@ class DecodeGraphs:
         self.is_able = True
 
     def run(self, batch: Batch, generation: int) -> torch.Tensor | None:
-        """The forward's result [rows, hidden], valid until the next run; None where the batch is not for a recording.
+        """The forward's result [T, hidden], valid until the next run; None where the batch is not for a recording.
 
         generation: of the attention's memory; with another one all recordings are void.
         """
@@ -141,8 +166,8 @@ class DecodeGraphs:
         if found is None:
             return None
         if batch.drawn is not None:
-            found.inputs.token_ids[: batch.num_rows].copy_(batch.drawn)
-        return found.replay()[: batch.num_rows]
+            found.inputs.token_ids[: batch.num_tokens].copy_(batch.drawn)
+        return found.replay()[: batch.num_tokens]
 
     def _record(self, bucket: tuple[int, int], packed: np.ndarray) -> _Recorded | None:
         held = torch.from_numpy(packed).to(self._device, copy=True)
@@ -160,23 +185,29 @@ class DecodeGraphs:
 
 
 def bucket_of(batch: Batch) -> tuple[int, int] | None:
-    """Rows and pages of the recording for this batch; None unless every row decodes one plain token."""
-    rows, pages = batch.page_tables.shape
-    if batch.num_tokens != rows or batch.embeds or batch.probe_rows:
+    """Tokens and pages of the recording for this batch; None where it asks for more than plain tokens' hidden states,
+    or where it is better off without.
+    """
+    tokens, pages = batch.num_tokens, batch.page_tables.shape[1]
+    if batch.embeds or batch.probe_rows or tokens > ROW_BUCKETS[-1] or pages > PAGE_BUCKETS[-1]:
         return None
-    if rows > ROW_BUCKETS[-1] or pages > PAGE_BUCKETS[-1]:
+    if (
+        tokens > max(batch.num_rows, MOST_TOKENS)
+        or (batch.positions + 1).sum() - batch.kv_lengths.sum() > MOST_READ_AGAIN
+    ):
         return None
-    return next(b for b in ROW_BUCKETS if b >= rows), next(b for b in PAGE_BUCKETS if b >= pages)
+    return next(b for b in ROW_BUCKETS if b >= tokens), next(b for b in PAGE_BUCKETS if b >= pages)
 
 
 def padded(batch: Batch, num_rows: int, num_pages: int) -> np.ndarray:
-    """The batch's inputs in the order of DecodeInputs, int64 [num_rows * (4 + num_pages)]."""
-    rows, pages = batch.page_tables.shape
+    """The batch's inputs in the order of DecodeInputs, each token a row: int64 [num_rows * (4 + num_pages)]."""
+    tokens, pages = batch.num_tokens, batch.page_tables.shape[1]
     packed = np.zeros(num_rows * (4 + num_pages), dtype=np.int64)
     columns = packed[: 4 * num_rows].reshape(4, num_rows)
-    columns[:, :rows] = batch.token_ids, batch.positions, batch.slots, batch.kv_lengths
-    columns[3, rows:] = 1
-    packed[4 * num_rows :].reshape(num_rows, num_pages)[:rows, :pages] = batch.page_tables
+    columns[:, :tokens] = batch.token_ids, batch.positions, batch.slots, batch.positions + 1
+    columns[3, tokens:] = 1
+    tables = packed[4 * num_rows :].reshape(num_rows, num_pages)
+    tables[:tokens, :pages] = np.repeat(batch.page_tables, np.diff(batch.query_starts), axis=0)
     return packed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import weakref
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.contract.params import Beam, LogitsParams, Request, Sampling, StoppingParams
 from decoding.engine.cache import PageCache
-from decoding.model.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.model.graphs import MOST_TOKENS, CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
 from decoding.model.loading import wrap
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
@@ -35,10 +36,15 @@ def call_again(run: Run) -> Run:
 
 def decode_batch(*lengths: int) -> Batch:
     """Rows of those lengths, each fed its last token."""
-    book = PageBook(400, 16)
+    book = PageBook(800, 16)
     rows = [Row(list(range(10, 10 + length))) for length in lengths]
     book.batch([(row, len(row.tokens) - 1) for row in rows])
     return book.batch([(row, 1) for row in rows])
+
+
+def row_exact_product(a: np.ndarray, b: np.ndarray, dtype: np.dtype[np.float32]) -> np.ndarray:  # [m, k], [k, n]
+    """Triton's interpreter multiplies with numpy, whose order of sums depends on a row's place; a tensor core's not."""
+    return np.stack([a[:, i, None] * b[None, i] for i in range(a.shape[1])]).sum(axis=0, dtype=dtype)
 
 
 class Spy:
@@ -53,7 +59,7 @@ class Spy:
 
 
 def given(batch: Batch) -> np.ndarray:
-    return np.stack([batch.token_ids, batch.positions, batch.slots, batch.kv_lengths], axis=1)
+    return np.stack([batch.token_ids, batch.positions, batch.slots, batch.positions + 1], axis=1)
 
 
 def test_a_replay_sees_the_numbers_of_its_own_tick() -> None:
@@ -84,15 +90,40 @@ def test_nothing_of_a_larger_tick_is_left_in_a_smaller_one() -> None:
 def test_a_bucket_holds_rows_and_pages() -> None:
     assert bucket_of(decode_batch(5)) == (1, 16)
     assert bucket_of(decode_batch(5, 257, 5)) == (4, 64)
+    assert bucket_of(decode_batch(*[2] * 600)) == (640, 16), "however many rows"
     assert padded(decode_batch(5, 257, 5), 4, 64).shape == (4 * (4 + 64),)
 
 
-def test_only_plain_decode_steps_are_recorded() -> None:
-    book, rows = PageBook(400, 16), [Row(list(range(20))), Row(list(range(20)))]
+def test_each_token_of_a_row_is_a_row_of_the_recording() -> None:
+    book, rows = PageBook(400, 16), [Row(list(range(40))), Row(list(range(20)))]
+    book.batch([(rows[0], 18), (rows[1], 3)])
+    batch = book.batch([(rows[0], 4), (rows[1], 1)])
+    spy = Spy()
+    found = DecodeGraphs(spy.decode, call_again, CPU).run(batch, 1)
+    assert found is not None
+    assert found[:, 3].tolist() == [19, 20, 21, 22, 4], "as long as the row was when it had that token last"
+    assert np.array_equal(found.numpy(), given(batch))
+    tables = spy.recorded[0].page_tables
+    assert tables.shape == (8, 16)
+    assert np.array_equal(tables[:5, :2].numpy(), batch.page_tables[[0, 0, 0, 0, 1]])
+
+
+def test_what_asks_for_more_than_plain_tokens_is_not_recorded() -> None:
+    book, row = PageBook(400, 16), Row(list(range(20)))
     graphs = DecodeGraphs(Spy().decode, call_again, CPU)
-    assert graphs.run(book.batch([(rows[0], 12), (rows[1], 1)]), 1) is None
-    assert graphs.run(book.batch([(rows[0], 1)], probe_rows=(0,)), 1) is None
-    assert graphs.run(book.batch([(rows[0], 1)], embeds={0: torch.zeros(4)}), 1) is None
+    assert graphs.run(book.batch([(row, 1)], probe_rows=(0,)), 1) is None
+    assert graphs.run(book.batch([(row, 1)], embeds={0: torch.zeros(4)}), 1) is None
+
+
+def test_many_tokens_or_many_keys_for_each_run_plainly() -> None:
+    """A token that is a row of its own reads again what those before it in its row have read."""
+    book, row, most = PageBook(4000, 16), Row([0] * 50_000), MOST_TOKENS
+    assert bucket_of(book.batch([(row, most)])) == (most, 64)
+    assert bucket_of(book.batch([(row, most + 1)])) is None
+    book.batch([(row, 40_000)])
+    assert bucket_of(book.batch([(row, 1)])) == (1, 4096)
+    assert bucket_of(book.batch([(row, 4)])) == (4, 4096)
+    assert bucket_of(book.batch([(row, 5)])) is None
 
 
 def test_recordings_end_with_the_memory_they_point_to() -> None:
@@ -275,32 +306,65 @@ def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_oth
     assert recorded
 
 
-def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> PagedAttention:
+def triton_blocks(
+    shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, *, is_uniform: bool = False
+) -> PagedAttention:
     from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - triton may be absent
 
-    return TritonAttention(shapes, device=device, dtype=dtype, block=16)
+    return TritonAttention(shapes, device=device, dtype=dtype, block=16, is_uniform=is_uniform)
 
 
-def test_a_model_decodes_the_same_bits_in_padded_buckets() -> None:
+def test_a_model_decodes_the_same_bits_in_padded_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
+    monkeypatch.setattr(np, "matmul", row_exact_product)
 
     def states(capture: Callable[[Run], Run] | None) -> torch.Tensor:
         lm = tiny("llama", num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1)
-        model = wrap(lm, attention=triton_blocks, capture=capture)
+        model = wrap(lm, attention=functools.partial(triton_blocks, is_uniform=True), capture=capture)
         model.attention.allocate(100)
+        recorded.clear()  # what the model was tried with
         book, rows = PageBook(100, 16), [Row(list(range(3, 3 + length))) for length in (9, 20, 4)]
         model.forward(book.batch([(row, len(row.tokens) - 2) for row in rows]))
         ticks = [rows, rows[1:]]
         return torch.cat([model.forward(book.batch([(row, 1) for row in tick])).last.clone() for tick in ticks])
 
-    recorded = []
+    recorded: list[Run] = []
 
     def noting(run: Run) -> Run:
         recorded.append(run)
         return run
 
-    assert torch.equal(states(noting), states(None))
+    expected, found = states(None), states(noting)
+    assert torch.equal(found, expected)
+    assert len(recorded) == 3, "a prompt too"
+
+
+def test_a_recorded_tick_of_prompts_windows_and_steps_says_what_a_plain_one_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the bit, as this backend promises that it does not matter how a query came; over a sliding window."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(np, "matmul", row_exact_product)
+    blocks = functools.partial(triton_blocks, is_uniform=True)
+
+    def states(capture: Callable[[Run], Run] | None) -> torch.Tensor:
+        lm = tiny("mistral", num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, attention=blocks, capture=capture)
+        model.attention.allocate(100)
+        recorded.clear()  # what the model was tried with
+        book, rows = PageBook(100, 16), [Row(list(range(3, 3 + length))) for length in (21, 14, 5)]
+        ticks = [[(rows[0], 18), (rows[1], 13)], [(rows[0], 3), (rows[1], 1), (rows[2], 5)]]
+        return torch.cat([model.forward(book.batch(tick)).last.clone() for tick in ticks])
+
+    recorded: list[Run] = []
+
+    def noting(run: Run) -> Run:
+        recorded.append(run)
+        return run
+
+    expected, found = states(None), states(noting)
     assert len(recorded) == 2
+    assert torch.equal(found, expected)
 
 
 def test_ids_that_only_the_device_knows_reach_the_recording() -> None:
