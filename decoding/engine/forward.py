@@ -36,6 +36,12 @@ class Enqueued:
     owners: list[Scheduled]
     slices: list[ReadSlice]
 
+    @property
+    def drawing(self) -> list[Scheduled]:
+        """Whose each row of the slices' drawn ids is, one after the other."""
+        owners = iter(self.owners)
+        return [owner for part in self.slices for draws, owner in zip(part.draws, owners, strict=False) if draws]
+
 
 def forward(model: Model, scheduled: list[Scheduled]) -> Forwarded:
     """Run the spans as one batch."""

@@ -36,6 +36,11 @@ class Span:
     def end(self) -> int:
         return self.start + self.count
 
+    def slot(self, page_size: int) -> int:
+        """Where its first key and value go."""
+        page, offset = divmod(self.start, page_size)
+        return self.row.table.pages[page] * page_size + offset
+
 
 def pack(spans: Sequence[Span], page_size: int, drawn: torch.Tensor | None = None) -> Batch:
     """Lay the spans end to end. Their page tables must already have room for them.

@@ -114,6 +114,11 @@ class ReadSlice:
         for kind in Scores:
             self._enqueue_scores(kind, logits, contrasted, headed, ids)
 
+    @property
+    def draws(self) -> list[bool]:
+        """Of each read, whether it has a row of `drawn`; those have theirs in the reads' order."""
+        return [bool(read.want.draws) for read in self._reads]
+
     def collect(self) -> list[Reading | Unreadable]:
         """One per read, in order. Call after HostCopy.fetch."""
         return [self._reading(i) for i in range(len(self._reads))]
