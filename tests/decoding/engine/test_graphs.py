@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,16 @@ from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.contract.params import Beam, LogitsParams, Request, Sampling, StoppingParams
 from decoding.engine.cache import PageCache
-from decoding.model.graphs import MOST_TOKENS, CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.model.graphs import (
+    MOST_TOKENS,
+    CannotCapture,
+    CudaCapture,
+    DecodeGraphs,
+    Run,
+    bucket_of,
+    buckets_for,
+    padded,
+)
 from decoding.model.loading import wrap
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
@@ -148,6 +158,63 @@ def test_a_forward_that_cannot_be_recorded_is_not_tried_again() -> None:
     assert len(tries) == 1
 
 
+def in_memory_for(most_rows: int, most_pages: int) -> Callable[[Run], Run]:
+    """Recordings, and memory for those of so many rows and pages."""
+
+    def record(run: Run) -> Run:
+        rows, pages = run().shape
+        if rows > most_rows or pages > most_pages:
+            raise torch.OutOfMemoryError("no memory")
+        return run
+
+    return record
+
+
+def tables(inputs: DecodeInputs) -> Run:
+    return lambda: inputs.page_tables
+
+
+def test_what_memory_lacks_for_costs_only_what_is_no_smaller() -> None:
+    graphs = DecodeGraphs(tables, in_memory_for(8, 64), CPU)
+    assert graphs.run(decode_batch(5, 5), 1) is not None
+    with pytest.warns(UserWarning, match="no memory"):
+        assert graphs.run(decode_batch(*[5] * 9), 1) is None
+    assert graphs.run(decode_batch(*[5] * 20), 1) is None, "not tried again"
+    assert graphs.run(decode_batch(*[5] * 8), 1) is not None
+    assert graphs.run(decode_batch(5, 5), 1) is not None
+
+
+def test_all_that_can_come_is_recorded_at_once_the_largest_first() -> None:
+    spy = Spy()
+    graphs = DecodeGraphs(spy.decode, call_again, CPU)
+    graphs.record(buckets_for(600, 70), 1)
+    sizes = [inputs.page_tables.shape for inputs in spy.recorded]
+    assert sizes[0] == (640, 256)
+    assert sizes[-1] == (1, 16)
+    assert {pages for _, pages in sizes} == {16, 64, 256}
+    assert all(one[0] * one[1] >= other[0] * other[1] for one, other in itertools.pairwise(sizes))
+    for batch in (decode_batch(5), decode_batch(*[2] * 600), decode_batch(1100)):
+        graphs.run(batch, 1)
+    assert len(spy.recorded) == len(sizes), "nothing is left to be recorded while requests wait"
+
+
+def test_what_is_recorded_ahead_touches_nobodys_page() -> None:
+    spy = Spy()
+    DecodeGraphs(spy.decode, call_again, CPU).record([(4, 16)], 1)
+    (inputs,) = spy.recorded
+    assert not torch.stack([inputs.token_ids, inputs.positions, inputs.slots]).any()
+    assert not inputs.page_tables.any()
+    assert inputs.kv_lengths.tolist() == [1, 1, 1, 1]
+
+
+def test_where_memory_ends_amid_the_recordings_the_smaller_ones_are_there() -> None:
+    graphs = DecodeGraphs(tables, in_memory_for(64, 16), CPU)
+    with pytest.warns(UserWarning, match="no memory"):
+        graphs.record(buckets_for(128, 64), 1)
+    assert graphs.is_able
+    assert sorted(graphs._recorded) == [(rows, 16) for rows in (1, 2, 4, 8, 16, 24, 32, 48, 64)]
+
+
 class Table:
     """Device memory that a forward reads beside its inputs."""
 
@@ -186,6 +253,8 @@ class FakeCuda:
         self.mode: int | str = 0
         self.events: list[str] = []
         self.handles = 0
+        self.free = 1 << 30
+        self.peak = 0
 
     def Stream(self) -> FakeCuda:
         return self
@@ -207,6 +276,24 @@ class FakeCuda:
     def graph_pool_handle(self) -> tuple[int, int]:
         self.handles += 1
         return (0, self.handles)
+
+    def take(self, num_bytes: int) -> None:
+        """What a forward allocates and gives back."""
+        self.peak = max(self.peak, num_bytes)
+
+    def empty_cache(self) -> None: ...
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return self.free, 1 << 30
+
+    def memory_allocated(self) -> int:
+        return 0
+
+    def max_memory_allocated(self) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = 0
 
     def get_sync_debug_mode(self) -> int | str:
         return self.mode
@@ -232,7 +319,8 @@ class FakeGraph:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream", "graph", "graph_pool_handle", "get_sync_debug_mode",
-                 "set_sync_debug_mode"):  # fmt: skip
+                 "set_sync_debug_mode", "empty_cache", "mem_get_info", "memory_allocated", "max_memory_allocated",
+                 "reset_peak_memory_stats"):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     return fake
@@ -258,6 +346,45 @@ def test_what_memory_lacks_is_no_reason_to_record_nothing(cuda: FakeCuda) -> Non
         return torch.zeros(1)
 
     with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture()(forward)
+
+
+def test_what_there_is_no_memory_for_is_found_out_before_it_is_recorded(cuda: FakeCuda) -> None:
+    """What larger recordings took serves the others, too."""
+    capture = CudaCapture()
+
+    def taking(num_bytes: int) -> Run:
+        def forward() -> torch.Tensor:
+            cuda.take(num_bytes)
+            return torch.zeros(1)
+
+        return forward
+
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(taking(2 << 30))
+    assert "record" not in cuda.events
+    large = capture(taking(900 << 20))
+    cuda.free = 100 << 20
+    small = capture(taking(800 << 20))
+    assert cuda.events.count("record") == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(taking(1000 << 20))
+    del large, small
+    gc.collect()
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(taking(800 << 20))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), torch.AcceleratorError()])
+def test_what_a_recording_meets_of_the_gpu_does_not_mean_that_the_model_cannot_be_recorded(
+    error: Exception, cuda: FakeCuda
+) -> None:
+    def forward() -> torch.Tensor:
+        if "record" in cuda.events:
+            raise error
+        return torch.zeros(1)
+
+    with pytest.raises(type(error)):
         CudaCapture()(forward)
 
 
