@@ -30,7 +30,7 @@ from decoding.engine.reading import HiddenStates
 from decoding.engine.request import Work
 from decoding.engine.rows import Row
 from decoding.engine.scheduler import Scheduled
-from decoding.seam import Feed, Open, RowId
+from decoding.seam import Open, RowId
 
 WORTH_A_FORWARD = 64
 """So many rows keep a host busy for as long as a GPU takes to read the weights once more, for the rows not guessed."""
@@ -41,25 +41,27 @@ PAUSE_TICKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A forward under way. works: of each batch row, the one that draws what is fed here."""
+    """A forward under way. By batch row: the work that draws what is fed here, its position, and the page of that."""
 
-    page_size: int
     works: list[Work]
+    positions: list[int]
+    pages: list[int]
     batch_row_of: dict[RowId, int]
+    page_size: int
     batch: Batch
     hidden: HiddenStates
-    layers: tuple[int, ...]
+    layers: frozenset[int]
 
     def find(self, scheduled: Scheduled) -> int | None:
         """The batch row that ran just this span; None where the guess is another or wrong."""
         span, feed = scheduled.span, scheduled.work.feed
         at = self.batch_row_of.get(span.row.id)
-        if at is None or not _is_plain(feed) or span.is_probed or span.start != self.batch.positions[at]:
+        if at is None or span.is_probed or span.start != self.positions[at]:
             return None
-        if span.slot(self.page_size) != self.batch.slots[at]:  # the row has lost its pages since, and has others
+        if span.row.table.pages[span.start // self.page_size] != self.pages[at]:  # it has lost its pages since
             return None
-        is_known = feed.tokens == self.works[at].readings[-1].tokens and set(feed.want.hidden_layers) <= {*self.layers}
-        return at if is_known else None
+        is_known = feed.tokens == self.works[at].readings[-1].tokens and feed.embeds is None and not feed.num_injected
+        return at if is_known and self.layers.issuperset(feed.want.hidden_layers) else None
 
 
 @dataclass(slots=True)
@@ -79,7 +81,7 @@ class LaunchAhead:
         self._placed = placed
         self._is_on = is_on
         self._guesses: dict[str, Guess] = {}
-        self._reserved: list[Row] = []
+        self._reserved: list[Row] = []  # those that got pages for a guess alone
         self._works: dict[RowId, Work] = {}  # of the last tick that was launched whole
         self._pause = 0
         self.counters = Counters()
@@ -133,44 +135,52 @@ class LaunchAhead:
         num_others = sum(len(part.scheduled) for part in parts) - len(guessed)
         if num_others and len(guessed) < max(num_others, WORTH_A_FORWARD):
             return
-        going = [i for i in guessed if drawing[i].span.row.log.length < drawing[i].live.request.max_length]
-        scheduled = [drawing[i] for i in going]
-        if not scheduled or not self._reserve(placed.cache, [s.span for s in scheduled]):
+        going = [i for i in guessed if drawing[i].span.row.log.length < drawing[i].live.max_length]
+        spans = [Span(span.row, span.end, span.end + 1) for span in (drawing[i].span for i in going)]
+        if not spans or not self._reserve(placed.cache, spans):
             return
         drawn = torch.cat([s.drawn[:, 0] for part in parts for s in part.slices if s.drawn is not None])  # [drawing]
         if len(going) < len(drawing):
             drawn = drawn[indices(going, drawn.device)]
         page_size = placed.model.attention.page_size
-        batch = pack([Span(s.span.row, 1, lead=s.span.count) for s in scheduled], page_size, drawn)
-        layers = hidden_layers(scheduled)
+        batch = pack(spans, page_size, drawn)
+        layers = hidden_layers([drawing[i] for i in going])
         hidden = placed.model.forward(batch, layers)
-        batch_row_of = {s.span.row.id: at for at, s in enumerate(scheduled)}
-        self._guesses[name] = Guess(page_size, [s.work for s in scheduled], batch_row_of, batch, hidden, layers)
+        self._guesses[name] = Guess(
+            works=[drawing[i].work for i in going],
+            positions=[span.start for span in spans],
+            pages=(batch.slots // page_size).tolist(),
+            batch_row_of={span.row.id: at for at, span in enumerate(spans)},
+            page_size=page_size,
+            batch=batch,
+            hidden=hidden,
+            layers=frozenset(layers),
+        )
         self.counters.forwards += 1
-        self.counters.rows += len(scheduled)
+        self.counters.rows += len(spans)
 
     def _reserve(self, cache: PageCache, spans: Sequence[Span]) -> bool:
-        """Room for the position after each span, which made the page that it ends in the row's own."""
-        if sum(cache.pages_to_grow(span.row.table, span.count + 1) for span in spans) > cache.num_available:
+        """Room for spans that follow the ones being written, which made the pages that they end in the rows' own."""
+        wanting = [span for span in spans if not cache.has_room(span.row.table, span.end - span.row.table.length)]
+        counts = [span.end - span.row.table.length for span in wanting]
+        if sum(cache.pages_to_grow(span.row.table, n) for span, n in zip(wanting, counts, strict=True)) > (
+            cache.num_available
+        ):
             return False
-        self._reserved += [span.row for span in spans]
-        for span in spans:
-            cache.grow(span.row.table, span.count + 1)
+        self._reserved += [span.row for span in wanting]
+        for span, count in zip(wanting, counts, strict=True):
+            cache.grow(span.row.table, count)
         return True
-
-
-def _is_plain(feed: Feed) -> bool:
-    """Whether it reads one token more, and nothing else changes."""
-    return len(feed.tokens) == 1 and feed.embeds is None and not feed.num_injected
 
 
 def _draws_on(scheduled: Scheduled, before: Work | None) -> bool:
     """Whether the row draws one token here, and was fed its prompt or the one that it drew in the work before."""
     span, feed = scheduled.span, scheduled.work.feed
-    if len(feed.want.draws) != 1 or feed.want.attention or not feed.inner.is_empty or span.end != span.row.log.length:
+    want = feed.want
+    if len(want.draws) != 1 or want.attention or not feed.inner.is_empty or span.end != span.row.log.length:
         return False
     if isinstance(feed.parent, Open):
         return True
-    if before is None or not before.readings:
+    if before is None or not before.readings or feed.tokens != before.readings[-1].tokens:
         return False
-    return _is_plain(feed) and feed.tokens == before.readings[-1].tokens
+    return len(feed.tokens) == 1 and feed.embeds is None and not feed.num_injected
