@@ -172,13 +172,17 @@ class DecodeGraphs:
         self._generation = 0
         self.is_able = True
 
-    def record(self, buckets: Sequence[Bucket], generation: int) -> None:
+    def record(self, buckets: Sequence[Bucket], generation: int, leaves_bytes: int) -> None:
         """Record all of them that memory suffices for, the largest first: the others use what it took.
 
-        generation: of the attention's memory; with another one all recordings are void.
+        generation: of the attention's memory; with another one all recordings are void. leaves_bytes: none is begun
+        where less than that is free; the ticks that are not recorded need it.
         """
         self._begin(generation)
         for bucket in sorted(buckets, key=lambda bucket: (bucket[0] * bucket[1], bucket), reverse=True):
+            if self._device.type == "cuda" and torch.cuda.mem_get_info(self._device)[0] < leaves_bytes:
+                self._too_large.update(other for other in buckets if other not in self._recorded)
+                return
             if self._can_record(bucket):
                 self._record(bucket, _idle(*bucket))
 

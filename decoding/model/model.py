@@ -69,10 +69,13 @@ class Model:
         self._head = head
 
     @torch.inference_mode()
-    def record(self, most_rows: int, most_positions: int) -> None:
-        """Record the forwards of small ticks now rather than at their first use. The pages must be allocated."""
+    def record(self, most_rows: int, most_positions: int, leaves_bytes: int) -> None:
+        """Record the forwards of small ticks now rather than at their first use, while more than that is free of the
+        device's memory. The pages must be allocated.
+        """
         if self._graphs is not None:
-            self._graphs.record(self.recordings(most_rows, most_positions), self.attention.generation)
+            buckets = self.recordings(most_rows, most_positions)
+            self._graphs.record(buckets, self.attention.generation, leaves_bytes)
 
     def recordings(self, most_rows: int, most_positions: int) -> list[Bucket]:
         """What `record` would record."""

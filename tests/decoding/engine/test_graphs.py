@@ -9,6 +9,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,7 +188,7 @@ def test_what_memory_lacks_for_costs_only_what_is_no_smaller() -> None:
 def test_all_that_can_come_is_recorded_at_once_the_largest_first() -> None:
     spy = Spy()
     graphs = DecodeGraphs(spy.decode, call_again, CPU)
-    graphs.record(buckets_for(600, 70), 1)
+    graphs.record(buckets_for(600, 70), 1, 0)
     sizes = [inputs.page_tables.shape for inputs in spy.recorded]
     assert sizes[0] == (640, 256)
     assert sizes[-1] == (1, 16)
@@ -200,7 +201,7 @@ def test_all_that_can_come_is_recorded_at_once_the_largest_first() -> None:
 
 def test_what_is_recorded_ahead_touches_nobodys_page() -> None:
     spy = Spy()
-    DecodeGraphs(spy.decode, call_again, CPU).record([(4, 16)], 1)
+    DecodeGraphs(spy.decode, call_again, CPU).record([(4, 16)], 1, 0)
     (inputs,) = spy.recorded
     assert not torch.stack([inputs.token_ids, inputs.positions, inputs.slots]).any()
     assert not inputs.page_tables.any()
@@ -210,7 +211,7 @@ def test_what_is_recorded_ahead_touches_nobodys_page() -> None:
 def test_where_memory_ends_amid_the_recordings_the_smaller_ones_are_there() -> None:
     graphs = DecodeGraphs(tables, in_memory_for(64, 16), CPU)
     with pytest.warns(UserWarning, match="no memory"):
-        graphs.record(buckets_for(128, 64), 1)
+        graphs.record(buckets_for(128, 64), 1, 0)
     assert graphs.is_able
     assert sorted(graphs._recorded) == [(rows, 16) for rows in (1, 2, 4, 8, 16, 24, 32, 48, 64)]
 
@@ -283,7 +284,7 @@ class FakeCuda:
 
     def empty_cache(self) -> None: ...
 
-    def mem_get_info(self) -> tuple[int, int]:
+    def mem_get_info(self, _device: object = None) -> tuple[int, int]:
         return self.free, 1 << 30
 
     def memory_allocated(self) -> int:
@@ -373,6 +374,24 @@ def test_what_there_is_no_memory_for_is_found_out_before_it_is_recorded(cuda: Fa
     gc.collect()
     with pytest.raises(torch.OutOfMemoryError):
         capture(taking(800 << 20))
+
+
+def test_recordings_leave_to_the_ticks_what_those_need(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is not recorded at the start is not recorded while requests wait either."""
+    recorded: list[tuple[int, ...]] = []
+
+    def record(run: Run) -> Run:
+        recorded.append(tuple(run().shape))
+        cuda.free -= 100
+        return run
+
+    graphs = DecodeGraphs(tables, record, CPU)
+    monkeypatch.setattr(graphs, "_device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    cuda.free = 1250
+    graphs.record([(rows, 16) for rows in (1, 2, 4, 8, 16)], 1, leaves_bytes=1000)
+    assert recorded == [(16, 16), (8, 16), (4, 16)]
+    assert graphs.run(decode_batch(5, 5), 1) is None
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), torch.AcceleratorError()])

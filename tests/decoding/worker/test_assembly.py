@@ -19,6 +19,7 @@ from decoding.worker.assembly import (
     GPU_CANARY_TOKENS,
     Sizes,
     _default_kv_memory,
+    _peak_bytes,
     build_engine,
     canaries,
     launches_ahead,
@@ -128,14 +129,16 @@ class Tried:
         self.encoder = None
         self.attention, self.head, self.project = model.attention, model.head, model.project
         self.forwards: list[tuple[int, int]] = []
-        self.recorded: list[tuple[int, int, int]] = []
+        self.recorded: list[tuple[int, ...]] = []
+        self.plain: list[int] = []
 
-    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> Hidden:
+    def forward(self, batch: Batch, layers: tuple[int, ...] = (), *, shift: int = 0) -> Hidden:
         self.forwards.append((batch.num_tokens, batch.num_rows))
+        self.plain += [batch.num_tokens] if shift else []
         return self._model.forward(batch, layers)
 
-    def record(self, most_rows: int, most_positions: int) -> None:
-        self.recorded.append((most_rows, most_positions, len(self.forwards)))
+    def record(self, most_rows: int, most_positions: int, leaves_bytes: int) -> None:
+        self.recorded.append((most_rows, most_positions, leaves_bytes, len(self.forwards)))
 
     def recordings(self, _most_rows: int, _most_positions: int) -> list[tuple[int, int]]:
         return [(1, 16)] * 10
@@ -153,30 +156,31 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 def test_a_gpus_caches_get_what_the_largest_tick_and_its_recordings_leave(gpu: Gpu, model: Model) -> None:
     tried: Any = Tried(model)
     asked = start(0, max_rows=6, tick_tokens=90)
-    found = _default_kv_memory(asked, {MAIN: tried})
+    peak = _peak_bytes(asked, tried)
+    assert peak == gpu.peak
     assert tried.forwards == [(90, 6)], "all the tokens and all the rows there may be, at once"
-    assert found == (100 << 30) - (4 << 30) * 9 // 8 - 10 * GRAPH_BYTES
-    gpu.peak = 1 << 20
-    assert _default_kv_memory(asked, {MAIN: tried, DRAFT: tried}) == (100 << 30) - LEAST_BYTES
+    assert _default_kv_memory(asked, {MAIN: tried}, peak) == (100 << 30) - (4 << 30) * 9 // 8 - 10 * GRAPH_BYTES
+    assert _default_kv_memory(asked, {MAIN: tried, DRAFT: tried}, 1 << 20) == (100 << 30) - LEAST_BYTES
     gpu.free = 1 << 30
-    assert _default_kv_memory(asked, {MAIN: tried}) == 0
+    assert _default_kv_memory(asked, {MAIN: tried}, peak) == 0
 
 
 @pytest.mark.parametrize(("max_rows", "tick_tokens"), [(1, 1000), (30, 10), (300, 8192)])
 def test_the_largest_tick_runs_whatever_its_bounds(max_rows: int, tick_tokens: int, gpu: Gpu, model: Model) -> None:
     tried: Any = Tried(model)
-    _default_kv_memory(start(0, max_rows=max_rows, tick_tokens=tick_tokens), {MAIN: tried})
+    _peak_bytes(start(0, max_rows=max_rows, tick_tokens=tick_tokens), tried)
     tokens, rows = tried.forwards[0]
     assert rows == max_rows
     assert tokens == max_rows * max(1, min(tick_tokens // max_rows, model.info.max_model_len - 1))
 
 
 def test_forwards_are_recorded_over_the_pages_that_will_serve_and_before_the_canary(gpu: Gpu, model: Model) -> None:
-    """What lacks memory then is found out before anybody asks."""
+    """What lacks memory then is found out before anybody asks; and what is not recorded is compiled, too."""
     tried: Any = Tried(model)
     _, loaded = build_engine(start(0, max_rows=6, tick_tokens=90), tried)
-    assert tried.recorded == [(6, loaded.max_model_len, 1)]
+    assert tried.recorded == [(6, loaded.max_model_len, gpu.peak, 1)]
     assert len(tried.forwards) > 1
+    assert tried.plain == [3, loaded.max_model_len - 2]
     assert len(model.attention.pages.keys[0]) == loaded.num_pages
 
 
