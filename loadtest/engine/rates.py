@@ -32,7 +32,7 @@ def _make_loop(form: Format) -> Any:
 
     def loop(a, lda, b, ldb, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
         for _ in range(times):
-            tile(a, lda, b, ldb, ldb, TURNS, c, ldc)
+            tile(a, lda, b, ldb, ldb, TURNS, c, ldc, b, ldb, ldb)
 
     return loop
 
