@@ -19,7 +19,7 @@ from decoding.contract.params import Request
 from decoding.device import HostCopy
 from decoding.engine.encoder_memory import EncoderMemory, source_digest
 from decoding.engine.forward import Enqueued, Forwarded, enqueue_reads, forward
-from decoding.engine.isolation import Isolation, failure_of
+from decoding.engine.isolation import Isolation, failure_of, is_of_the_device
 from decoding.engine.launch_ahead import LaunchAhead
 from decoding.engine.limits import Limits, refusal
 from decoding.engine.moves import Moves
@@ -253,6 +253,8 @@ class Engine:
                     seen = Observation(tuple([w.view for w in live.works]))
                     self._apply(live, live.strategy.step(seen))
                 except Exception as error:
+                    if is_of_the_device(error):
+                        raise
                     self._end(live, failure_of(error))
 
     def _apply(self, live: LiveRequest, move: Move) -> None:

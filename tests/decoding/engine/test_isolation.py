@@ -168,6 +168,26 @@ def test_a_device_that_failed_ends_the_engine_at_once(requests: Sequence[Request
     assert model.num_forwards == 1
 
 
+class Looking:
+    """Looks at scores that it kept on a device that failed."""
+
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        self._prompt = request.prompt_ids
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        return Move((Feed(Open(), self._prompt, want=DRAW),))
+
+    def step(self, seen: Observation) -> Move:
+        raise of_the_device(710)  # a failed assertion
+
+
+def test_a_device_that_a_strategy_finds_to_have_failed_ends_the_engine_too() -> None:
+    engine = table_engine()
+    engine.add(0, NEIGHBOURS[0], Looking)
+    with pytest.raises(torch.AcceleratorError):
+        engine.tick()
+
+
 def test_pipelines_that_cannot_be_built_fail_their_request(monkeypatch: pytest.MonkeyPatch) -> None:
     built = Pipelines.build
 
