@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from types import MappingProxyType
 from typing import NamedTuple, NewType, Protocol
 
 import torch
@@ -109,6 +110,14 @@ class Want:
     is_tentative: the text may never come here. Where masks leave nothing to draw, the request does not fail and the
         Reading is empty.
     scores: the kind that all scores here have.
+
+    What follows from these:
+
+    hidden_layers: the hidden layers that the forward must keep.
+    reads_scores: something is read in the kind that `scores` names.
+    reads_head: the position has to go through the head at all.
+    is_empty: nothing is read here.
+    only_draws: one token is drawn, and nothing else is read.
     """
 
     draws: tuple[Draw, ...] = ()
@@ -127,26 +136,27 @@ class Want:
     keep: bool = False
     is_tentative: bool = False
     scores: Scores = Scores.RAW
+    hidden_layers: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    reads_scores: bool = field(init=False, repr=False, compare=False)
+    reads_head: bool = field(init=False, repr=False, compare=False)
+    is_empty: bool = field(init=False, repr=False, compare=False)
+    only_draws: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def hidden_layers(self) -> tuple[int, ...]:
-        """The hidden layers that the forward must keep."""
-        return self.layers + self.contrast
-
-    @property
-    def reads_scores(self) -> bool:
-        """Whether anything is read in the kind that `scores` names."""
-        return bool(self.logprobs or self.top_k or self.gather or self.gather_next or self.full or self.keep)
-
-    @property
-    def reads_head(self) -> bool:
-        """Whether the position has to go through the head at all."""
-        return bool(self.draws or self.reads_scores or self.raw_top or self.entropy)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is read here."""
-        return not (self.reads_head or self.hidden or self.layers or self.attention)
+    def __post_init__(self) -> None:
+        """What follows from the others, once: a strategy wants the same at every step, and the engine looks often."""
+        scores = bool(self.logprobs or self.top_k or self.gather or self.gather_next or self.full or self.keep)
+        head = bool(self.draws or scores or self.raw_top or self.entropy)
+        states = bool(self.hidden or self.layers or self.attention)
+        is_alone = not (scores or states or self.raw_top or self.entropy or self.contrast or self.is_tentative)
+        found = {
+            "hidden_layers": self.layers + self.contrast,
+            "reads_scores": scores,
+            "reads_head": head,
+            "is_empty": not (head or states),
+            "only_draws": len(self.draws) == 1 and is_alone,
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
 
 NOTHING = Want()
@@ -188,8 +198,7 @@ class Feed:
     num_injected: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):  # as `Emit`: every token makes one
     """What was read at one position; fields not wanted are empty. Scores are of the kind that `Want.scores` names.
 
     Tensors are float32 and on the host, but for the kept ones.
@@ -229,7 +238,7 @@ class Reading:
     entropy: float | None = None
     varentropy: float | None = None
     hidden: torch.Tensor | None = None
-    layers: dict[int, torch.Tensor] = field(default_factory=dict)
+    layers: Mapping[int, torch.Tensor] = MappingProxyType({})
     attention: torch.Tensor | None = None
     contrasted: int | None = None
     kept: torch.Tensor | None = None

@@ -147,7 +147,10 @@ class PagedAttention(ABC):
         """Device-side metadata for one forward; opaque to everyone but the backend."""
 
     def decode_plan(self, inputs: DecodeInputs) -> Any:
-        """As `plan`; whatever the inputs hold when `forward` runs, it reads then, on the device."""
+        """As `plan`; whatever the inputs hold when `forward` runs, it reads then, on the device.
+
+        Rows may be tokens of one sequence that follow each other, in the same pages: each sees those before it.
+        """
         raise NotImplementedError
 
     @abstractmethod

@@ -32,6 +32,34 @@ class PageTable:
     pages: list[int] = field(default_factory=list)
     length: int = 0
     digests: list[bytes] = field(default_factory=list)
+    _array: np.ndarray = field(default_factory=lambda: np.empty(16, dtype=np.int64), repr=False)
+    _num_known: int = 0  # how many of the pages it has
+
+    def array(self, count: int) -> np.ndarray:
+        """The first pages, int64 [count]; valid until the table changes. Only what is new since the last call is
+        copied: a long row's list is long."""
+        known = self._num_known
+        if known < count:
+            if count > len(self._array):
+                grown = np.empty(2 * count, dtype=np.int64)
+                grown[:known] = self._array[:known]
+                self._array = grown
+            self._array[known:count] = self.pages[known:count]
+            self._num_known = count
+        return self._array[:count]
+
+    def replace(self, at: int, page: int) -> None:
+        """Another page in that place."""
+        self.pages[at] = page
+        self._num_known = min(self._num_known, at)
+
+    def keep(self, count: int) -> list[int]:
+        """Forget the pages behind the first `count`, and return them."""
+        rest = self.pages[count:]
+        if rest:
+            del self.pages[count:]
+            self._num_known = min(self._num_known, count)
+        return rest
 
 
 class PageCache:
@@ -71,6 +99,16 @@ class PageCache:
         new = self.pages_for(table.length + num_tokens) - len(table.pages)
         return new + (1 if num_tokens and self._must_copy(table) else 0)
 
+    def has_room(self, table: PageTable, num_tokens: int) -> bool:
+        """Whether `grow` would have nothing to do."""
+        length, size = table.length, self.page_size
+        if length + num_tokens > len(table.pages) * size:
+            return False
+        if length % size == 0:
+            return True
+        page = table.pages[length // size]
+        return self._owners[page] == 1 and page not in self._digest_of
+
     def grow(self, table: PageTable, num_tokens: int) -> list[tuple[int, int]]:
         """Make room for num_tokens more positions. Returns page copies (source, destination) to do before writing.
 
@@ -83,16 +121,18 @@ class PageCache:
         if num_tokens and self._must_copy(table):
             at = table.length // self.page_size
             old, new = table.pages[at], self._take()
-            table.pages[at] = new
+            table.replace(at, new)
             self._release(old)
             copies.append((old, new))
         while len(table.pages) * self.page_size < table.length + num_tokens:
             table.pages.append(self._take())
         return copies
 
-    def commit(self, table: PageTable, count: int) -> None:
-        """The table's next `count` positions are written, in the room that `grow` made."""
+    def commit(self, table: PageTable, count: int) -> bool:
+        """The table's next `count` positions are written, in the room that `grow` made. Returns whether `publish` may
+        find a page that is full now."""
         table.length += count
+        return self.has_prefix_index and table.length - len(table.digests) * self.page_size >= self.page_size
 
     def fork(self, table: PageTable) -> PageTable:
         """A second owner of every page that is written."""
@@ -111,17 +151,14 @@ class PageCache:
 
     def trim(self, table: PageTable, length: int) -> None:
         """Give back the pages that only positions from `length` on would need."""
-        keep = self.pages_for(length)
-        for page in reversed(table.pages[keep:]):
+        for page in reversed(table.keep(self.pages_for(length))):
             self._release(page)
-        del table.pages[keep:]
 
     def free(self, table: PageTable) -> None:
         """Give every page back; the table is empty afterwards."""
         self.truncate(table, 0)
-        for page in reversed(table.pages):
+        for page in reversed(table.keep(0)):
             self._release(page)
-        table.pages.clear()
 
     def adopt_prefix(self, table: PageTable, ids: np.ndarray, salt: bytes, limit: int) -> int:
         """Extend the table by indexed pages that hold ids' next full pages, at most up to `limit` positions.

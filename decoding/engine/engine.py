@@ -19,7 +19,7 @@ from decoding.contract.params import Request
 from decoding.device import HostCopy
 from decoding.engine.encoder_memory import EncoderMemory, source_digest
 from decoding.engine.forward import Enqueued, Forwarded, enqueue_reads, forward
-from decoding.engine.isolation import Isolation, failure_of
+from decoding.engine.isolation import Isolation, failure_of, is_of_the_device
 from decoding.engine.launch_ahead import LaunchAhead
 from decoding.engine.limits import Limits, refusal
 from decoding.engine.moves import Moves
@@ -146,7 +146,8 @@ class Engine:
     def tick(self) -> list[Output]:
         """One step of everybody. Returns what there is to say, one Output per request concerned."""
         scheduled = self._pack()
-        self._encoding.run([SourceDue(live, memory) for live in self.scheduler.running for memory in live.reserved])
+        reserved = [(live, live.reserved) for live in self.scheduler.running if live.memories]
+        self._encoding.run([SourceDue(live, memory) for live, memories in reserved for memory in memories])
         self._decoding.run([s for s in scheduled if s.live.is_running])  # forward and read
         self._advance()
         self._pipelines.settle()
@@ -171,7 +172,7 @@ class Engine:
         for live in self.scheduler.starved:
             self._end(live, Failure("never_fits", "the request outgrew the KV cache"))
         self.tick_rows = len(scheduled)
-        self.tick_tokens = sum(s.span.count for s in scheduled)
+        self.tick_tokens = sum([s.span.end - s.span.start for s in scheduled])
         self._copy_pages(scheduled)
         return scheduled
 
@@ -235,10 +236,12 @@ class Engine:
     def _commit(self, live: LiveRequest, span: Span) -> None:
         """The span's keys and values are in the cache now."""
         row, cache = span.row, self._placed[span.row.model].cache
-        cache.commit(row.table, span.count)
-        live.num_computed += span.count
-        self.computed_tokens += span.count
-        cache.publish(row.table, row.log.ids, row.salted(live.salt), row.indexable_length)
+        count = span.end - span.start
+        is_page_full = cache.commit(row.table, count)
+        live.num_computed += count
+        self.computed_tokens += count
+        if is_page_full:
+            cache.publish(row.table, row.log.ids, row.salted(live.salt), row.indexable_length)
 
     def _note(self, scheduled: Scheduled, reading: Reading | Unreadable) -> None:
         live = scheduled.live
@@ -254,13 +257,16 @@ class Engine:
     def _advance(self) -> None:
         for live in list(self.scheduler.running):
             if live.id in self._live and live.is_move_done:
-                self.scheduler.note_step(live, self._clock())
+                if live.stepped_at is None:
+                    self.scheduler.note_step(live, self._clock())
                 if live.first_token_at is None:
                     live.first_token_at = self._clock()
                 try:
-                    seen = Observation(tuple(w.view for w in live.works))
+                    seen = Observation(tuple([w.view for w in live.works]))
                     self._apply(live, live.strategy.step(seen))
                 except Exception as error:
+                    if is_of_the_device(error):
+                        raise
                     self._end(live, failure_of(error))
 
     def _apply(self, live: LiveRequest, move: Move) -> None:
@@ -273,10 +279,11 @@ class Engine:
 
     def _tell(self, live: LiveRequest, move: Move) -> None:
         """What the move has to say, to the output and to the counters."""
-        live.num_drafted += move.drafted
-        live.num_accepted += move.accepted
-        self.drafted_tokens += move.drafted
-        self.accepted_tokens += move.accepted
+        if move.drafted:
+            live.num_drafted += move.drafted
+            live.num_accepted += move.accepted
+            self.drafted_tokens += move.drafted
+            self.accepted_tokens += move.accepted
         if move.emit or move.prompt or move.trace or move.vector:
             output = self._output(live)
             output.emits.extend(move.emit)

@@ -36,6 +36,12 @@ class Enqueued:
     owners: list[Scheduled]
     slices: list[ReadSlice]
 
+    @property
+    def drawing(self) -> list[Scheduled]:
+        """Whose each row of the slices' drawn ids is, one after the other."""
+        owners = iter(self.owners)
+        return [owner for part in self.slices for draws, owner in zip(part.draws, owners, strict=False) if draws]
+
 
 def forward(model: Model, scheduled: list[Scheduled]) -> Forwarded:
     """Run the spans as one batch."""
@@ -46,15 +52,17 @@ def forward(model: Model, scheduled: list[Scheduled]) -> Forwarded:
 
 def hidden_layers(scheduled: Sequence[Scheduled]) -> tuple[int, ...]:
     """The layers that the forward must keep for them."""
-    wants = [want for s in scheduled for want in (s.work.feed.want, s.work.feed.inner)]
-    return tuple(sorted({layer for want in wants for layer in want.hidden_layers}))
+    feeds = [s.work.feed for s in scheduled]
+    kept = [want.hidden_layers for feed in feeds for want in (feed.want, feed.inner) if want.hidden_layers]
+    return tuple(sorted({layer for layers in kept for layer in layers}))
 
 
 def enqueue_reads(forwarded: Forwarded, copy: HostCopy) -> Enqueued:
     """Launch what the spans' rows want to see."""
     owners, reads = [], []
+    offsets = forwarded.batch.query_starts.tolist()
     for batch_row, scheduled in zip(forwarded.batch_rows, forwarded.scheduled, strict=True):
-        for read in _reads(scheduled, batch_row, int(forwarded.batch.query_starts[batch_row])):
+        for read in _reads(scheduled, batch_row, offsets[batch_row]):
             owners.append(scheduled)
             reads.append(read)
     slices = enqueue(forwarded.model, forwarded.hidden, reads, copy)
@@ -64,13 +72,15 @@ def enqueue_reads(forwarded: Forwarded, copy: HostCopy) -> Enqueued:
 def _reads(scheduled: Scheduled, batch_row: int, offset: int) -> list[Read]:
     """The positions of the span that are wanted and not read yet."""
     live, work, span = scheduled.live, scheduled.work, scheduled.span
-    row = span.row
-    wanted = range(max(work.next_read, span.start), span.end)
-    if work.feed.inner.is_empty:
-        wanted = range(work.last, span.end) if span.end > work.last and not work.readings else range(0)
+    row, feed = span.row, work.feed
     of_row = (live.pipeline, live.request.seed, row.log, row.num_prompt)
+    if feed.inner.is_empty:
+        last = row.log.length - 1
+        if feed.want.is_empty or span.end <= last or work.readings:
+            return []
+        return [Read(offset + last - span.start, batch_row, last, feed.want, *of_row, None)]
     reads = []
-    for position in wanted:
+    for position in range(max(work.next_read, span.start), span.end):
         want = work.want_at(position)
         if not want.is_empty:
             following = int(row.log.ids[position + 1]) if position < work.last else None

@@ -3,7 +3,8 @@
 Out of memory: the youngest half gives way and the rest tries again, until it works or one request is left, which is too
 large by itself. Anything else: each half runs by itself, down to the request that raises alone. Where request after
 request fails so and none gets through, the model is broken and not the requests: then the exception goes on, and ends
-the worker. What a plugin's code raises says nothing of the model.
+the worker. So does at once what a GPU reports of itself, an illegal access or a failed assertion: nothing can be
+launched any more in this process, whoever asks. What a plugin's code raises says nothing of the model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ BROKEN_AFTER = 4
 """Requests that fail alone, one after the other with no success between, before the model counts as broken."""
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator: can't allocate memory"  # torch raises a plain RuntimeError on the CPU
+
+
+_CUDA_OUT_OF_MEMORY = 2  # the error code of a driver's that has none left, where torch's allocator was not asked
 
 
 class Share(Protocol):
@@ -48,7 +52,7 @@ class Isolation(Generic[T]):
         self._num_failed = 0
 
     def run(self, scheduled: Sequence[T]) -> None:
-        """All of it, but for those who fail or give way. Raises what made the model count as broken."""
+        """All of it, but for those who fail or give way. Raises what made the model or the device count as broken."""
         error = self._error_of(scheduled)
         if error is None:
             return
@@ -69,6 +73,8 @@ class Isolation(Generic[T]):
         try:
             self._attempt(scheduled)
         except Exception as error:
+            if is_of_the_device(error):
+                raise
             return error.with_traceback(None) if is_out_of_memory(error) else error
         self._num_failed = 0
         return None
@@ -91,4 +97,11 @@ def failure_of(error: Exception) -> Failure:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.AcceleratorError):
+        return getattr(error, "error_code", None) == _CUDA_OUT_OF_MEMORY
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error)
+
+
+def is_of_the_device(error: BaseException) -> bool:
+    """Whether the device itself failed: every later call of this process meets the same error."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)

@@ -1,11 +1,11 @@
 """The next tick's forward, launched before this tick is read, so that a GPU computes while the host reads and advances.
 
-Where every row of a tick draws one token and fed the one it drew before, it will most likely feed the next one too. So
-the ids just drawn go, without leaving the device, into a forward of the position after. It is a guess that is verified:
-the coming tick is planned as if there had been none, and a span that turns out to be what was guessed takes the result;
-whatever else is due (who arrived, who wanted something else) runs in a forward of its own. What nobody takes is as if
-it had never been: its keys and values lie beyond what any row's table counts, in pages that no index holds, and
-whatever is written there next is launched behind it.
+A row that draws one token, and fed the one it drew before or has just been fed its prompt, will most likely feed the
+next one too. So the ids just drawn go, without leaving the device, into a forward of the position after. It is a guess
+that is verified: the coming tick is planned as if there had been none, and a span that turns out to be what was guessed
+takes the result; whatever else is due (who arrived, who wanted something else) runs in a forward of its own. Where that
+is certain, only many rows are guessed. What nobody takes is as if it had never been: its keys and values lie beyond
+what any row's table counts, in pages that no index holds, and whatever is written there next is launched behind it.
 
 A forward depends on ids and positions alone. How scores are processed, and what is read of them, is not guessed: reads
 are launched in their own tick, when the host knows every row's history. Hence penalties and grammars need no exception.
@@ -30,7 +30,10 @@ from decoding.engine.reading import HiddenStates
 from decoding.engine.request import Work
 from decoding.engine.rows import Row
 from decoding.engine.scheduler import Scheduled
-from decoding.seam import Feed, RowId
+from decoding.seam import Open, RowId
+
+WORTH_A_FORWARD = 64
+"""So many rows keep a host busy for as long as a GPU takes to read the weights once more, for the rows not guessed."""
 
 PAUSE_TICKS = 64
 """Without a guess, after one that raised: memory, say, that suffices for one tick but not for two."""
@@ -38,22 +41,27 @@ PAUSE_TICKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A forward under way. works: of each batch row, the one that draws what is fed here."""
+    """A forward under way. By batch row: the work that draws what is fed here, its position, and the page of that."""
 
     works: list[Work]
+    positions: list[int]
+    pages: list[int]
     batch_row_of: dict[RowId, int]
+    page_size: int
     batch: Batch
     hidden: HiddenStates
-    layers: tuple[int, ...]
+    layers: frozenset[int]
 
     def find(self, scheduled: Scheduled) -> int | None:
         """The batch row that ran just this span; None where the guess is another or wrong."""
         span, feed = scheduled.span, scheduled.work.feed
         at = self.batch_row_of.get(span.row.id)
-        if at is None or not _is_plain(feed) or span.is_probed or span.start != self.batch.positions[at]:
+        if at is None or span.is_probed or span.start != self.positions[at]:
             return None
-        is_known = feed.tokens == self.works[at].readings[-1].tokens and set(feed.want.hidden_layers) <= {*self.layers}
-        return at if is_known else None
+        if span.row.table.pages[span.start // self.page_size] != self.pages[at]:  # it has lost its pages since
+            return None
+        is_known = feed.tokens == self.works[at].readings[-1].tokens and feed.embeds is None and not feed.num_injected
+        return at if is_known and self.layers.issuperset(feed.want.hidden_layers) else None
 
 
 @dataclass(slots=True)
@@ -73,7 +81,7 @@ class LaunchAhead:
         self._placed = placed
         self._is_on = is_on
         self._guesses: dict[str, Guess] = {}
-        self._reserved: list[Row] = []
+        self._reserved: list[Row] = []  # those that got pages for a guess alone
         self._works: dict[RowId, Work] = {}  # of the last tick that was launched whole
         self._pause = 0
         self.counters = Counters()
@@ -108,56 +116,71 @@ class LaunchAhead:
         """Guess the tick after the one whose reads these parts are, and launch its forwards."""
         if not self._is_on:
             return
-        scheduled = [s for part in parts for s in part.scheduled]
-        before, self._works = self._works, {s.span.row.id: s.work for s in scheduled}
+        before, self._works = self._works, {s.span.row.id: s.work for part in parts for s in part.scheduled}
         self._pause = max(self._pause - 1, 0)
-        if self._pause or not all(_draws_on(s, before.get(s.span.row.id)) for s in scheduled):
+        if self._pause:
             return
         try:
             for name, placed in self._placed.items():
-                self._launch(name, placed, [p for p in parts if p.scheduled[0].span.row.model == name])
+                self._launch(name, placed, [p for p in parts if p.scheduled[0].span.row.model == name], before)
         except Exception:
             # Whose fault it is comes out when the same tick runs plainly.
             self._guesses = {}
             self._pause = PAUSE_TICKS
             self.counters.raised += 1
 
-    def _launch(self, name: str, placed: Placed, parts: Sequence[Enqueued]) -> None:
-        every = [s for part in parts for s in part.scheduled]
-        going = [i for i, s in enumerate(every) if s.span.row.log.length < s.live.request.max_length]
-        scheduled = [every[i] for i in going]
-        if not scheduled or not self._reserve(placed.cache, [s.span.row for s in scheduled]):
+    def _launch(self, name: str, placed: Placed, parts: Sequence[Enqueued], before: Mapping[RowId, Work]) -> None:
+        drawing = [s for part in parts for s in part.drawing]
+        guessed = [i for i, s in enumerate(drawing) if _draws_on(s, before.get(s.span.row.id))]
+        num_others = sum(len(part.scheduled) for part in parts) - len(guessed)
+        if num_others and len(guessed) < max(num_others, WORTH_A_FORWARD):
             return
-        drawn = torch.cat([s.drawn[:, 0] for part in parts for s in part.slices if s.drawn is not None])  # [every]
-        if len(going) < len(every):
+        going = [i for i in guessed if drawing[i].span.row.log.length < drawing[i].live.max_length]
+        spans = [Span(span.row, span.end, span.end + 1) for span in (drawing[i].span for i in going)]
+        if not spans or not self._reserve(placed.cache, spans):
+            return
+        drawn = torch.cat([s.drawn[:, 0] for part in parts for s in part.slices if s.drawn is not None])  # [drawing]
+        if len(going) < len(drawing):
             drawn = drawn[indices(going, drawn.device)]
-        batch = pack([Span(s.span.row, 1, lead=1) for s in scheduled], placed.model.attention.page_size, drawn)
-        layers = hidden_layers(scheduled)
+        page_size = placed.model.attention.page_size
+        batch = pack(spans, page_size, drawn)
+        layers = hidden_layers([drawing[i] for i in going])
         hidden = placed.model.forward(batch, layers)
-        batch_row_of = {s.span.row.id: at for at, s in enumerate(scheduled)}
-        self._guesses[name] = Guess([s.work for s in scheduled], batch_row_of, batch, hidden, layers)
+        self._guesses[name] = Guess(
+            works=[drawing[i].work for i in going],
+            positions=[span.start for span in spans],
+            pages=(batch.slots // page_size).tolist(),
+            batch_row_of={span.row.id: at for at, span in enumerate(spans)},
+            page_size=page_size,
+            batch=batch,
+            hidden=hidden,
+            layers=frozenset(layers),
+        )
         self.counters.forwards += 1
-        self.counters.rows += len(scheduled)
+        self.counters.rows += len(spans)
 
-    def _reserve(self, cache: PageCache, rows: Sequence[Row]) -> bool:
-        """Room for the position after the one being written, which made the page that it is in the row's own."""
-        if sum(cache.pages_to_grow(row.table, 2) for row in rows) > cache.num_available:
+    def _reserve(self, cache: PageCache, spans: Sequence[Span]) -> bool:
+        """Room for spans that follow the ones being written, which made the pages that they end in the rows' own."""
+        wanting = [span for span in spans if not cache.has_room(span.row.table, span.end - span.row.table.length)]
+        counts = [span.end - span.row.table.length for span in wanting]
+        if sum(cache.pages_to_grow(span.row.table, n) for span, n in zip(wanting, counts, strict=True)) > (
+            cache.num_available
+        ):
             return False
-        self._reserved += rows
-        for row in rows:
-            cache.grow(row.table, 2)
+        self._reserved += [span.row for span in wanting]
+        for span, count in zip(wanting, counts, strict=True):
+            cache.grow(span.row.table, count)
         return True
 
 
-def _is_plain(feed: Feed) -> bool:
-    """Whether it reads one token more, and nothing else changes."""
-    return len(feed.tokens) == 1 and feed.embeds is None and not feed.num_injected
-
-
 def _draws_on(scheduled: Scheduled, before: Work | None) -> bool:
-    """Whether the row draws one token here, and feeds the one that it drew in the work before."""
+    """Whether the row draws one token here, and was fed its prompt or the one that it drew in the work before."""
     span, feed = scheduled.span, scheduled.work.feed
-    if span.count != 1 or span.end != span.row.log.length or before is None or not before.readings:
+    want = feed.want
+    if len(want.draws) != 1 or want.attention or not feed.inner.is_empty or span.end != span.row.log.length:
         return False
-    is_drawing = len(feed.want.draws) == 1 and not feed.want.attention
-    return is_drawing and _is_plain(feed) and feed.tokens == before.readings[-1].tokens
+    if isinstance(feed.parent, Open):
+        return True
+    if before is None or not before.readings or feed.tokens != before.readings[-1].tokens:
+        return False
+    return len(feed.tokens) == 1 and feed.embeds is None and not feed.num_injected

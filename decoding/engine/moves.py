@@ -25,6 +25,9 @@ class Moves:
 
     def apply(self, live: LiveRequest, move: Move) -> None:
         """Turn the move's feeds into works; rows neither fed nor held are freed."""
+        if len(move.feeds) == 1 and move.feeds[0].parent in live.rows and len(live.rows) == 1 and not move.hold:
+            live.works = [self._feed(row, move.feeds[0]) for row in live.rows.values()]  # a row goes on by itself
+            return
         rows: dict[RowId, Row] = {row_id: live.rows[row_id] for row_id in move.hold}
         works = self._feed_all(live, move)
         rows |= {work.row.id: work.row for work in works}
@@ -79,21 +82,23 @@ class Moves:
 
     def _feed(self, row: Row, feed: Feed) -> Work:
         """Write the feed into the row's log and forget what it drops."""
-        cache = self._placed[row.model].cache
         if feed.drop:
             row.truncate_log(row.log.length - feed.drop)
-            cache.truncate(row.table, row.log.length)
+            self._placed[row.model].cache.truncate(row.table, row.log.length)
         first = row.log.length
         if feed.embeds is not None:
             row.append_embeds(feed.embeds)
-        num_seen = len(feed.tokens) - feed.num_injected
-        row.append_tokens(feed.tokens[:num_seen], is_injected=False)
-        row.append_tokens(feed.tokens[num_seen:], is_injected=True)
+        if feed.num_injected:
+            num_seen = len(feed.tokens) - feed.num_injected
+            row.log.append(feed.tokens[:num_seen], is_injected=False)
+            row.log.append(feed.tokens[num_seen:], is_injected=True)
+        else:
+            row.log.append(feed.tokens, is_injected=False)
         if row.log.length == 0:
             raise ValueError("a feed left its row empty")
         if row.log.length == first:  # nothing new: run the last position again to read it
             first -= 1
-            cache.truncate(row.table, first)
+            self._placed[row.model].cache.truncate(row.table, first)
         return Work(row, feed, first)
 
     def _new_id(self) -> RowId:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,11 +51,10 @@ class HiddenStates(Protocol):
     def probed(self) -> dict[int, torch.Tensor]: ...  # batch row -> [heads, keys]
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """One wanted position: where it is in the batch, and all that its numbers may depend on."""
 
-    index: int  # of the token in the batch
+    token: int  # where in the batch
     batch_row: int
     position: int
     want: Want
@@ -95,17 +94,21 @@ class ReadSlice:
     def __init__(self, reads: Sequence[Read], copy: HostCopy) -> None:
         self._reads = reads
         self._copy = copy
-        self._handles: dict[tuple[str, int], tuple[int, int]] = {}  # (field, read) -> (handle, row in it)
+        self._fields: list[tuple[str, int, dict[int, int]]] = []  # field, handle, read -> row in it
         self._layer_handles: dict[tuple[int, int], tuple[int, int]] = {}  # (layer, read) -> (handle, row in it)
         self._kept: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # read -> scores and raw log-probs
+        self._only_draws: tuple[int, int] | None = None  # handles of peaks and tokens, where nothing else is read
         self.drawn: torch.Tensor | None = None  # int64 [reads that draw, most draws], on the device
 
     def enqueue(self, model: Head, hidden: HiddenStates) -> None:
+        if all(read.want.only_draws for read in self._reads):
+            self._only_draws = self._enqueue_only_draws(model, hidden)
+            return
         self._enqueue_states(model, hidden)
         headed = [i for i, r in enumerate(self._reads) if r.want.reads_head]
         if not headed:
             return
-        positions = indices([self._reads[i].index for i in headed], hidden.last.device)
+        positions = indices([self._reads[i].token for i in headed], hidden.last.device)
         logits = model.head(hidden.last[positions])  # [n, vocab]
         self._enqueue_entropy(logits, headed)
         self._enqueue_raw_top(logits, headed)
@@ -114,29 +117,51 @@ class ReadSlice:
         for kind in Scores:
             self._enqueue_scores(kind, logits, contrasted, headed, ids)
 
+    @property
+    def draws(self) -> list[bool]:
+        """Of each read, whether it has a row of `drawn`; those have theirs in the reads' order."""
+        return [bool(read.want.draws) for read in self._reads]
+
     def collect(self) -> list[Reading | Unreadable]:
         """One per read, in order. Call after HostCopy.fetch."""
+        if self._only_draws is not None:
+            return self._collect_only_draws(*self._only_draws)
         return [self._reading(i) for i in range(len(self._reads))]
+
+    def _enqueue_only_draws(self, model: Head, hidden: HiddenStates) -> tuple[int, int]:
+        """For rows that do nothing else, and are most: no field of one read differs in kind from the next one's."""
+        positions = indices([read.token for read in self._reads], hidden.last.device)
+        scores = self._processed(model.head(hidden.last[positions]), self._reads)
+        self.drawn = _draw_all(scores, self._reads)
+        return self._copy.add(scores.amax(dim=-1)), self._copy.add(self.drawn)
+
+    def _collect_only_draws(self, peak_handle: int, token_handle: int) -> list[Reading | Unreadable]:
+        peaks, tokens = self._copy.get(peak_handle), self._copy.get(token_handle)
+        readings: list[Reading | Unreadable] = [
+            Reading(read.position, (token,))
+            for read, token in zip(self._reads, tokens[:, 0].astype(np.int64).tolist(), strict=True)
+        ]
+        for at in np.flatnonzero(~np.isfinite(peaks)).tolist():
+            readings[at] = Unreadable(is_excluded=bool(peaks[at] == -np.inf))
+        return readings
 
     def _add(self, field: str, rows: Sequence[int], tensor: torch.Tensor) -> None:
         """Remember `tensor` [len(rows), ...] as that field of these reads."""
-        handle = self._copy.add(tensor)
-        for at, row in enumerate(rows):
-            self._handles[field, row] = (handle, at)
+        self._fields.append((field, self._copy.add(tensor), {row: at for at, row in enumerate(rows)}))
 
-    def _get(self, field: str, row: int) -> np.ndarray | None:
-        found = self._handles.get((field, row))
-        return None if found is None else self._copy.get(found[0])[found[1]]
+    def _read_of(self, i: int) -> dict[str, np.ndarray]:
+        """What there is of one read, by field."""
+        return {field: self._copy.get(handle)[at[i]] for field, handle, at in self._fields if i in at}
 
     def _enqueue_states(self, model: Head, hidden: HiddenStates) -> None:
         """Hidden states, logits of early layers, attention scores: whatever does not pass the pipeline."""
         states = [i for i, read in enumerate(self._reads) if read.want.hidden]
         if states:
             # A copy also where it is float32 and whole: the next recorded forward writes to where this one's result is.
-            own = _rows(hidden.last, [self._reads[i].index for i in states]).to(torch.float32, copy=True)
+            own = _rows(hidden.last, [self._reads[i].token for i in states]).to(torch.float32, copy=True)
             self._add("hidden", states, own)
         for i, read in enumerate(self._reads):
-            at = slice(read.index, read.index + 1)
+            at = slice(read.token, read.token + 1)
             if read.want.attention:
                 self._add("attention", [i], hidden.probed[read.batch_row].float().unsqueeze(0))
             for layer in read.want.layers:
@@ -170,7 +195,7 @@ class ReadSlice:
         contrasted = logits.clone()
         for (layers, relative_top), at in groups.items():
             reads = [self._reads[headed[k]] for k in at]
-            own = [read.index for read in reads]
+            own = [read.token for read in reads]
             z = _rows(logits, at)
             premature = torch.stack([model.project(_rows(hidden.layers[j], own)) for j in layers], dim=1)
             scores, chosen = contrast(
@@ -273,17 +298,17 @@ class ReadSlice:
         return topk(warp(scores, pipelines, context) if kind is Scores.WARPED else scores, width)
 
     def _reading(self, i: int) -> Reading | Unreadable:
-        read, get = self._reads[i], self._get
-        peak = get("peak", i)
+        read, get = self._reads[i], self._read_of(i).get
+        peak = get("peak")
         if peak is not None and not np.isfinite(peak):
             is_excluded = bool(peak == -np.inf)
             return Reading(read.position) if is_excluded and read.want.is_tentative else Unreadable(is_excluded)
-        hidden = _tensor(get("hidden", i))
+        hidden = _tensor(get("hidden"))
         if hidden is not None and not hidden.isfinite().all():
             return Unreadable(is_excluded=False)
         num_draws = len(read.want.draws)
-        tokens, drawn, entropy = get("tokens", i), get("drawn", i), get("entropy", i)
-        following, raw, chosen = get("next", i), get("raw", i), get("contrasted", i)
+        tokens, drawn, entropy = get("tokens"), get("drawn"), get("entropy")
+        following, raw, chosen = get("next"), get("raw"), get("contrasted")
         has_logprobs = read.want.logprobs and drawn is not None
         has_scores = (read.want.logprobs or read.want.keep) and drawn is not None
         kept, kept_raw = self._kept.get(i, (None, None))
@@ -292,19 +317,19 @@ class ReadSlice:
             tokens=() if tokens is None else tuple(int(t) for t in tokens[:num_draws]),
             logprobs=tuple(raw[:num_draws].tolist()) if has_logprobs and raw is not None else (),
             drawn_scores=tuple(drawn[:num_draws].tolist()) if has_scores and drawn is not None else (),
-            top=_pairs(get("top", i), read.want.top_k),
-            top_logprobs=_floats(get("top_raw", i), read.want.top_k if read.want.logprobs else 0),
-            raw_top=_pairs(get("raw_top", i), read.want.raw_top),
-            gathered=_floats(get("gathered", i), len(read.want.gather)),
-            gathered_logprobs=_floats(get("gathered_raw", i), len(read.want.gather) if read.want.logprobs else 0),
+            top=_pairs(get("top"), read.want.top_k),
+            top_logprobs=_floats(get("top_raw"), read.want.top_k if read.want.logprobs else 0),
+            raw_top=_pairs(get("raw_top"), read.want.raw_top),
+            gathered=_floats(get("gathered"), len(read.want.gather)),
+            gathered_logprobs=_floats(get("gathered_raw"), len(read.want.gather) if read.want.logprobs else 0),
             next_score=None if following is None else float(following),
-            full=_tensor(get("full", i)),
-            full_logprobs=_tensor(get("full_raw", i)),
+            full=_tensor(get("full")),
+            full_logprobs=_tensor(get("full_raw")),
             entropy=None if entropy is None else float(entropy[0]),
             varentropy=None if entropy is None else float(entropy[1]),
             hidden=hidden,
             layers={layer: self._layer(layer, i) for layer in read.want.layers},
-            attention=_tensor(get("attention", i)),
+            attention=_tensor(get("attention")),
             contrasted=None if chosen is None else read.want.contrast[int(chosen)],
             kept=kept,
             kept_raw=kept_raw,

@@ -33,7 +33,12 @@ class Work:
 
     @property
     def is_done(self) -> bool:
-        return self.row.num_pending == 0
+        return self.row.log.length == self.row.table.length
+
+    @property
+    def is_step(self) -> bool:
+        """Whether one token is pending behind others that the cache holds."""
+        return self.row.log.length - self.row.table.length == 1 < self.row.log.length
 
     def want_at(self, position: int) -> Want:
         return self.feed.want if position == self.last else self.feed.inner
@@ -71,6 +76,10 @@ class LiveRequest:
     passed_rows: int = 0  # rows of requests that were admitted before it since
     num_drafted: int = 0
     num_accepted: int = 0
+    max_length: int = field(init=False)  # of a row, in positions
+
+    def __post_init__(self) -> None:
+        self.max_length = self.request.max_length
 
     @property
     def order(self) -> tuple[int, int]:
@@ -98,4 +107,7 @@ class LiveRequest:
 
     @property
     def is_move_done(self) -> bool:
-        return all(w.is_done for w in self.works)
+        for work in self.works:  # noqa: SIM110 - a generator costs more than it looks at
+            if work.row.log.length != work.row.table.length:
+                return False
+        return True

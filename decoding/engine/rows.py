@@ -45,7 +45,10 @@ class TokenLog:
             grown = np.empty(max(end, 2 * len(self._ids)), dtype=np.int64)
             grown[: self.length] = self.ids
             self._ids = grown
-        self._ids[self.length : end] = ids
+        if len(ids) == 1:
+            self._ids[self.length] = ids[0]  # a slice takes five times as long
+        else:
+            self._ids[self.length : end] = ids
         if is_injected:
             self.injected |= frozenset(range(self.length, end))
         self.length = end
@@ -107,9 +110,6 @@ class Row:
     def truncate_log(self, length: int) -> None:
         self.log.truncate(length)
         self.embeds = {p: v for p, v in self.embeds.items() if p < length}
-
-    def append_tokens(self, tokens: tuple[int, ...], *, is_injected: bool) -> None:
-        self.log.append(tokens, is_injected=is_injected)
 
     def append_embeds(self, embeds: torch.Tensor) -> None:  # [m, hidden]
         start = self.log.length

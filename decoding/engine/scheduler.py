@@ -20,6 +20,7 @@ import bisect
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from decoding.engine.cache import PageCache, PageTable
 from decoding.engine.packing import Span
@@ -33,8 +34,7 @@ LARGE = 1.5
 """A request that holds more pages than this many equal shares of a cache is preempted before younger ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduled:
+class Scheduled(NamedTuple):
     """A span of one work, and the page copies it needs before it runs."""
 
     live: LiveRequest
@@ -104,9 +104,8 @@ class Scheduler:
         return fresh
 
     def note_step(self, live: LiveRequest, now: float) -> None:
-        """All that the request had to run has run."""
-        if live.stepped_at is None:
-            live.stepped_at = now
+        """All that the request had to run has run, for the first time since it was admitted."""
+        live.stepped_at = now
 
     def give_way(self, lives: Iterable[LiveRequest]) -> None:
         """Preempt them because memory beside the cache ran out; nothing is admitted until a running one has ended."""
@@ -124,12 +123,19 @@ class Scheduler:
         """
         self.starved = []
         chosen: dict[LiveRequest, list[Scheduled]] = {}
+        with_long: list[LiveRequest] = []
         for live in list(self.running):
+            is_long = bool(live.memories) and bool(live.unfilled)
             for work in self._ready_works(live):
-                if 0 < work.row.num_pending <= SHORT_FEED:
-                    self._place(live, work, work.row.num_pending, chosen)
+                pending = work.row.num_pending
+                if pending > SHORT_FEED:
+                    is_long = True
+                elif pending:
+                    self._place(live, work, pending, chosen)
+            if is_long:
+                with_long.append(live)
         budget, begun = self._tick_tokens, set[tuple[str, bytes]]()
-        for live in list(self.running):
+        for live in with_long:
             budget -= self._place_sources(live, budget, chosen)
             for work in self._ready_works(live):
                 if work.row.num_pending > SHORT_FEED and budget > 0 and self._is_first(live, work, begun):
@@ -196,8 +202,10 @@ class Scheduler:
     def _ready_works(self, live: LiveRequest) -> list[Work]:
         """Works that may run now. Of rows without any pages one runs at a time: the next takes the pages that both have
         in common from the prefix index, so that forks fed again after a preemption share their prompt as before."""
-        if not live.is_running or live.unfilled:  # preempted earlier in this very tick, or not encoded yet
+        if not live.is_running or (live.memories and live.unfilled):  # preempted earlier in this very tick, not encoded
             return []
+        if len(live.works) == 1 and live.works[0].is_step:
+            return live.works
         ready = []
         for model in self._caches:
             unfinished = [w for w in live.works if w.row.model == model and not w.is_done]
@@ -233,12 +241,15 @@ class Scheduler:
         """Reserve pages for `count` tokens of the work, by preemption if need be. Returns the tokens placed."""
         if not live.is_running:  # preempted since its works were listed
             return 0
-        row = work.row
-        if not self._make_room(live, row.model, row.table, count, chosen):
-            return 0
-        copies = tuple(self._caches[row.model].grow(row.table, count))
+        row, cache = work.row, self._caches[work.row.model]
+        copies: tuple[tuple[int, int], ...] = ()
+        if not cache.has_room(row.table, count):
+            if not self._make_room(live, row.model, row.table, count, chosen):
+                return 0
+            copies = tuple(cache.grow(row.table, count))
         is_probed = work.feed.want.attention and count == row.num_pending
-        chosen.setdefault(live, []).append(Scheduled(live, work, Span(row, count, is_probed), copies))
+        span = Span.next_of(row, count, is_probed=is_probed)
+        chosen.setdefault(live, []).append(Scheduled(live, work, span, copies))
         return count
 
     def _place_sources(self, live: LiveRequest, budget: int, chosen: dict[LiveRequest, list[Scheduled]]) -> int:

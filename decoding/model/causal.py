@@ -18,7 +18,7 @@ from decoding.contract.quantize import Rounding
 from decoding.device import to_device
 from decoding.model.agreement import Agreement
 from decoding.model.attention_function import TracedAttention, carrying, register, trace
-from decoding.model.compatibility import UnsupportedModel, position_limit
+from decoding.model.compatibility import UnsupportedModel, hold_frequencies, position_limit
 from decoding.model.graphs import Capture, CudaCapture, DecodeGraphs
 from decoding.model.head import Head, headless
 from decoding.model.info import describe
@@ -37,6 +37,7 @@ def build(
     progress: Progress,
 ) -> Model:
     register(causal_lm)
+    hold_frequencies(causal_lm)
     traced = trace(causal_lm)
     backend = attention(traced.shapes, causal_lm.device, recipe.cache_dtype(causal_lm.dtype))
     info = describe(causal_lm, agreement.widths, len(traced.specs), position_limit(causal_lm))
@@ -49,7 +50,7 @@ def build(
     products: AbstractContextManager[Any] = RowExactProducts() if needs_mode else nullcontext()
     body = CausalBody(causal_lm, backend, traced, products, capture)
     head = Head(headless(causal_lm), causal_lm.get_output_embeddings(), products)
-    return Model(info, body, head, backend, is_compiled=is_compiled)
+    return Model(info, body, head, backend, graphs=body.graphs, is_compiled=is_compiled)
 
 
 class CausalBody(nn.Module):
@@ -70,14 +71,14 @@ class CausalBody(nn.Module):
         self.traced = traced
         self._products = products
         self._device = causal_lm.device
-        self._graphs = None if capture is None else DecodeGraphs(self._decode, capture, self._device)
+        self.graphs = None if capture is None else DecodeGraphs(self._decode, capture, self._device)
 
     def forward(self, batch: Batch, layers: tuple[int, ...], shift: int) -> Hidden:
         """A vector of `batch.embeds` is what the model accepts as `inputs_embeds`: it takes the place of the embedding
         module's output, so Gemma expects it scaled already and Granite scales it itself.
         """
-        if self._graphs is not None and not layers and not shift:
-            replayed = self._graphs.run(batch, self._attention.generation)
+        if self.graphs is not None and not layers and not shift:
+            replayed = self.graphs.run(batch, self._attention.generation)
             if replayed is not None:
                 return Hidden(replayed, {}, {})
         plan = self._attention.plan(batch)

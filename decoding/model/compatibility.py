@@ -5,14 +5,19 @@ Owns the refusals by configuration and by class; `agreement.py` refuses by what 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+CHANGING_ROPES = frozenset({"dynamic", "longrope"})
+"""Kinds of rotary positions whose frequencies depend on the longest sequence of a forward."""
 
 LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 
@@ -93,6 +98,19 @@ def position_limit(causal_lm: PreTrainedModel) -> int:
     limit = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if parameters.get("rope_type") in ("dynamic", "longrope"):
+        if parameters.get("rope_type") in CHANGING_ROPES:
             limit = min(limit, int(parameters.get("original_max_position_embeddings") or limit))
     return limit
+
+
+def hold_frequencies(causal_lm: PreTrainedModel) -> None:
+    """Rotate by the frequencies that the model was loaded with, without looking each time whether they must change.
+
+    Up to `position_limit` they never must; and what looks at positions on a GPU cannot be recorded.
+    """
+    for module in causal_lm.modules():
+        types = getattr(module, "rope_type", None)
+        types = types.values() if isinstance(types, dict) else [types]
+        if any(each in CHANGING_ROPES for each in types):
+            plain = inspect.unwrap(type(module).forward)
+            module.forward = MethodType(plain, module)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from decoding.attention.interface import Batch, PagedAttention
+from decoding.model.graphs import Bucket, DecodeGraphs, buckets_for
 from decoding.model.info import ModelInfo
 from decoding.model.linear import weight_bytes
 
@@ -44,8 +45,8 @@ class Head(Protocol):
 class Model:
     """One loaded model. Not for concurrent use: attention writes its pages as it goes.
 
-    body: a batch, the layers to keep and a shift of the positions -> Hidden. is_compiled: nothing but small operations
-    is left to torch, and its threads are better not called.
+    body: a batch, the layers to keep and a shift of the positions -> Hidden. graphs: its recorded forwards.
+    is_compiled: nothing but small operations is left to torch, and its threads are better not called.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Model:
         attention: PagedAttention,
         *,
         encoder: SourceEncoder | None = None,
+        graphs: DecodeGraphs | None = None,
         is_compiled: bool = False,
     ) -> None:
         self.info = info
@@ -63,7 +65,23 @@ class Model:
         self.encoder = encoder
         self.is_compiled = is_compiled
         self._body = body
+        self._graphs = graphs
         self._head = head
+
+    @torch.inference_mode()
+    def record(self, most_rows: int, most_positions: int, leaves_bytes: int) -> None:
+        """Record the forwards of small ticks now rather than at their first use, while more than that is free of the
+        device's memory. The pages must be allocated.
+        """
+        if self._graphs is not None:
+            buckets = self.recordings(most_rows, most_positions)
+            self._graphs.record(buckets, self.attention.generation, leaves_bytes)
+
+    def recordings(self, most_rows: int, most_positions: int) -> list[Bucket]:
+        """What `record` would record."""
+        if self._graphs is None:
+            return []
+        return buckets_for(most_rows, -(-most_positions // self.attention.page_size))
 
     @torch.inference_mode()
     def forward(self, batch: Batch, layers: tuple[int, ...] = (), *, shift: int = 0) -> Hidden:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 
-from decoding.attention.interface import PagedAttention
+from decoding.attention.interface import Batch, PagedAttention
 from decoding.contract.frames import EncoderInfo, Loaded, Start
 from decoding.contract.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
@@ -18,6 +19,7 @@ from decoding.engine.vocabulary import Vocabulary
 from decoding.model.info import ModelInfo
 from decoding.model.model import Model
 from decoding.strategies import build
+from decoding.worker import largest_tick
 from decoding.worker.memory import available_memory
 
 # Prefill tokens a tick: every running stream waits for them, so a CPU takes fewer. Both fill the machine.
@@ -47,11 +49,16 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
     if draft is not None:
         _check_draft(model, draft)
         models[DRAFT] = draft
-    sizes = size_caches(start, models)
+    peak = max(_peak_bytes(start, each) for each in models.values())
+    sizes = size_caches(start, models, peak)
     for name, each in models.items():
         each.attention.allocate(sizes.num_pages[name])
+    for each in models.values():
+        each.record(start.max_rows, sizes.max_model_len, peak)
+    for name, each in models.items():
         own = Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]}, sizes.max_source_len)
         for prompt in canaries(each, own):
+            _run_plainly(each, prompt)
             _decode_canary(_engine(start, {MAIN: each}, own), prompt, has_encoder=each.encoder is not None)
     info, encoder = model.info, None
     if model.encoder is not None:
@@ -89,17 +96,17 @@ def _check_draft(model: Model, draft: Model) -> None:
         raise ValueError("of the model and the draft model one was saved without its language head")
 
 
-def size_caches(start: Start, models: dict[str, Model]) -> Sizes:
+def size_caches(start: Start, models: dict[str, Model], peak_bytes: int = 0) -> Sizes:
     """Divide the memory so that all caches hold equally many tokens: what a draft row holds, its target row holds too.
 
     Never more than all rows at full length could use, each with a source of its own where there is an encoder.
+    peak_bytes: what the largest tick takes beside them.
     """
-    own_limit = min(model.info.max_model_len for model in models.values())
-    max_model_len = min(own_limit, start.max_model_len or own_limit)
+    max_model_len = _longest(start, models)
     sources = [model.encoder.max_source_len for model in models.values() if model.encoder is not None]
     max_source_len = min([*sources, start.max_model_len or max(sources)]) if sources else 0
     backends = {name: model.attention for name, model in models.items()}
-    memory = start.kv_memory_bytes or _default_kv_memory(models[MAIN].info.device)
+    memory = start.kv_memory_bytes or _default_kv_memory(start, models, peak_bytes)
     bytes_per_token = sum(Fraction(b.bytes_per_page(), b.page_size) for b in backends.values())
     num_tokens = int(memory / bytes_per_token)
     num_pages = {
@@ -120,6 +127,12 @@ def size_caches(start: Start, models: dict[str, Model]) -> Sizes:
     return Sizes(min(max_model_len, held - half), num_pages, min(max_source_len, half))
 
 
+def _longest(start: Start, models: dict[str, Model]) -> int:
+    """Positions that a row may have, as far as the models go."""
+    own_limit = min(model.info.max_model_len for model in models.values())
+    return min(own_limit, start.max_model_len or own_limit)
+
+
 def _pages_each(backend: PagedAttention, *lengths: int) -> int:
     return sum(-(-length // backend.page_size) for length in lengths)
 
@@ -135,11 +148,10 @@ def _engine(start: Start, models: dict[str, Model], sizes: Sizes) -> Engine:
         start.token_bytes[: info.vocab_size],
         tuple((i, name) for i, name in start.special_tokens if i < info.vocab_size),
     )
-    tick_tokens = start.tick_tokens or (CPU_TICK_TOKENS if info.device.type == "cpu" else GPU_TICK_TOKENS)
     return Engine(
         placed,
         vocabulary,
-        Limits(start.max_rows, tick_tokens, sizes.max_model_len),
+        Limits(start.max_rows, _tick_tokens(start, info.device), sizes.max_model_len),
         shares_prefixes=start.prefix_cache,
         launches_ahead=launches_ahead(start, info.device),
     )
@@ -156,13 +168,36 @@ def launches_ahead(start: Start, device: torch.device) -> bool:
     return device.type == "cuda" if start.launch_ahead == "auto" else start.launch_ahead == "on"
 
 
-def _default_kv_memory(device: torch.device) -> int:
-    """Nine tenths of the free memory of a GPU; on a CPU a quarter of what is available, at most 4 GiB."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()  # merged weights leave their parts' memory with torch, where it does not count as free
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free * 0.9)
-    return min(4 << 30, available_memory() // 4)
+def _tick_tokens(start: Start, device: torch.device) -> int:
+    return start.tick_tokens or (CPU_TICK_TOKENS if device.type == "cpu" else GPU_TICK_TOKENS)
+
+
+def _default_kv_memory(start: Start, models: dict[str, Model], peak_bytes: int) -> int:
+    """Of a GPU all that ticks and their recordings leave; on a CPU a quarter of what is available, at most 4 GiB."""
+    device = models[MAIN].info.device
+    if device.type != "cuda":
+        return min(4 << 30, available_memory() // 4)
+    longest = _longest(start, models)
+    num_recordings = sum(len(each.recordings(start.max_rows, longest)) for each in models.values())
+    torch.cuda.empty_cache()  # merged weights leave their parts' memory with torch, where it does not count as free
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(0, free - largest_tick.bytes_to_leave(peak_bytes, num_recordings))
+
+
+def _peak_bytes(start: Start, model: Model) -> int:
+    """Of the largest tick, over pages for just that; 0 on a CPU, where nothing goes by it."""
+    if model.info.device.type != "cuda":
+        return 0
+    tick_tokens, longest = _tick_tokens(start, model.info.device), _longest(start, {MAIN: model})
+    max_source_len = model.encoder.max_source_len if model.encoder is not None else 0
+    asked = largest_tick.requests(start.max_rows, tick_tokens, longest, model.info.vocab_size, max_source_len)
+    lengths = len(asked[0].prompt_ids) + 1, len(asked[0].source_ids)
+    pages = 1 + start.max_rows * _pages_each(model.attention, *lengths)
+    model.attention.allocate(pages)
+    engine = _engine(start, {MAIN: model}, Sizes(longest, {MAIN: pages}, max_source_len))
+    peak = largest_tick.peak_bytes(lambda: largest_tick.run(engine, asked), model.info.device)
+    model.attention.allocate(0)
+    return peak
 
 
 def canaries(model: Model, sizes: Sizes) -> list[tuple[int, ...]]:
@@ -172,6 +207,12 @@ def canaries(model: Model, sizes: Sizes) -> list[tuple[int, ...]]:
     longest = min(sizes.max_model_len, (sizes.num_pages[MAIN] - 1) * model.attention.page_size) - 2
     long = tuple(i % model.info.vocab_size for i in range(min(GPU_CANARY_TOKENS, longest)))
     return [CANARY, long] if len(long) > len(CANARY) else [CANARY]
+
+
+def _run_plainly(model: Model, prompt: tuple[int, ...]) -> None:
+    """On a GPU: as a prompt runs that no recording is for; the canary's own forwards are recorded ones."""
+    if model.info.device.type != "cpu" and model.encoder is None:
+        model.forward(Batch.of_one_row(np.array(prompt), model.attention.page_size), shift=1)
 
 
 def _decode_canary(engine: Engine, prompt: tuple[int, ...], *, has_encoder: bool) -> None:

@@ -69,6 +69,7 @@ from decoding.worker.ticks import ticks_within
 HEARTBEAT_SECONDS = 0.5
 PREPARING_SECONDS = 0.01  # between two looks whether a grammar is compiled
 MAX_TICK_BYTES = 16 << 20  # a quarter of what the server takes for a frame
+COLLECTOR_THRESHOLDS = (50_000, 50, 100)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -282,10 +283,17 @@ def _build(start: Start, link: Link, model: Model | None = None) -> tuple[Worker
     engine, loaded = build_engine(start, model, draft)
     vocabulary = Vocabulary(loaded.vocab_size, start.token_bytes)
     try_plugins(plugins, engine, Builder(plugins, loaded.vocab_size), vocabulary)
+    _collect_rarely()
+    return Worker(link, engine, loaded.vocab_size, threads, plugins), loaded
+
+
+def _collect_rarely() -> None:
+    """Ticks make and drop thousands of objects, none of them in cycles: where the collector looked as often as it does
+    by itself, it took a tenth and more of a tick."""
     gc.collect()
     gc.enable()
     gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
-    return Worker(link, engine, loaded.vocab_size, threads, plugins), loaded
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
 def _threads(model: Model, draft: Model | None) -> Threads:

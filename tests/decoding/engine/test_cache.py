@@ -193,3 +193,38 @@ def test_random_histories_keep_the_books_straight() -> None:
         cache.free(table)
     assert cache.num_used == 0
     cache.check_integrity([])
+
+
+def test_a_tables_array_follows_its_pages_whatever_becomes_of_them() -> None:
+    """It is kept from tick to tick, and only what is new is copied."""
+    rng, cache = random.Random(4), PageCache(400, 2)
+    tables = [PageTable()]
+    for _ in range(600):
+        table = rng.choice(tables)
+        act = rng.randrange(6)
+        if act <= 2 and cache.num_available > 20:
+            written(cache, table, rng.randrange(1, 9))
+        elif act == 3:
+            cache.truncate(table, rng.randrange(table.length + 1))
+        elif act == 4 and len(tables) < 8:
+            tables.append(cache.fork(table))
+        elif act == 5 and len(tables) > 1:
+            cache.free(table)
+            tables.remove(table)
+        for each in tables:
+            count = rng.randrange(len(each.pages) + 1)
+            assert each.array(count).tolist() == each.pages[:count]
+    assert any(len(table.pages) > 16 for table in tables)
+
+
+def test_there_is_room_exactly_where_growing_takes_no_page() -> None:
+    cache, table = PageCache(20, 4), PageTable()
+    assert not cache.has_room(table, 1)
+    written(cache, table, 3)
+    assert cache.has_room(table, 1)
+    assert not cache.has_room(table, 2)
+    cache.grow(table, 5)
+    assert cache.has_room(table, 5)
+    twin = cache.fork(table)
+    assert not cache.has_room(table, 1), "the page is the fork's too, and must be copied first"
+    assert not cache.has_room(twin, 1)

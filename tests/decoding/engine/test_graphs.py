@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
+import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +20,16 @@ from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.contract.params import Beam, LogitsParams, Request, Sampling, StoppingParams
 from decoding.engine.cache import PageCache
-from decoding.model.graphs import CannotCapture, CudaCapture, DecodeGraphs, Run, bucket_of, padded
+from decoding.model.graphs import (
+    MOST_TOKENS,
+    CannotCapture,
+    CudaCapture,
+    DecodeGraphs,
+    Run,
+    bucket_of,
+    buckets_for,
+    padded,
+)
 from decoding.model.loading import wrap
 from decoding.strategies import build
 from tests.decoding.drive import Answer, run
@@ -35,10 +47,15 @@ def call_again(run: Run) -> Run:
 
 def decode_batch(*lengths: int) -> Batch:
     """Rows of those lengths, each fed its last token."""
-    book = PageBook(400, 16)
+    book = PageBook(800, 16)
     rows = [Row(list(range(10, 10 + length))) for length in lengths]
     book.batch([(row, len(row.tokens) - 1) for row in rows])
     return book.batch([(row, 1) for row in rows])
+
+
+def row_exact_product(a: np.ndarray, b: np.ndarray, dtype: np.dtype[np.float32]) -> np.ndarray:  # [m, k], [k, n]
+    """Triton's interpreter multiplies with numpy, whose order of sums depends on a row's place; a tensor core's not."""
+    return np.stack([a[:, i, None] * b[None, i] for i in range(a.shape[1])]).sum(axis=0, dtype=dtype)
 
 
 class Spy:
@@ -53,7 +70,7 @@ class Spy:
 
 
 def given(batch: Batch) -> np.ndarray:
-    return np.stack([batch.token_ids, batch.positions, batch.slots, batch.kv_lengths], axis=1)
+    return np.stack([batch.token_ids, batch.positions, batch.slots, batch.positions + 1], axis=1)
 
 
 def test_a_replay_sees_the_numbers_of_its_own_tick() -> None:
@@ -84,15 +101,40 @@ def test_nothing_of_a_larger_tick_is_left_in_a_smaller_one() -> None:
 def test_a_bucket_holds_rows_and_pages() -> None:
     assert bucket_of(decode_batch(5)) == (1, 16)
     assert bucket_of(decode_batch(5, 257, 5)) == (4, 64)
+    assert bucket_of(decode_batch(*[2] * 600)) == (640, 16), "however many rows"
     assert padded(decode_batch(5, 257, 5), 4, 64).shape == (4 * (4 + 64),)
 
 
-def test_only_plain_decode_steps_are_recorded() -> None:
-    book, rows = PageBook(400, 16), [Row(list(range(20))), Row(list(range(20)))]
+def test_each_token_of_a_row_is_a_row_of_the_recording() -> None:
+    book, rows = PageBook(400, 16), [Row(list(range(40))), Row(list(range(20)))]
+    book.batch([(rows[0], 18), (rows[1], 3)])
+    batch = book.batch([(rows[0], 4), (rows[1], 1)])
+    spy = Spy()
+    found = DecodeGraphs(spy.decode, call_again, CPU).run(batch, 1)
+    assert found is not None
+    assert found[:, 3].tolist() == [19, 20, 21, 22, 4], "as long as the row was when it had that token last"
+    assert np.array_equal(found.numpy(), given(batch))
+    tables = spy.recorded[0].page_tables
+    assert tables.shape == (8, 16)
+    assert np.array_equal(tables[:5, :2].numpy(), batch.page_tables[[0, 0, 0, 0, 1]])
+
+
+def test_what_asks_for_more_than_plain_tokens_is_not_recorded() -> None:
+    book, row = PageBook(400, 16), Row(list(range(20)))
     graphs = DecodeGraphs(Spy().decode, call_again, CPU)
-    assert graphs.run(book.batch([(rows[0], 12), (rows[1], 1)]), 1) is None
-    assert graphs.run(book.batch([(rows[0], 1)], probe_rows=(0,)), 1) is None
-    assert graphs.run(book.batch([(rows[0], 1)], embeds={0: torch.zeros(4)}), 1) is None
+    assert graphs.run(book.batch([(row, 1)], probe_rows=(0,)), 1) is None
+    assert graphs.run(book.batch([(row, 1)], embeds={0: torch.zeros(4)}), 1) is None
+
+
+def test_many_tokens_or_many_keys_for_each_run_plainly() -> None:
+    """A token that is a row of its own reads again what those before it in its row have read."""
+    book, row, most = PageBook(4000, 16), Row([0] * 50_000), MOST_TOKENS
+    assert bucket_of(book.batch([(row, most)])) == (most, 64)
+    assert bucket_of(book.batch([(row, most + 1)])) is None
+    book.batch([(row, 40_000)])
+    assert bucket_of(book.batch([(row, 1)])) == (1, 4096)
+    assert bucket_of(book.batch([(row, 4)])) == (4, 4096)
+    assert bucket_of(book.batch([(row, 5)])) is None
 
 
 def test_recordings_end_with_the_memory_they_point_to() -> None:
@@ -115,6 +157,63 @@ def test_a_forward_that_cannot_be_recorded_is_not_tried_again() -> None:
         assert graphs.run(decode_batch(5), 1) is None
     assert graphs.run(decode_batch(5, 5), 1) is None
     assert len(tries) == 1
+
+
+def in_memory_for(most_rows: int, most_pages: int) -> Callable[[Run], Run]:
+    """Recordings, and memory for those of so many rows and pages."""
+
+    def record(run: Run) -> Run:
+        rows, pages = run().shape
+        if rows > most_rows or pages > most_pages:
+            raise torch.OutOfMemoryError("no memory")
+        return run
+
+    return record
+
+
+def tables(inputs: DecodeInputs) -> Run:
+    return lambda: inputs.page_tables
+
+
+def test_what_memory_lacks_for_costs_only_what_is_no_smaller() -> None:
+    graphs = DecodeGraphs(tables, in_memory_for(8, 64), CPU)
+    assert graphs.run(decode_batch(5, 5), 1) is not None
+    with pytest.warns(UserWarning, match="no memory"):
+        assert graphs.run(decode_batch(*[5] * 9), 1) is None
+    assert graphs.run(decode_batch(*[5] * 20), 1) is None, "not tried again"
+    assert graphs.run(decode_batch(*[5] * 8), 1) is not None
+    assert graphs.run(decode_batch(5, 5), 1) is not None
+
+
+def test_all_that_can_come_is_recorded_at_once_the_largest_first() -> None:
+    spy = Spy()
+    graphs = DecodeGraphs(spy.decode, call_again, CPU)
+    graphs.record(buckets_for(600, 70), 1, 0)
+    sizes = [inputs.page_tables.shape for inputs in spy.recorded]
+    assert sizes[0] == (640, 256)
+    assert sizes[-1] == (1, 16)
+    assert {pages for _, pages in sizes} == {16, 64, 256}
+    assert all(one[0] * one[1] >= other[0] * other[1] for one, other in itertools.pairwise(sizes))
+    for batch in (decode_batch(5), decode_batch(*[2] * 600), decode_batch(1100)):
+        graphs.run(batch, 1)
+    assert len(spy.recorded) == len(sizes), "nothing is left to be recorded while requests wait"
+
+
+def test_what_is_recorded_ahead_touches_nobodys_page() -> None:
+    spy = Spy()
+    DecodeGraphs(spy.decode, call_again, CPU).record([(4, 16)], 1, 0)
+    (inputs,) = spy.recorded
+    assert not torch.stack([inputs.token_ids, inputs.positions, inputs.slots]).any()
+    assert not inputs.page_tables.any()
+    assert inputs.kv_lengths.tolist() == [1, 1, 1, 1]
+
+
+def test_where_memory_ends_amid_the_recordings_the_smaller_ones_are_there() -> None:
+    graphs = DecodeGraphs(tables, in_memory_for(64, 16), CPU)
+    with pytest.warns(UserWarning, match="no memory"):
+        graphs.record(buckets_for(128, 64), 1, 0)
+    assert graphs.is_able
+    assert sorted(graphs._recorded) == [(rows, 16) for rows in (1, 2, 4, 8, 16, 24, 32, 48, 64)]
 
 
 class Table:
@@ -155,6 +254,8 @@ class FakeCuda:
         self.mode: int | str = 0
         self.events: list[str] = []
         self.handles = 0
+        self.free = 1 << 30
+        self.peak = 0
 
     def Stream(self) -> FakeCuda:
         return self
@@ -176,6 +277,24 @@ class FakeCuda:
     def graph_pool_handle(self) -> tuple[int, int]:
         self.handles += 1
         return (0, self.handles)
+
+    def take(self, num_bytes: int) -> None:
+        """What a forward allocates and gives back."""
+        self.peak = max(self.peak, num_bytes)
+
+    def empty_cache(self) -> None: ...
+
+    def mem_get_info(self, _device: object = None) -> tuple[int, int]:
+        return self.free, 1 << 30
+
+    def memory_allocated(self) -> int:
+        return 0
+
+    def max_memory_allocated(self) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = 0
 
     def get_sync_debug_mode(self) -> int | str:
         return self.mode
@@ -201,7 +320,8 @@ class FakeGraph:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     for name in ("Stream", "current_stream", "stream", "graph", "graph_pool_handle", "get_sync_debug_mode",
-                 "set_sync_debug_mode"):  # fmt: skip
+                 "set_sync_debug_mode", "empty_cache", "mem_get_info", "memory_allocated", "max_memory_allocated",
+                 "reset_peak_memory_stats"):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     return fake
@@ -227,6 +347,63 @@ def test_what_memory_lacks_is_no_reason_to_record_nothing(cuda: FakeCuda) -> Non
         return torch.zeros(1)
 
     with pytest.raises(torch.OutOfMemoryError):
+        CudaCapture()(forward)
+
+
+def test_what_there_is_no_memory_for_is_found_out_before_it_is_recorded(cuda: FakeCuda) -> None:
+    """What larger recordings took serves the others, too."""
+    capture = CudaCapture()
+
+    def taking(num_bytes: int) -> Run:
+        def forward() -> torch.Tensor:
+            cuda.take(num_bytes)
+            return torch.zeros(1)
+
+        return forward
+
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(taking(2 << 30))
+    assert "record" not in cuda.events
+    large = capture(taking(900 << 20))
+    cuda.free = 100 << 20
+    small = capture(taking(800 << 20))
+    assert cuda.events.count("record") == 2
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(taking(1000 << 20))
+    del large, small
+    gc.collect()
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(taking(800 << 20))
+
+
+def test_recordings_leave_to_the_ticks_what_those_need(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is not recorded at the start is not recorded while requests wait either."""
+    recorded: list[tuple[int, ...]] = []
+
+    def record(run: Run) -> Run:
+        recorded.append(tuple(run().shape))
+        cuda.free -= 100
+        return run
+
+    graphs = DecodeGraphs(tables, record, CPU)
+    monkeypatch.setattr(graphs, "_device", SimpleNamespace(type="cuda"))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    cuda.free = 1250
+    graphs.record([(rows, 16) for rows in (1, 2, 4, 8, 16)], 1, leaves_bytes=1000)
+    assert recorded == [(16, 16), (8, 16), (4, 16)]
+    assert graphs.run(decode_batch(5, 5), 1) is None
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), torch.AcceleratorError()])
+def test_what_a_recording_meets_of_the_gpu_does_not_mean_that_the_model_cannot_be_recorded(
+    error: Exception, cuda: FakeCuda
+) -> None:
+    def forward() -> torch.Tensor:
+        if "record" in cuda.events:
+            raise error
+        return torch.zeros(1)
+
+    with pytest.raises(type(error)):
         CudaCapture()(forward)
 
 
@@ -275,32 +452,65 @@ def test_an_engine_over_recorded_triton_attention_says_what_it_says_over_any_oth
     assert recorded
 
 
-def triton_blocks(shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype) -> PagedAttention:
+def triton_blocks(
+    shapes: Sequence[LayerShape], device: torch.device, dtype: torch.dtype, *, is_uniform: bool = False
+) -> PagedAttention:
     from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - triton may be absent
 
-    return TritonAttention(shapes, device=device, dtype=dtype, block=16)
+    return TritonAttention(shapes, device=device, dtype=dtype, block=16, is_uniform=is_uniform)
 
 
-def test_a_model_decodes_the_same_bits_in_padded_buckets() -> None:
+def test_a_model_decodes_the_same_bits_in_padded_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
+    monkeypatch.setattr(np, "matmul", row_exact_product)
 
     def states(capture: Callable[[Run], Run] | None) -> torch.Tensor:
         lm = tiny("llama", num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=1)
-        model = wrap(lm, attention=triton_blocks, capture=capture)
+        model = wrap(lm, attention=functools.partial(triton_blocks, is_uniform=True), capture=capture)
         model.attention.allocate(100)
+        recorded.clear()  # what the model was tried with
         book, rows = PageBook(100, 16), [Row(list(range(3, 3 + length))) for length in (9, 20, 4)]
         model.forward(book.batch([(row, len(row.tokens) - 2) for row in rows]))
         ticks = [rows, rows[1:]]
         return torch.cat([model.forward(book.batch([(row, 1) for row in tick])).last.clone() for tick in ticks])
 
-    recorded = []
+    recorded: list[Run] = []
 
     def noting(run: Run) -> Run:
         recorded.append(run)
         return run
 
-    assert torch.equal(states(noting), states(None))
+    expected, found = states(None), states(noting)
+    assert torch.equal(found, expected)
+    assert len(recorded) == 3, "a prompt too"
+
+
+def test_a_recorded_tick_of_prompts_windows_and_steps_says_what_a_plain_one_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the bit, as this backend promises that it does not matter how a query came; over a sliding window."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(np, "matmul", row_exact_product)
+    blocks = functools.partial(triton_blocks, is_uniform=True)
+
+    def states(capture: Callable[[Run], Run] | None) -> torch.Tensor:
+        lm = tiny("mistral", num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1)
+        model = wrap(lm, attention=blocks, capture=capture)
+        model.attention.allocate(100)
+        recorded.clear()  # what the model was tried with
+        book, rows = PageBook(100, 16), [Row(list(range(3, 3 + length))) for length in (21, 14, 5)]
+        ticks = [[(rows[0], 18), (rows[1], 13)], [(rows[0], 3), (rows[1], 1), (rows[2], 5)]]
+        return torch.cat([model.forward(book.batch(tick)).last.clone() for tick in ticks])
+
+    recorded: list[Run] = []
+
+    def noting(run: Run) -> Run:
+        recorded.append(run)
+        return run
+
+    expected, found = states(None), states(noting)
     assert len(recorded) == 2
+    assert torch.equal(found, expected)
 
 
 def test_ids_that_only_the_device_knows_reach_the_recording() -> None:

@@ -85,7 +85,14 @@ def codes(answers: Sequence[Answer]) -> list[str | None]:
     return [answer.failure and answer.failure.code for answer in answers]
 
 
+def of_the_device(code: int) -> torch.AcceleratorError:
+    error = torch.AcceleratorError("CUDA error")
+    error.error_code = code
+    return error
+
+
 OUT_OF_MEMORY = [
+    of_the_device(2),
     torch.OutOfMemoryError("CUDA out of memory"),
     MemoryError(),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
@@ -142,6 +149,43 @@ def test_a_model_that_fails_everybody_is_broken_and_says_so() -> None:
     engine = engine_of(Touchy(is_broken=True))
     with pytest.raises(IndexError, match="boom"):
         run(engine, NEIGHBOURS)
+
+
+class Failing(TableModel):
+    """Its device fails for the first batch and answers nothing from then on."""
+
+    def forward(self, batch: Batch, layers: tuple[int, ...] = ()) -> TableHidden:
+        self.num_forwards += 1
+        raise of_the_device(700)  # an illegal address
+
+
+@pytest.mark.parametrize("requests", [NEIGHBOURS, NEIGHBOURS[:1]])
+def test_a_device_that_failed_ends_the_engine_at_once(requests: Sequence[Request]) -> None:
+    """Nobody is told that his request failed, and nobody is tried alone: the worker must be started anew."""
+    model = Failing()
+    with pytest.raises(torch.AcceleratorError):
+        run(engine_of(model), requests)
+    assert model.num_forwards == 1
+
+
+class Looking:
+    """Looks at scores that it kept on a device that failed."""
+
+    def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
+        self._prompt = request.prompt_ids
+
+    def begin(self, prompt_ids: Sequence[int]) -> Move:
+        return Move((Feed(Open(), self._prompt, want=DRAW),))
+
+    def step(self, seen: Observation) -> Move:
+        raise of_the_device(710)  # a failed assertion
+
+
+def test_a_device_that_a_strategy_finds_to_have_failed_ends_the_engine_too() -> None:
+    engine = table_engine()
+    engine.add(0, NEIGHBOURS[0], Looking)
+    with pytest.raises(torch.AcceleratorError):
+        engine.tick()
 
 
 def test_pipelines_that_cannot_be_built_fail_their_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from decoding.contract.params import (
     StoppingParams,
 )
 from decoding.device import Arriving
+from decoding.engine import launch_ahead
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.launch_ahead import PAUSE_TICKS
@@ -54,8 +55,8 @@ def engine_of(model: TableModel | None = None, *, launches_ahead: bool = True, *
     return table_engine(models={"main": model or TableModel()}, launches_ahead=launches_ahead, **options)
 
 
-def plain(requests: Sequence[Request], **options: Any) -> list[object]:
-    return [a.said for a in run(engine_of(launches_ahead=False, **options), requests)]
+def plain(requests: Sequence[Request], num_pages: int = 64) -> list[object]:
+    return [a.said for a in run(engine_of(TableModel(num_pages=num_pages), launches_ahead=False), requests)]
 
 
 # what it must not change
@@ -85,8 +86,9 @@ def small_engine(num_pages: int, *, launches_ahead: bool) -> Engine:
     )
 
 
-def test_a_crowd_that_runs_ahead_answers_as_each_does_alone() -> None:
+def test_a_crowd_that_runs_ahead_answers_as_each_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Arrivals, cancellations and preemptions at random; the books are checked after every tick."""
+    monkeypatch.setattr(launch_ahead, "WORTH_A_FORWARD", 2)  # rows are few here
     requests = drawing_requests(random.Random(3), 60, VOCAB, others=8)
     engine = small_engine(52, launches_ahead=True)
     answers = run_crowd(engine, requests, random.Random(3))
@@ -148,22 +150,68 @@ def test_every_tick_does_and_says_what_it_would_have_without() -> None:
 
 
 @pytest.mark.parametrize("logits", [GREEDY, LogitsParams(1.0, top_k=9), LogitsParams(0.9, repetition_penalty=1.3)])
-def test_rows_that_only_draw_have_every_tick_but_the_first_two_launched_ahead(logits: LogitsParams) -> None:
+def test_rows_that_only_draw_have_every_tick_but_the_first_launched_ahead(logits: LogitsParams) -> None:
     """Penalties too: they concern the reads, which are launched when the history is known."""
     model = TableModel(num_pages=200)
     engine = engine_of(model)
     requests = [ask(1, 2, i, logits=logits, max_tokens=12, seed=i) for i in range(5)]
     assert [a.said for a in run(engine, requests)] == plain(requests)
     counters = engine.launch_ahead.counters
-    assert (counters.forwards, counters.rows, counters.taken) == (10, 50, 50)
+    assert (counters.forwards, counters.rows, counters.taken) == (11, 55, 55)
     assert model.num_forwards == 12, "no forward is run in vain"
 
 
-def test_a_row_that_does_not_draw_keeps_the_whole_batch_from_being_guessed() -> None:
-    beam = Request((1, 2), Beam(1, 2), GREEDY, StoppingParams(10, ignore_eos=True))
-    engine = engine_of()
-    run(engine, [ask(), beam])
+def beam(max_tokens: int = 10) -> Request:
+    return Request((1, 2), Beam(1, 2), GREEDY, StoppingParams(max_tokens, ignore_eos=True))
+
+
+def test_few_rows_are_not_guessed_where_others_that_do_not_draw_need_a_forward_of_their_own() -> None:
+    """The weights would be read twice a tick."""
+    model = TableModel()
+    engine = engine_of(model)
+    run(engine, [ask(), beam()])
     assert engine.launch_ahead.counters.forwards == 0
+    assert model.num_forwards == 10
+
+
+@pytest.mark.parametrize("num_drawing", [3, 1])
+def test_rows_worth_a_forward_are_guessed_whoever_else_runs_but_not_fewer_than_those(
+    num_drawing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beams between them: each row's guess is fed what that row drew."""
+    monkeypatch.setattr(launch_ahead, "WORTH_A_FORWARD", 1)
+    engine = engine_of()
+    requests = [ask(9), beam(), ask(2), ask(1)] if num_drawing == 3 else [ask(9), beam()]
+    assert [a.said for a in run(engine, requests)] == plain(requests)
+    counters = engine.launch_ahead.counters
+    expected = 3 * 9 if num_drawing == 3 else 1  # the beams begin as one row, which is not more than the other one
+    assert counters.rows == counters.taken == expected
+
+
+def test_rows_worth_a_forward_are_guessed_while_a_long_prompt_is_fed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch_ahead, "WORTH_A_FORWARD", 2)
+    model = TableModel(num_pages=200)
+    engine = engine_of(model, tick_tokens=64)
+    requests = [ask(1), ask(2), ask(*(i % VOCAB for i in range(300)), max_tokens=3)]
+    assert [a.said for a in run(engine, requests)] == plain(requests, num_pages=200)
+    counters = engine.launch_ahead.counters
+    assert counters.rows == counters.taken == 9 + 9 + 2
+
+
+def test_who_arrives_draws_ahead_from_its_first_token_on() -> None:
+    """Short answers: in nearly every tick somebody arrives, and nobody waits for it."""
+    engine = engine_of(TableModel(num_pages=200))
+    requests = [ask(i, 5, max_tokens=4) for i in range(12)]
+    answers = [Answer() for _ in requests]
+    for index, request in enumerate(requests):
+        engine.add(index, request, build)
+        for output in engine.tick():
+            answers[output.request_id].take(output)
+    while engine.has_work:
+        for output in engine.tick():
+            answers[output.request_id].take(output)
+    assert [a.said for a in answers] == plain(requests, num_pages=200)
+    assert engine.launch_ahead.counters.rows == engine.launch_ahead.counters.taken == 12 * 3
 
 
 def test_off_means_that_nothing_is_launched_ahead() -> None:
@@ -177,7 +225,7 @@ def test_rows_that_end_for_sure_are_left_out_and_the_others_go_on() -> None:
     engine = engine_of(model)
     requests = [ask(1, max_tokens=5), ask(2, max_tokens=9)]
     assert [a.said for a in run(engine, requests)] == plain(requests)
-    assert engine.launch_ahead.counters.taken == engine.launch_ahead.counters.rows == 3 + 7
+    assert engine.launch_ahead.counters.taken == engine.launch_ahead.counters.rows == 4 + 8
     assert model.num_forwards == 9
 
 
@@ -209,8 +257,7 @@ def test_the_next_forward_is_launched_before_the_host_reads_what_this_one_drew(m
 
     monkeypatch.setattr(decoding.device, "Arriving", Late)
     run(engine_of(Noting(events)), [ask(max_tokens=4)])
-    first, second = ["forward", "send", "read"], ["forward", "send", "ahead", "read"]
-    assert events == [*first, *second, "send", "ahead", "read", "send", "read"]
+    assert events == ["forward", *["send", "ahead", "read"] * 3, "send", "read"]
 
 
 # what becomes of a wrong guess
@@ -270,8 +317,30 @@ def test_who_arrives_meanwhile_runs_in_a_forward_of_its_own_in_the_same_tick() -
     before = model.num_forwards
     assert {o.request_id for o in engine.tick()} == {0, 1}
     assert engine.tick_rows == 2
-    assert model.num_forwards == before + 1
-    assert engine.launch_ahead.counters.rows == engine.launch_ahead.counters.taken
+    assert model.num_forwards == before + 1 + 1, "the arrival's, and the next one, of both"
+    engine.tick()
+    assert engine.launch_ahead.counters.taken == 4 + 2
+
+
+def test_a_row_that_gave_way_and_came_back_at_once_takes_no_guess_for_pages_it_no_longer_has() -> None:
+    """The prefix index brings it back to where it was, but what the guess wrote is in a page that another took."""
+    engine, requests = engine_of(), [ask(*range(7), max_tokens=20), ask(5, 6, max_tokens=2)]
+    answers = [Answer(), Answer()]
+
+    def tick() -> None:
+        for output in engine.tick():
+            answers[output.request_id].take(output)
+
+    engine.add(0, requests[0], build)
+    tick()
+    tick()
+    engine.scheduler._preempt(engine.scheduler.running[0])  # as for a wide request that leaves room for it
+    engine.add(1, dataclasses.replace(requests[1], priority=-1), build)
+    while engine.has_work:
+        tick()
+    assert [a.said for a in answers] == plain(requests)
+    counters = engine.launch_ahead.counters
+    assert counters.rows == counters.taken + 1
 
 
 class Wayward:

@@ -292,8 +292,13 @@ def test_rope_that_depends_on_the_longest_row_is_limited_to_where_it_does_not(ro
     if rope_type == "longrope":
         rope["original_max_position_embeddings"] = 32
     overrides = {"rope_parameters": rope, "max_position_embeddings": 128 if rope_type == "longrope" else 32}
-    model = wrap(tiny("llama", **overrides))
+    network = tiny("llama", **overrides)
+    model = wrap(network)
     assert model.info.max_model_len == 32
+    rotary = network.model.rotary_emb
+    held = rotary.inv_freq.clone()
+    rotary(torch.zeros(1), torch.arange(100)[None])
+    assert torch.equal(rotary.inv_freq, held), "nobody looks at the positions, for no recording can"
     wanted = prompts(6, 3)
     expected = [generate(tiny("llama", **overrides), prompt) for prompt in wanted]
     assert greedy(model, wanted) == expected

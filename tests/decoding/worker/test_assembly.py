@@ -9,19 +9,23 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from decoding.attention.interface import Batch
 from decoding.contract.frames import Start
 from decoding.contract.params import DRAFT, MAIN
+from decoding.model.graphs import GRAPH_BYTES
 from decoding.model.loading import wrap
-from decoding.model.model import Model
+from decoding.model.model import Hidden, Model
 from decoding.worker.assembly import (
     GPU_CANARY_TOKENS,
     Sizes,
     _default_kv_memory,
+    _peak_bytes,
     build_engine,
     canaries,
     launches_ahead,
     size_caches,
 )
+from decoding.worker.largest_tick import LEAST_BYTES
 from tests.decoding.tiny import tiny
 
 
@@ -95,12 +99,89 @@ def test_forwards_are_launched_ahead_where_it_gains_or_is_asked_for(
     assert launches_ahead(frame, torch.device("cuda")) is on_cuda
 
 
-def test_memory_that_torch_holds_without_using_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merged weights leave their parts' memory behind, gigabytes of it."""
-    free = [60]
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(free.pop() + 40))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (free[0], 200))
-    assert _default_kv_memory(torch.device("cuda")) == 90
+class Gpu:
+    """torch.cuda's memory, as far as sizes go by it."""
+
+    def __init__(self, free: int, cached: int, peak: int) -> None:
+        self.free, self.cached, self.peak = free, cached, peak
+
+    def empty_cache(self) -> None:
+        self.free, self.cached = self.free + self.cached, 0
+
+    def mem_get_info(self, _device: torch.device) -> tuple[int, int]:
+        return self.free, 80 << 30
+
+    def memory_allocated(self, _device: torch.device) -> int:
+        return 1 << 30
+
+    def reset_peak_memory_stats(self, _device: torch.device) -> None: ...
+
+    def max_memory_allocated(self, device: torch.device) -> int:
+        return self.memory_allocated(device) + self.peak
+
+
+class Tried:
+    """A model that thinks itself on a GPU, and notes the tokens and rows of its forwards and what it was to record."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.info = replace(model.info, device=torch.device("cuda"))
+        self.encoder = None
+        self.attention, self.head, self.project = model.attention, model.head, model.project
+        self.forwards: list[tuple[int, int]] = []
+        self.recorded: list[tuple[int, ...]] = []
+        self.plain: list[int] = []
+
+    def forward(self, batch: Batch, layers: tuple[int, ...] = (), *, shift: int = 0) -> Hidden:
+        self.forwards.append((batch.num_tokens, batch.num_rows))
+        self.plain += [batch.num_tokens] if shift else []
+        return self._model.forward(batch, layers)
+
+    def record(self, most_rows: int, most_positions: int, leaves_bytes: int) -> None:
+        self.recorded.append((most_rows, most_positions, leaves_bytes, len(self.forwards)))
+
+    def recordings(self, _most_rows: int, _most_positions: int) -> list[tuple[int, int]]:
+        return [(1, 16)] * 10
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """60 GB are free, and 40 more that merged weights left with torch."""
+    fake = Gpu(60 << 30, 40 << 30, 4 << 30)
+    for name in ("empty_cache", "mem_get_info", "memory_allocated", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    return fake
+
+
+def test_a_gpus_caches_get_what_the_largest_tick_and_its_recordings_leave(gpu: Gpu, model: Model) -> None:
+    tried: Any = Tried(model)
+    asked = start(0, max_rows=6, tick_tokens=90)
+    peak = _peak_bytes(asked, tried)
+    assert peak == gpu.peak
+    assert tried.forwards == [(90, 6)], "all the tokens and all the rows there may be, at once"
+    assert _default_kv_memory(asked, {MAIN: tried}, peak) == (100 << 30) - (4 << 30) * 9 // 8 - 10 * GRAPH_BYTES
+    assert _default_kv_memory(asked, {MAIN: tried, DRAFT: tried}, 1 << 20) == (100 << 30) - LEAST_BYTES
+    gpu.free = 1 << 30
+    assert _default_kv_memory(asked, {MAIN: tried}, peak) == 0
+
+
+@pytest.mark.parametrize(("max_rows", "tick_tokens"), [(1, 1000), (30, 10), (300, 8192)])
+def test_the_largest_tick_runs_whatever_its_bounds(max_rows: int, tick_tokens: int, gpu: Gpu, model: Model) -> None:
+    tried: Any = Tried(model)
+    _peak_bytes(start(0, max_rows=max_rows, tick_tokens=tick_tokens), tried)
+    tokens, rows = tried.forwards[0]
+    assert rows == max_rows
+    assert tokens == max_rows * max(1, min(tick_tokens // max_rows, model.info.max_model_len - 1))
+
+
+def test_forwards_are_recorded_over_the_pages_that_will_serve_and_before_the_canary(gpu: Gpu, model: Model) -> None:
+    """What lacks memory then is found out before anybody asks; and what is not recorded is compiled, too."""
+    tried: Any = Tried(model)
+    _, loaded = build_engine(start(0, max_rows=6, tick_tokens=90), tried)
+    assert tried.recorded == [(6, loaded.max_model_len, gpu.peak, 1)]
+    assert len(tried.forwards) > 1
+    assert tried.plain == [3, loaded.max_model_len - 2]
+    assert len(model.attention.pages.keys[0]) == loaded.num_pages
 
 
 def test_a_gpu_decodes_what_splits_attention_before_it_serves(model: Model) -> None:

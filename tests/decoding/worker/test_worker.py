@@ -133,15 +133,18 @@ def loaded(model_directory: Path) -> Iterator[Peer]:
         yield peer
 
 
-def test_garbage_is_collected_once_the_model_is_loaded(model_directory: Path) -> None:
+def test_garbage_is_collected_once_the_model_is_loaded_but_not_in_every_tick(model_directory: Path) -> None:
     """The process imports without; with cycles of every tick left lying it would grow for as long as it serves."""
     link, threads = cast(Link, SimpleNamespace(send=lambda _: None)), torch.get_num_threads()
+    often = gc.get_threshold()
     gc.disable()
     try:
         _build(Start(model=str(model_directory), device="cpu", dtype="float32", threads=1), link)
         assert gc.isenabled()
+        assert gc.get_threshold()[0] > 256 * 40, "a tick of 256 rows makes some forty objects for each"
     finally:
         gc.enable()
+        gc.set_threshold(*often)
         gc.unfreeze()
         torch.set_num_threads(threads)
 
