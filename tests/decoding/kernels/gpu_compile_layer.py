@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -16,6 +17,8 @@ from triton.runtime import driver
 from decoding.attention.pages import LayerShape, Pages
 from decoding.model.gpu import products, steps
 from decoding.model.llama.parts import Norm
+from decoding.topk.draws import triton_draws
+from decoding.topk.nucleus import cut_nucleus
 from tests.decoding.kernels.gpu_compile import H100, compile_only
 
 CPU = torch.device("cpu")
@@ -68,6 +71,14 @@ def launch_products(columns: int, depth: int, dtype: torch.dtype) -> None:
             products.multiply(torch.zeros(rows, depth, dtype=dtype), weight, None, tile)
 
 
+def launch_draws(vocab: int) -> None:
+    """Of several numbers of rows, which put tables at odd places."""
+    for rows in (1, 2, 7):
+        scores = torch.zeros(rows, vocab)
+        triton_draws(scores, [0] * rows, np.zeros(rows), [False] * rows)
+        cut_nucleus(scores, scores, torch.ones(rows, 1), torch.ones(rows, 1))
+
+
 def main(capability: int) -> None:
     compile_only(described)
     driver.set_active(Gpu(capability))
@@ -75,6 +86,8 @@ def main(capability: int) -> None:
     launch_products(4096, 14336, torch.bfloat16)
     launch_products(28672, 4096, torch.bfloat16)
     launch_products(1024, 1024, torch.float32)
+    launch_draws(128256)
+    launch_draws(50257)
 
 
 if __name__ == "__main__":
