@@ -69,12 +69,10 @@ def _fuse_fast(
     blocks: nn.ModuleList, traced: TracedAttention, attention: PagedAttention, progress: Progress, _rounding: Rounding
 ) -> bool:
     if has_triton():
-        from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - needs triton
-        from decoding.model.gpu.fused import fuse_layers  # noqa: PLC0415
+        from decoding.model.gpu.fused import fuse_over  # noqa: PLC0415 - needs triton
         from decoding.model.gpu.products import PlainProduct  # noqa: PLC0415
 
-        if isinstance(attention, TritonAttention):
-            fuse_layers(blocks, traced, attention, PlainProduct, progress)
+        fuse_over(attention, blocks, traced, PlainProduct, progress)
     return False
 
 
@@ -88,15 +86,38 @@ def _invariant(part: nn.Module, _progress: Progress, _rounding: Rounding) -> Non
 
 
 def _fuse_invariant(
-    blocks: nn.ModuleList, traced: TracedAttention, attention: Any, progress: Progress, _rounding: Rounding
+    blocks: nn.ModuleList, traced: TracedAttention, attention: PagedAttention, progress: Progress, _rounding: Rounding
 ) -> bool:
-    from decoding.model.gpu.fused import fuse_layers  # noqa: PLC0415 - needs triton
+    from decoding.model.gpu.fused import fuse_over  # noqa: PLC0415 - needs triton
     from decoding.model.gpu.invariant import NotRowExact, tested_product  # noqa: PLC0415
 
     try:
-        fuse_layers(blocks, traced, attention, tested_product(), progress)
+        fuse_over(attention, blocks, traced, tested_product(), progress)
     except NotRowExact as error:
         raise UnsupportedModel(type(blocks[0]).__name__, f"cannot be batch invariant: {error}") from error
+    return False
+
+
+def _round_to_fp8(lm: Any, quantize: Any) -> None:
+    from decoding.model.gpu.fp8 import round_linears as round_to_fp8  # noqa: PLC0415 - needs triton
+
+    check_model(quantize, type(lm).__name__, list(bare_products(lm, known=(nn.Embedding, nn.Linear))))
+    round_to_fp8(lm)
+
+
+def _fp8(part: nn.Module, _progress: Progress, _rounding: Rounding) -> None:
+    from decoding.model.gpu.fp8 import replace_linears  # noqa: PLC0415 - needs triton
+
+    replace_linears(part)
+
+
+def _fuse_fp8(
+    blocks: nn.ModuleList, traced: TracedAttention, attention: PagedAttention, progress: Progress, _rounding: Rounding
+) -> bool:
+    from decoding.model.gpu.fp8 import Fp8Product  # noqa: PLC0415 - needs triton
+    from decoding.model.gpu.fused import fuse_over  # noqa: PLC0415
+
+    fuse_over(attention, blocks, traced, Fp8Product, progress)
     return False
 
 
@@ -137,7 +158,8 @@ RECIPES: Mapping[str, Recipe] = {
     "cpu_rounded": Recipe(round_linears, _row_exact, fuse=_fuse_compiled, rounds_inputs=True),
     "gpu_fast": Recipe(_nothing, _fast, fuse=_fuse_fast),
     "gpu_invariant": Recipe(_nothing, _invariant, fuse=_fuse_invariant),
-    "gpu_quantised": Recipe(quantise_linears, _nothing),  # which makes the model fast, too
+    "gpu_fp8": Recipe(_round_to_fp8, _fp8, fuse=_fuse_fp8, rounds_inputs=True),
+    "gpu_int4": Recipe(quantise_linears, _nothing),  # which makes the model fast, too
 }
 
 
@@ -145,7 +167,7 @@ def choose(lm: Any, quantize: Quantize, *, is_batch_invariant: bool) -> Recipe:
     """is_batch_invariant: costs nothing on the CPU, whose rows are always exact, and much on a GPU."""
     is_cpu = lm.device.type == "cpu"
     if quantize != "none":
-        name = "cpu_rounded" if is_cpu and quantize in ROUNDED else "gpu_quantised"
+        name = "cpu_rounded" if is_cpu and quantize in ROUNDED else f"gpu_{quantize}"
         return replace(RECIPES[name], rounding=quantize)
     if is_cpu:
         return replace(RECIPES["cpu_bfloat16"], rounding="bfloat16") if _packs_bfloat16(lm) else RECIPES["cpu_exact"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from decoding.attention.interface import LayerSpec
+from decoding.attention.interface import LayerSpec, PagedAttention
 from decoding.attention.triton import TritonAttention, TritonPlan
 from decoding.model.attention_function import NAME, TracedAttention
 from decoding.model.gpu.products import BuildProduct, Product
@@ -90,10 +90,12 @@ class FusedLayer(nn.Module):
         return self._attention.attend(self._spec, query.transpose(0, 1)[None], plan)[0].flatten(1)
 
 
-def fuse_layers(
-    blocks: nn.ModuleList, traced: TracedAttention, attention: TritonAttention, build: BuildProduct, progress: Progress
-) -> bool:
-    """Replace each layer that is recognised and passes its trials; returns whether all were."""
+def fuse_over(
+    attention: PagedAttention, blocks: nn.ModuleList, traced: TracedAttention, build: BuildProduct, progress: Progress
+) -> None:
+    """Replace each layer that is recognised and passes its trials, where attention is Triton's."""
+    if not isinstance(attention, TritonAttention):
+        return
     attention.allocate(2)
     for index, layer in enumerate(blocks):
         fused = _fused(layer, index, traced, attention, build)
@@ -103,7 +105,6 @@ def fuse_layers(
             blocks[index] = fused
         progress("fusing layers", (index + 1) / len(blocks))
     attention.allocate(0)
-    return all(isinstance(layer, FusedLayer) for layer in blocks)
 
 
 def _fused(

@@ -41,6 +41,17 @@ def described(kernel: Any) -> dict[str, Any]:
     return {"shared": kernel.metadata.shared, "product": product, "copies": ptx.count("cp.async.cg")}
 
 
+def launch_quantised(hidden: int, intermediate: int, dtype: torch.dtype) -> None:
+    """Of those the ones that leave eight bits."""
+    norm = Norm(torch.zeros(hidden), 1e-5)
+    for tokens in ROW_COUNTS:
+        x = torch.zeros(tokens, hidden, dtype=dtype)
+        steps.normalised(x, norm, quantises=True)
+        steps.added_and_normalised(x, x, norm, quantises=True)
+        steps.activated(torch.zeros(tokens, 2 * intermediate, dtype=dtype), quantises=True)
+        steps.quantised(x)
+
+
 def launch_layers(hidden: int, shape: LayerShape, intermediate: int, dtype: torch.dtype) -> None:
     """A layer's small steps, for several numbers of tokens."""
     pages = Pages([shape], 16, dtype, CPU)
@@ -83,6 +94,8 @@ def main(capability: int) -> None:
     compile_only(described)
     driver.set_active(Gpu(capability))
     launch_layers(4096, LayerShape(32, 8, 128, 128), 14336, torch.bfloat16)
+    if capability >= 89:  # before there was no e4m3
+        launch_quantised(4096, 14336, torch.bfloat16)
     launch_products(4096, 14336, torch.bfloat16)
     launch_products(28672, 4096, torch.bfloat16)
     launch_products(1024, 1024, torch.float32)

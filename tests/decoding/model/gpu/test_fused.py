@@ -105,8 +105,10 @@ def launched_by_a_layer(model: Model, positions: int, tokens: int) -> Counter[st
     if positions > tokens:
         book.batch([(row, positions - tokens)])
     plan = model.attention.plan(book.batch([(row, tokens)]))
-    x, angles = torch.zeros(1, tokens, 48).bfloat16(), torch.zeros(1, tokens, 8).bfloat16()
-    bound = cast(Any, model.body).traced.bind(model.attention, plan)
+    body = cast(Any, model.body)
+    x = torch.zeros(1, tokens, model.info.hidden_size).bfloat16()
+    angles = torch.zeros(1, tokens, body.traced.shapes[0].head_dim).bfloat16()
+    bound = body.traced.bind(model.attention, plan)
     with launches() as counts:
         layer(x, position_embeddings=(angles, angles), polydecode=bound)
     return counts
