@@ -6,11 +6,13 @@ preemption and after a restart. Generator: Philox4x32-10 (Salmon et al. 2011), v
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from decoding.device import has_triton
 from decoding.seam import Purpose
 from decoding.topk.scores import topk
 
@@ -75,6 +77,21 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     below_end = torch.nextafter(inner[:, -1:], torch.zeros_like(target))
     offset = torch.searchsorted(inner, torch.minimum((target - before).clamp_(min=0), below_end), right=True)
     return (block * _BLOCK + offset).squeeze(1).clamp_(max=vocab - 1)  # NaN compares as beyond the end
+
+
+Draws = Callable[[torch.Tensor, Sequence[int], np.ndarray, Sequence[bool]], tuple[torch.Tensor, torch.Tensor]]
+"""From scores [rows, vocab] and of each draw its row, its uniform number and whether it takes the best: the best of
+each row, all of which must be drawn from, and the ids drawn."""
+
+
+@functools.cache
+def draw_kernels(device: str) -> Draws | None:
+    """What draws in kernels of its own there, for the same numbers; None where torch must."""
+    if device != "cuda" or not has_triton():
+        return None
+    from decoding.topk.draws import triton_draws  # noqa: PLC0415 - needs triton
+
+    return triton_draws
 
 
 def draw_without_replacement(weights: np.ndarray, uniforms: Sequence[float]) -> list[int]:

@@ -41,7 +41,6 @@ class CompiledPlan:
 
 
 class CompiledAttention(PagedAttention):
-    fuses_layers = True
     keeps_bfloat16 = True
 
     def __init__(

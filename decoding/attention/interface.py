@@ -117,8 +117,6 @@ class PagedAttention(ABC):
 
     knows_biases: ClassVar[bool] = False
     """It adds LayerSpec.bias."""
-    fuses_layers: ClassVar[bool] = False
-    """Whole decoder layers can run in its kernels."""
     keeps_bfloat16: ClassVar[bool] = False
     """On a CPU: its pages can be bfloat16, where the others' are float32 whatever the model's."""
     is_capturable: ClassVar[bool] = False

@@ -20,7 +20,7 @@ from decoding.logits.contrast import contrast
 from decoding.logits.entropy import entropies
 from decoding.logits.history import History
 from decoding.logits.pipeline import Pipeline, process, warp
-from decoding.sampling import draw, greedy, uniforms
+from decoding.sampling import draw, draw_kernels, greedy, uniforms
 from decoding.seam import Reading, Scores, Want
 from decoding.topk.scores import RowScores, log_softmax_topk, topk
 
@@ -223,8 +223,9 @@ class ReadSlice:
             return None
         reads = [self._reads[headed[k]] for k in at]
         scores = self._processed(_rows(logits, at), reads)
-        self._add("peak", [headed[k] for k in at], scores.amax(dim=-1))
-        self.drawn = drawn = _draw_all(scores, reads)
+        peak, drawn = _peaks_and_draws(scores, reads)
+        self._add("peak", [headed[k] for k in at], peak)
+        self.drawn = drawn
         self._add("tokens", [headed[k] for k in at], drawn)
         ids = torch.zeros((len(headed), drawn.shape[1]), dtype=torch.int64, device=logits.device)
         ids[indices(at, logits.device)] = drawn
@@ -359,23 +360,44 @@ def _stacked(scores: RowScores) -> torch.Tensor:
     return torch.stack((scores.best.double(), scores.ids.double()), dim=1)
 
 
+def _peaks_and_draws(scores: torch.Tensor, reads: Sequence[Read]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of each read's processed scores [n, vocab], and its draws as `_draw_all` has them."""
+    kernels = draw_kernels(scores.device.type)
+    if kernels is None:
+        return scores.amax(dim=-1), _draw_all(scores, reads)
+    keys = [(k, j) for k, read in enumerate(reads) for j in range(len(read.want.draws))]
+    rows, are_greedy = [k for k, _ in keys], [reads[k].pipeline.is_greedy for k, _ in keys]
+    numbers = np.zeros(len(keys)) if all(are_greedy) else _numbers(reads, keys)
+    peaks, drawn = kernels(scores, rows, numbers, are_greedy)
+    if len(keys) == len(reads):
+        return peaks, drawn.unsqueeze(1)
+    ids = drawn.new_zeros(len(reads), max(len(read.want.draws) for read in reads))
+    ids[indices(rows, scores.device), indices([j for _, j in keys], scores.device)] = drawn
+    return peaks, ids
+
+
+def _numbers(reads: Sequence[Read], keys: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The uniform number of each (read, draw)."""
+    draws = [reads[k].want.draws[j] for k, j in keys]
+    return uniforms(
+        [reads[k].seed for k, _ in keys],
+        [draw.choice for draw in draws],
+        [reads[k].position for k, _ in keys],
+        [draw.purpose for draw in draws],
+    )
+
+
 def _draw_all(scores: torch.Tensor, reads: Sequence[Read]) -> torch.Tensor:
     """Every draw of every read from its processed scores [n, vocab] -> ids [n, most draws of a read], padded with 0."""
     ids = torch.zeros((len(reads), max(len(r.want.draws) for r in reads)), dtype=torch.int64, device=scores.device)
     fixed = [k for k, r in enumerate(reads) if r.pipeline.is_greedy]
     if fixed:
         ids[indices(fixed, scores.device)] = greedy(_rows(scores, fixed)).unsqueeze(1)
-    keys = [(k, j, d) for k, r in enumerate(reads) if not r.pipeline.is_greedy for j, d in enumerate(r.want.draws)]
+    keys = [(k, j) for k, r in enumerate(reads) if not r.pipeline.is_greedy for j in range(len(r.want.draws))]
     if keys:
-        rows = [k for k, _, _ in keys]
-        numbers = uniforms(
-            [reads[k].seed for k in rows],
-            [d.choice for _, _, d in keys],
-            [reads[k].position for k in rows],
-            [d.purpose for _, _, d in keys],
-        )
-        lanes = indices([j for _, j, _ in keys], scores.device)
-        ids[indices(rows, scores.device), lanes] = draw(_rows(scores, rows), to_device(numbers, scores.device))
+        rows, lanes = [k for k, _ in keys], indices([j for _, j in keys], scores.device)
+        numbers = to_device(_numbers(reads, keys), scores.device)
+        ids[indices(rows, scores.device), lanes] = draw(_rows(scores, rows), numbers)
     return ids
 
 

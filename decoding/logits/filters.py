@@ -1,19 +1,20 @@
 """Steps that cut the tail of the distribution: top-k, top-p, min-p. Excluded scores become -inf.
 
 A full sort of the vocabulary is what makes samplers slow, so top-p looks at the best few first and sorts only the rows
-whose mass those do not cover. Which way a row goes depends on that row alone. On a GPU a border among equals is found
-without a sort (`cut_unseen`).
+whose mass those do not cover. Which way a row goes depends on that row alone. On a GPU the border is found by
+bisection (`topk/nucleus.py`), and where there is no Triton, among equals at least without a sort (`cut_unseen`).
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from decoding.device import is_asynchronous
+from decoding.device import has_triton, is_asynchronous
 from decoding.logits.context import Context
 from decoding.logits.ranks import is_among_best, is_beyond, kth_best
 from decoding.logits.slow_path import mended, where_not
@@ -47,7 +48,7 @@ class TopP:
         p, keep = column([s.p for s in steps], scores), column([s.keep for s in steps], scores)
         probabilities = scores.softmax(dim=-1)
         if is_asynchronous(scores.device):
-            return cut_unseen(scores, probabilities, p, keep)
+            return _unseen_cut()(scores, probabilities, p, keep)
         best, ids = scores.topk(min(FEW, scores.shape[-1]), dim=-1)  # [rows, few], descending
         num_kept = _num_kept(probabilities.gather(1, ids), p, keep)
         threshold = best.gather(1, num_kept.clamp(max=best.shape[1]) - 1)
@@ -58,6 +59,19 @@ class TopP:
         if unclear:
             scores[unclear] = exact
         return scores
+
+
+Cut = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@functools.cache
+def _unseen_cut() -> Cut:
+    """What needs no look at the rows, or few."""
+    if not has_triton():
+        return cut_unseen
+    from decoding.topk.nucleus import cut_nucleus  # noqa: PLC0415 - needs triton
+
+    return cut_nucleus
 
 
 def cut_unseen(

@@ -14,7 +14,6 @@ from torch import nn
 
 from decoding.attention.choice import AttentionMaker
 from decoding.attention.interface import Batch, DecodeInputs, PagedAttention
-from decoding.contract.quantize import Rounding
 from decoding.device import to_device
 from decoding.model.agreement import Agreement
 from decoding.model.attention_function import TracedAttention, carrying, register, trace
@@ -41,8 +40,7 @@ def build(
     traced = trace(causal_lm)
     backend = attention(traced.shapes, causal_lm.device, recipe.cache_dtype(causal_lm.dtype))
     info = describe(causal_lm, agreement.widths, len(traced.specs), position_limit(causal_lm))
-    fuses = recipe.fuses_layers and backend.fuses_layers
-    is_compiled = fuses and _fuse(causal_lm, traced, backend, progress, recipe.rounding)
+    is_compiled = _fuse(causal_lm, traced, backend, recipe, progress)
     recipe.rebuild(causal_lm, progress)
     if capture is None and causal_lm.device.type == "cuda" and backend.is_capturable:
         capture = CudaCapture()
@@ -137,13 +135,10 @@ def decoder_layers(base: nn.Module, num_layers: int) -> nn.ModuleList:
     raise UnsupportedModel(type(base).__name__, f"has no list of {num_layers} decoder layers")
 
 
-def _fuse(causal_lm: Any, traced: TracedAttention, backend: Any, progress: Progress, rounding: Rounding) -> bool:
-    """Compile the layers that can be into kernels of the backend's; returns whether all were."""
-    from decoding.kernels.cpu.tile import format_for  # noqa: PLC0415 - needs numba
-    from decoding.model.fused import fuse_layers  # noqa: PLC0415 - needs numba
-
+def _fuse(causal_lm: Any, traced: TracedAttention, backend: PagedAttention, recipe: Recipe, progress: Progress) -> bool:
+    """Returns whether all layers now run in compiled kernels of the CPU."""
     try:
         blocks = decoder_layers(causal_lm.base_model, len(traced.specs))
-    except UnsupportedModel:  # no list of layers: each part is compiled by itself
+    except UnsupportedModel:  # no list of layers: each part is prepared by itself
         return False
-    return fuse_layers(blocks, traced, backend, progress, format_for(rounding))
+    return recipe.fuse_layers(blocks, traced, backend, progress)

@@ -6,7 +6,6 @@ hidden states, or the original stays. Owns the packed weights of the layers and 
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,14 +13,14 @@ import torch
 from torch import nn
 
 from decoding.attention.compiled import CompiledAttention, CompiledPlan
-from decoding.attention.interface import Batch
-from decoding.attention.pages import LayerShape
 from decoding.kernels.cpu.layer import LAYER, STACK, run_stack
 from decoding.kernels.cpu.panels import rounded_bytes
 from decoding.kernels.cpu.products import addresses
 from decoding.kernels.cpu.tile import Format
-from decoding.model.attention_function import NAME, TracedAttention, carrying
-from decoding.model.layer_weights import Weights, read_weights
+from decoding.model.attention_function import NAME, TracedAttention
+from decoding.model.layer_weights import Weights, pack_parts
+from decoding.model.llama.parts import read_parts
+from decoding.model.llama.trials import Angles, Trial, trials_of
 
 if TYPE_CHECKING:
     from decoding.model.replace_modules import Progress
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 EXACT_TOLERANCE = 1e-4
 # Of weights that meet rows of bfloat16, and of eight-bit numbers; keys and values are bfloat16 then, too.
 ROUNDED_TOLERANCES = {Format.BFLOAT16_PAIRS: 5e-2, Format.INT8: 0.1, Format.INT4: 0.1}
-TRIAL_TOKENS = 7
-LOUD = 30.0  # the root mean square of loud inputs
-
-Angles = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [1, T, rotary] each
 
 
 class FusedLayer(nn.Module):
@@ -222,11 +217,12 @@ def fuse_layers(
     stack = FusedStack(traced, attention)
     attention.allocate(2)
     for index, layer in enumerate(blocks):
-        weights = None if _takes_positions(layer) else read_weights(layer, form)
-        if weights is None or not fits(weights, attention.shapes[index]):
+        parts = read_parts(layer)
+        weights = pack_parts(parts, form) if parts is not None and parts.fits(attention.shapes[index]) else None
+        if weights is None:
             continue
         layer.float()  # one after the other, where they were loaded in sixteen bits
-        trials = _trials(layer, index, traced, attention)
+        trials = trials_of(layer, index, traced, attention)
         if _try(stack, weights, trials, [trial.original(layer) for trial in trials]):
             blocks[index] = FusedLayer(stack, index)
             if hasattr(layer, "attention_type"):
@@ -236,32 +232,13 @@ def fuse_layers(
     return all(isinstance(layer, FusedLayer) for layer in blocks)
 
 
-def _takes_positions(layer: nn.Module) -> bool:
-    """Whether its attention wants the positions themselves, of which the kernel knows cosines and sines alone."""
-    forward = getattr(getattr(layer, "self_attn", None), "forward", None)
-    return forward is not None and "position_ids" in inspect.signature(forward).parameters
-
-
-def fits(weights: Weights, shape: LayerShape) -> bool:
-    """Whether all widths are those that the kernel goes by."""
-    hidden, heads = weights.hidden, (shape.heads + shape.kv_heads) * shape.head_dim + shape.kv_heads * shape.v_head_dim
-    return (
-        weights.qkv.panels.columns == heads
-        and weights.out.panels.depth == shape.heads * shape.v_head_dim
-        and weights.out.panels.columns == weights.down.panels.columns == weights.gate_up.panels.depth == hidden
-        and weights.gate_up.panels.columns == 2 * weights.intermediate
-        and all(len(norm.weight) == hidden for norm in (weights.input_norm, weights.middle_norm))
-        and all(len(norm.weight) == shape.head_dim for norm in weights.head_norms or ())
-    )
-
-
-def _try(stack: FusedStack, weights: Weights, trials: list[_Trial], expected: list[torch.Tensor | None]) -> bool:
+def _try(stack: FusedStack, weights: Weights, trials: list[Trial], expected: list[torch.Tensor | None]) -> bool:
     """Put the weights into the stack so that the layer comes out as the original gives it, or not at all."""
-    index = trials[0].index
+    index, tolerance = trials[0].index, ROUNDED_TOLERANCES.get(weights.form, EXACT_TOLERANCE)
     for rotates in (True, False):
         stack.put(index, weights, rotates=rotates)
         if all(
-            own is not None and trial.agrees(stack, own, weights.form)
+            own is not None and trial.agrees(_run_alone(stack, trial), own, tolerance)
             for trial, own in zip(trials, expected, strict=True)
         ):
             return True
@@ -269,64 +246,5 @@ def _try(stack: FusedStack, weights: Weights, trials: list[_Trial], expected: li
     return False
 
 
-def _trials(layer: Any, index: int, traced: TracedAttention, attention: CompiledAttention) -> list[_Trial]:
-    """First positions, last ones, and inputs that make products large: a layer may treat any of them apart."""
-    generator = torch.Generator().manual_seed(index)
-    x = torch.randn(1, TRIAL_TOKENS, len(layer.input_layernorm.weight), generator=generator)
-    loud = torch.cat([x[:, :2], _loud(layer, x.shape[2])], 1)  # a query needs keys to choose from
-    first = np.arange(TRIAL_TOKENS)
-    last = first + max(0, traced.num_positions - TRIAL_TOKENS)
-    far = np.linspace(0, traced.num_positions - 1, loud.shape[1]).astype(np.int64)
-    common = (index, traced, attention)
-    return [_Trial(*common, x, first), _Trial(*common, x, last), _Trial(*common, loud, far)]
-
-
-def _loud(layer: nn.Module, hidden: int) -> torch.Tensor:  # [1, T, hidden]
-    """Of each matrix that takes hidden states its longest row: nothing else makes one of its results as large."""
-    matrices = [weight for weight in layer.parameters() if weight.dim() == 2 and weight.shape[1] == hidden]
-    rows = torch.stack([matrix[matrix.norm(dim=1).argmax()].float() for matrix in matrices[:TRIAL_TOKENS]])
-    return LOUD * rows[None] / rows.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
-
-
-class _Trial:
-    """Hidden states and random angles for one layer over one page; positions: what the layer is told they are."""
-
-    def __init__(
-        self,
-        index: int,
-        traced: TracedAttention,
-        attention: CompiledAttention,
-        x: torch.Tensor,  # [1, T, hidden]
-        positions: np.ndarray,  # int64 [T]
-    ) -> None:
-        self.index, self._traced, self._attention = index, traced, attention
-        self._x, self._positions = x, positions
-        generator = torch.Generator().manual_seed(index)
-        angles = torch.rand(1, x.shape[1], attention.shapes[index].head_dim, generator=generator)
-        self._angles = (angles.cos(), angles.sin())
-
-    def original(self, layer: nn.Module) -> torch.Tensor | None:
-        """What the layer gives; None where it cannot be called like the others."""
-        try:
-            with carrying(self._traced.bind(self._attention, self._plan())) as keywords:
-                found = layer(
-                    self._x,
-                    attention_mask=None,
-                    position_ids=torch.from_numpy(self._positions)[None],
-                    position_embeddings=self._angles,
-                    past_key_values=None,
-                    use_cache=False,
-                    **keywords,
-                )
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-            return None
-        return found if isinstance(found, torch.Tensor) else None
-
-    def agrees(self, stack: FusedStack, expected: torch.Tensor, form: Format) -> bool:
-        found = stack.run(self.index, 1, self._x, self._angles, self._plan())[self.index]
-        tolerance = ROUNDED_TOLERANCES.get(form, EXACT_TOLERANCE)
-        return bool((found - expected).norm() < tolerance * (expected - self._x).norm())
-
-    def _plan(self) -> CompiledPlan:
-        ids = np.arange(self._x.shape[1])
-        return self._attention.plan(Batch.of_one_row(ids, self._attention.page_size))
+def _run_alone(stack: FusedStack, trial: Trial) -> torch.Tensor:  # [1, T, hidden]
+    return stack.run(trial.index, 1, trial.x, trial.angles, trial.plan())[trial.index]

@@ -4,7 +4,7 @@ int8: each linear's weight as whole numbers up to 127 times one scale for each o
 not. int4: whole numbers 0 … 15 with a scale and a least weight for each 32 inputs of a column, those of GGML's Q4_1;
 the head stays int8, for its rounding meets every logit directly, and a file in Q4_1 keeps eight bits there, too. The
 model itself then holds the rounded weights in float32, and is what the packed one must agree with.
-fp8 and int4, on a GPU: `torchao_weights.py`'s. The arithmetic is the kernels' and torch's.
+On a GPU, fp8: `gpu/fp8.py`'s; int4: `torchao_weights.py`'s. The arithmetic is the kernels' and torch's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from decoding.contract.quantize import COMPUTES_IN, QUANTIZED_ON, Quantize, Rounding
+from decoding.device import has_triton
 from decoding.kernels import cpu as kernels
 from decoding.kernels.cpu.rounding import GROUP, round_groups, round_weight
 
@@ -81,7 +82,9 @@ def _check_gpu(quantize: Quantize, device: torch.device, *, is_batch_invariant: 
         raise QuantizeUnsupported(quantize, "is for the CPU only")
     if is_batch_invariant:
         raise QuantizeUnsupported(quantize, "cannot be batch invariant: its products are chosen by the number of rows")
-    if importlib.util.find_spec("torchao") is None:
+    if quantize == "fp8" and not has_triton():
+        raise QuantizeUnsupported(quantize, "needs the package triton and a C compiler")
+    if quantize == "int4" and importlib.util.find_spec("torchao") is None:
         raise QuantizeUnsupported(quantize, "needs torchao: pip install polydecode[torchao]")
     found = torch.cuda.get_device_capability(device)
     if found < CAPABILITIES[quantize]:

@@ -19,13 +19,10 @@ from transformers.pytorch_utils import Conv1D
 from decoding.contract.quantize import Rounding
 from decoding.model.elementwise import RowExactActivation, fuse_norm, row_exact
 from decoding.model.linear import (
-    FIXED_ROWS,
     LinearFactory,
     LinearPart,
     MergedLinear,
-    PaddedLinear,
     Product,
-    is_row_exact,
     num_bytes,
     pad_rows,
     smallest_multiple,
@@ -61,59 +58,11 @@ def make_fast(model: nn.Module, build: Callable[..., nn.Module] = PlainLinear) -
     """
     for parent in list(model.modules()):
         for names in MERGED_NAMES:
-            _merge(parent, names, build)
+            merge(parent, names, build)
         for name, child in list(parent.named_children()):
             fused = fuse_norm(child) if type(child).__name__.endswith("RMSNorm") else None
             if fused is not None:
                 setattr(parent, name, fused)
-
-
-def make_batch_invariant(model: nn.Module) -> None:
-    """For a GPU, whose libraries choose kernels by the number of rows: every product and norm runs on FIXED_ROWS rows.
-
-    Other operations compute a row, or an element, by itself whatever the batch. Raises NotRowExact for a model that
-    multiplies by bare parameters, and where this GPU's products depend on a row's place all the same.
-    """
-    bare = next(bare_products(model, known=KNOWN), None)
-    if bare is not None:
-        raise NotRowExact(f"it multiplies by {bare} in its own code")
-    tested: set[tuple[int, ...]] = set()
-
-    def build(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:  # [N, K], [N]
-        linear = PaddedLinear(weight, bias, FIXED_ROWS)
-        if weight.shape not in tested and not is_row_exact(linear, weight.shape[1], weight.dtype, weight.device):
-            raise NotRowExact(f"products with a matrix of {tuple(weight.shape)} depend on the row's place here")
-        tested.add(weight.shape)
-        return linear
-
-    for parent in list(model.modules()):
-        for names in MERGED_NAMES:
-            _merge(parent, names, build)
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, build(child.weight, child.bias))
-            elif type(child) is Conv1D:
-                setattr(parent, name, build(child.weight.T, child.bias))
-            elif type(child).__name__.endswith("Norm"):
-                setattr(parent, name, FixedRows(fuse_norm(child) or child))
-
-
-class NotRowExact(Exception):
-    """The model's rows cannot be made independent of each other here; says why."""
-
-
-class FixedRows(nn.Module):
-    """Runs a module on blocks of exactly FIXED_ROWS rows."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # [1, T, ...] -> [1, T, ...]
-        rows = x[0]
-        padding = rows.new_zeros(-len(rows) % FIXED_ROWS, *rows.shape[1:])
-        blocks = torch.split(torch.cat([rows, padding]), FIXED_ROWS)
-        return torch.cat([self.module(block[None]) for block in blocks], 1)[:, : len(rows)]
 
 
 def widen(model: nn.Module) -> None:
@@ -148,7 +97,7 @@ def make_row_exact(model: nn.Module, progress: Progress, rounding: Rounding = "n
     parents = list(model.modules())
     for index, parent in enumerate(parents):
         for names in MERGED_NAMES:
-            _merge(parent, names, factory.build)
+            merge(parent, names, factory.build)
         for name, child in list(parent.named_children()):
             replacement = _replacement(child, factory, of_module(rounding, child, head))
             if replacement is not None:
@@ -168,7 +117,7 @@ def _replacement(module: nn.Module, factory: LinearFactory, rounding: Rounding) 
     return None
 
 
-def _merge(parent: nn.Module, names: tuple[str, ...], build: Callable[..., nn.Module]) -> None:
+def merge(parent: nn.Module, names: tuple[str, ...], build: Callable[..., nn.Module]) -> None:
     """Put one product behind the linears `names` of `parent`, if it has them all and they agree on their input."""
     linears: list[Any] = [getattr(parent, name, None) for name in names]
     if not all(type(linear) is nn.Linear for linear in linears):

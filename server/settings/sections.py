@@ -83,7 +83,7 @@ class ModelSettings(Section):
     )
     quantize: Quantize = Field(
         "none",
-        description="Smaller weights in linear layers: int8 or int4 on a CPU, fp8 or int4 on a GPU (extra torchao).",
+        description="Smaller weights in linear layers: int8 or int4 on a CPU, fp8 or int4 (extra torchao) on a GPU.",
     )
     max_model_len: int = Field(0, ge=0, description="Longest context in tokens; 0: what the model was trained for.")
     embedding_pooling: Literal["mean", "last"] = Field(

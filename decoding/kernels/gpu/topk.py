@@ -14,7 +14,7 @@ _ASKED = ["kept", "normalises"]  # differ from tick to tick: Triton would compil
 
 
 @triton.jit
-def _keys(scores, ids, is_there, vocab):
+def score_keys(scores, ids, is_there, vocab):
     bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)  # a negative zero is a zero
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)  # floats in the order of integers
     return tl.where(is_there, (ordered << 32) + (vocab - 1 - ids), _LOWEST)
@@ -62,7 +62,7 @@ def scan(
     tl.store(peaks + part, peak)
     tl.store(totals + part, tl.sum(tl.exp(x - base), 0))
     if kept > 0:
-        _take(_keys(x, ids, ids < vocab, vocab), candidates + part * kept, kept)
+        _take(score_keys(x, ids, ids < vocab, vocab), candidates + part * kept, kept)
 
 
 @triton.jit(do_not_specialize=_ASKED)
@@ -97,7 +97,7 @@ def settle(
         lanes = tl.arange(0, LANES)
         keys = tl.load(candidates + row * segments * kept + lanes, mask=lanes < segments * kept, other=_LOWEST)
         is_there = keys != _LOWEST
-        ranks = _keys(_scores(keys) - peak - log_total, _ids(keys, vocab), is_there, vocab)
+        ranks = score_keys(_scores(keys) - peak - log_total, _ids(keys, vocab), is_there, vocab)
         places = best + row * (kept - 1)
         last = _take(ranks, places, kept - 1)
         # A segment whose worst candidate is an equal of the last may have more of them, behind it or before by id.
@@ -115,7 +115,7 @@ def _read_again(z, places, count, peak, log_total, vocab, SEGMENT: tl.constexpr)
         for start in range(0, vocab, SEGMENT):
             ids = start + tl.arange(0, SEGMENT)
             x = tl.load(z + ids, mask=ids < vocab, other=float("-inf"))
-            keys = _keys(x - peak - log_total, ids, ids < vocab, vocab)
+            keys = score_keys(x - peak - log_total, ids, ids < vocab, vocab)
             best = tl.maximum(best, tl.max(tl.where(keys < before, keys, _LOWEST), 0))
         tl.store(places + at, best)
         before = best

@@ -12,7 +12,8 @@ from decoding.attention.interface import LayerSpec
 from decoding.attention.pages import LayerShape
 from decoding.kernels.cpu.panels import Panels
 from decoding.model.info import ModelInfo
-from decoding.model.layer_weights import Norm, Weights
+from decoding.model.layer_weights import Weights
+from decoding.model.llama.parts import Norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from decoding.attention.interface import Batch
 from decoding.kernels.cpu.panels import PanelLinear, fits_bfloat16
 from decoding.model.elementwise import FusedRMSNorm
 from decoding.model.fused import FusedLayer
-from decoding.model.layer_weights import Norm
+from decoding.model.llama.parts import Norm
 from decoding.model.model import Model
 from decoding.worker.kept.description import Description, Layer, OutputMatrix, Rotation
 from decoding.worker.kept.rebuilt import assembled

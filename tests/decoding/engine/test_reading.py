@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 
 from decoding.contract.params import LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.device import HostCopy
-from decoding.engine.reading import Read, enqueue
+from decoding.engine import reading
+from decoding.engine.reading import Read, Unreadable, enqueue
 from decoding.engine.rows import TokenLog
 from decoding.logits.pipeline import NEUTRAL
-from decoding.seam import Reading, Want
+from decoding.seam import Draw, Purpose, Reading, Want
 from tests.decoding.drive import run
 from tests.decoding.table_model import table_engine
 
@@ -66,3 +68,30 @@ def test_a_prompt_longer_than_a_slice_is_scored_at_every_position() -> None:
     assert answer.prompt.logprobs[0] is None
     whole = run(table_engine(num_pages=120, tick_tokens=512), [request])[0]
     assert answer.prompt == whole.prompt
+
+
+def test_draws_in_kernels_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read that draws twice, one that takes the best, one whose scores are not finite."""
+    pytest.importorskip("triton")
+    from decoding.topk.draws import triton_draws  # noqa: PLC0415 - needs triton
+
+    scores = torch.randn(3, 200, generator=torch.Generator().manual_seed(2))
+    scores[2, 7] = torch.nan
+    sampled, log = replace(NEUTRAL, is_greedy=False), TokenLog()
+    log.append((5,), is_injected=False)
+    draws = (Draw(0, Purpose.SAMPLE), Draw(1, Purpose.SAMPLE))
+    found = []
+    for kernels in (None, triton_draws):
+        monkeypatch.setattr(reading, "draw_kernels", lambda _device, kernels=kernels: kernels)
+        reads = [
+            Read(k, k, 4, Want(draws=draws[:count]), pipeline, 9 + k, log, 1, None)
+            for k, (count, pipeline) in enumerate(((2, sampled), (1, NEUTRAL), (1, sampled)))
+        ]
+        copy = HostCopy()
+        (part,) = enqueue(States(scores, {}, {}), States(scores, {}, {}), reads, copy)
+        copy.send()
+        copy.fetch()
+        found.append(part.collect())
+    assert found[0] == found[1]
+    assert [len(read.tokens) for read in found[0][:2] if isinstance(read, Reading)] == [2, 1]
+    assert found[0][2] == Unreadable(is_excluded=False)

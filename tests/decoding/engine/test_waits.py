@@ -54,6 +54,7 @@ class NoLook(TorchDispatchMode):
 def asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (decoding.logits.filters, decoding.logits.slow_path):
         monkeypatch.setattr(module, "is_asynchronous", lambda _device: True)
+    monkeypatch.setattr(decoding.logits.filters, "_unseen_cut", lambda: cut_unseen)
     monkeypatch.setattr(decoding.topk.scores, "_topk_for", lambda _scores: plain_topk)
 
 

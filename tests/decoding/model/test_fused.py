@@ -13,8 +13,8 @@ pytest.importorskip("numba")
 
 from decoding.attention.pages import LayerShape
 from decoding.kernels import cpu as kernels
-from decoding.model.fused import FusedLayer, fits
-from decoding.model.layer_weights import read_weights
+from decoding.model.fused import FusedLayer
+from decoding.model.llama.parts import read_parts
 from decoding.model.loading import wrap
 from decoding.model.model import Model
 from tests.decoding.layout import PageBook, Row
@@ -99,9 +99,9 @@ def test_probed_scores_are_those_of_the_unfused_layer(monkeypatch: pytest.Monkey
 
 def test_a_layer_with_one_more_part_is_not_taken_for_one_of_the_family() -> None:
     layer = tiny("llama").model.layers[0]
-    assert read_weights(layer) is not None
+    assert read_parts(layer) is not None
     layer.extra = nn.Linear(2, 2)
-    assert read_weights(layer) is None
+    assert read_parts(layer) is None
 
 
 def test_a_layer_of_the_right_parts_put_together_otherwise_stays() -> None:
@@ -150,11 +150,11 @@ def test_a_layer_that_differs_at_far_positions_or_large_products_alone_stays(cha
 
 def test_a_layer_of_other_widths_than_its_attention_stays() -> None:
     shape = LayerShape(6, 2, 8, 8)
-    weights = read_weights(tiny("llama").model.layers[0])
-    assert weights is not None
-    assert fits(weights, shape)
-    assert not fits(weights, LayerShape(6, 2, 16, 16))
-    assert not fits(weights, LayerShape(6, 3, 8, 8))
+    parts = read_parts(tiny("llama").model.layers[0])
+    assert parts is not None
+    assert parts.fits(shape)
+    assert not parts.fits(LayerShape(6, 2, 16, 16))
+    assert not parts.fits(LayerShape(6, 3, 8, 8))
 
 
 def test_a_fused_layer_refuses_what_it_would_run_past_the_end_of() -> None:

@@ -12,10 +12,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from decoding.model import replace_modules
 from decoding.model.attention_function import register
-from decoding.model.linear import FIXED_ROWS
-from decoding.model.replace_modules import NotRowExact, make_batch_invariant, make_fast
+from decoding.model.replace_modules import make_fast
 from tests.decoding.rounding_error import of_model
 from tests.decoding.tiny import tiny
 
@@ -46,31 +44,6 @@ def watched() -> Iterator[list[int]]:
 def logits(model: PreTrainedModel, length: int) -> torch.Tensor:  # [length, vocab]
     ids = torch.arange(length)[None] % 90
     return model(input_ids=ids, use_cache=False).logits[0]  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_a_batch_invariant_model_computes_the_same_at_fixed_rows(name: str) -> None:
-    model = tiny(name)
-    with torch.inference_mode():
-        expected = logits(model, 70)
-    make_batch_invariant(model)
-    with watched() as rows:
-        found = logits(model, 70)
-    error = 2 * of_model(tiny(name), lambda exact: logits(exact, 70))
-    torch.testing.assert_close(found, expected, rtol=0, atol=error)
-    assert rows
-    assert set(rows) == {FIXED_ROWS}
-
-
-def test_a_mixture_whose_experts_multiply_by_themselves_is_refused() -> None:
-    with pytest.raises(NotRowExact, match="in its own code"):
-        make_batch_invariant(tiny("mixtral"))
-
-
-def test_a_product_that_depends_on_the_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replace_modules, "is_row_exact", lambda *_: False)
-    with pytest.raises(NotRowExact, match="place"):
-        make_batch_invariant(tiny("llama"))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

@@ -1,0 +1,1 @@
+"""What fused decoder layers of the Llama family have in common on every kind of machine."""
