@@ -99,6 +99,15 @@ def test_a_kept_layer_is_what_the_next_one_received() -> None:
     torch.testing.assert_close(kept[1], found[1][0], rtol=0, atol=1e-5)
 
 
+def test_probed_scores_are_those_of_the_unfused_layer() -> None:
+    (tokens,) = prompts(9)
+    model = on_a_gpu(small("qwen3"))
+    found = model.forward(opened(model).batch([(Row(tokens), 9)], probe_rows=(0,))).probed[0]
+    with torch.no_grad():
+        weights = small("qwen3")(torch.tensor([tokens]), output_attentions=True).attentions[-1][0, :, -1]
+    torch.testing.assert_close(found.softmax(dim=-1), weights, rtol=1e-4, atol=1e-6)
+
+
 def launched_by_a_layer(model: Model, positions: int, tokens: int) -> Counter[str]:
     """One row of so many positions, of which the last are fed."""
     book, row, (layer,) = opened(model), Row(prompts(positions)[0]), layers(model)
