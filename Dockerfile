@@ -33,7 +33,8 @@ RUN if [ -z "$TORCH_INDEX" ]; then \
 RUN useradd --uid 10001 --no-log-init --no-create-home --home-dir /tmp --shell /usr/sbin/nologin polydecode
 COPY --from=build /venv /venv
 COPY --from=build /cache /cache
-# What libraries may want to keep goes to /tmp: everything else can be read-only.
+# What libraries may want to keep goes to /tmp: everything else can be read-only. Triton loads from there what it compiled:
+# a tmpfs has to be mounted exec.
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

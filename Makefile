@@ -14,7 +14,7 @@ key := $(shell cat requirements*.lock pyproject.toml | cksum | cut -d' ' -f1)
 installed := $(VENV)/.installed-$(key)
 installed_dev := $(VENV)/.installed-dev-$(key)
 
-.PHONY: help serve install install-dev test lint format bench wheels lock clean
+.PHONY: help serve install install-dev test oldest-triton lint format bench wheels lock clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is to make
@@ -26,6 +26,9 @@ serve: install  ## install, then serve on 127.0.0.1:8000
 # Two, because most tests wait for processes; -n 0 for one, with its output as it comes.
 test: install-dev  ## the whole test suite; ARGS="-n 0 -k sampling"
 	@$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+oldest-triton:  ## beside the installed one, for the tests that compile kernels
+	@$(pip) install --quiet --no-deps --upgrade --target build/triton-oldest -r requirements-triton-oldest.lock
 
 lint: install-dev  ## ruff, mypy, hadolint
 	@$(bin)/ruff check .

@@ -8,9 +8,12 @@ waited for.
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,9 +32,28 @@ def is_asynchronous(device: torch.device) -> bool:
 
 
 def has_triton() -> bool:
-    """It is installed and finds a C compiler where it looks for one, without which it cannot launch anything."""
-    has_compiler = "CC" in os.environ or any(shutil.which(name) for name in ("gcc", "clang"))
-    return has_compiler and importlib.util.find_spec("triton") is not None
+    return missing_for_triton() is None
+
+
+def missing_for_triton() -> str | None:
+    """What Triton would need to launch anything: it compiles, with a C compiler, what it then loads."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if "CC" not in os.environ and not any(shutil.which(name) for name in ("gcc", "clang")):
+        return "Triton finds no C compiler"
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"code")
+            file.flush()
+            mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
+    except OSError as error:
+        return (
+            f"what Triton compiles cannot be loaded from {folder} ({error.strerror}): with Docker mount it by"
+            " --tmpfs /tmp:exec, or set TRITON_CACHE_DIR to a folder that is not mounted noexec"
+        )
+    return None
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

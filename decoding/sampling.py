@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from decoding.device import has_triton
+from decoding.logits.step import softmax
 from decoding.seam import Purpose
 from decoding.topk.scores import topk
 
@@ -66,7 +67,7 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     than the rest of a draw. Both are float64.
     """
     num_rows, vocab = scores.shape
-    weights = scores.softmax(dim=-1)  # row by row, where exp would depend on how the batch divides into vectors
+    weights = softmax(scores)  # row by row, where exp would depend on how the batch divides into vectors
     blocks = torch.nn.functional.pad(weights, (0, -vocab % _BLOCK)).view(num_rows, -1, _BLOCK)
     block_ends = blocks.sum(dim=-1).double().cumsum(dim=-1)  # [rows, blocks]
     target = uniform.unsqueeze(1) * block_ends[:, -1:]  # [rows, 1]

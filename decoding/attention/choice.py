@@ -12,7 +12,7 @@ from decoding.attention.cpu import CPUAttention
 from decoding.attention.interface import PagedAttention
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
-from decoding.device import has_triton
+from decoding.device import has_triton, missing_for_triton
 from decoding.kernels import cpu as kernels
 
 AttentionMaker = Callable[[Sequence[LayerShape], torch.device, torch.dtype], PagedAttention]
@@ -23,7 +23,7 @@ def default_attention(shapes: Sequence[LayerShape], device: torch.device, dtype:
     has_bias = any(shape.has_bias for shape in shapes)
     kind = next(kind for kind in _kinds(device) if kind.knows_biases or not has_bias)
     if kind is ReferenceAttention and not has_bias:
-        warnings.warn("attention is slow: it takes the package triton and a C compiler", stacklevel=2)
+        warnings.warn(f"attention is slow: {missing_for_triton()}", stacklevel=2)
     made: PagedAttention
     if device.type != "cpu":
         made = kind(shapes, device=device, dtype=dtype)
@@ -38,8 +38,8 @@ def uniform_attention(shapes: Sequence[LayerShape], device: torch.device, dtype:
     """As default_attention, and a query's bits do not depend on how it came."""
     if device.type == "cpu":
         return default_attention(shapes, device, dtype)
-    if not has_triton():
-        raise RuntimeError("batch_invariant takes the package triton and a C compiler")
+    if (missing := missing_for_triton()) is not None:
+        raise RuntimeError(f"batch_invariant takes Triton: {missing}")
     from decoding.attention.triton import TritonAttention  # noqa: PLC0415 - needs triton
 
     return TritonAttention(shapes, device=device, dtype=dtype, is_uniform=True)

@@ -15,7 +15,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from decoding.logits.step import EXCLUDED, row_sum
+from decoding.logits.step import EXCLUDED, log_softmax, row_sum
 
 RELATIVE_TOP = 0.1
 
@@ -30,8 +30,8 @@ def contrast(
 
     is_excluded: bool [rows, vocab], ids that the row's masks exclude.
     """
-    logp = logits.log_softmax(dim=-1)
-    base = premature.log_softmax(dim=-1)
+    logp = log_softmax(logits)
+    base = log_softmax(premature)
     chosen = _furthest(logp, base)
     rows = torch.arange(len(logits), device=logits.device)
     is_plausible = _near_the_best(logp, relative_top)

@@ -17,7 +17,7 @@ from decoding.logits.entropy import entropy_of
 from decoding.logits.filters import FEW, MinP, TopK, TopP
 from decoding.logits.ranks import is_among_best, kth_best
 from decoding.logits.slow_path import Rows, mended
-from decoding.logits.step import EXCLUDED, Step, column, row_sum
+from decoding.logits.step import EXCLUDED, Step, column, log_softmax, row_sum, softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Typical:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[Typical], context: Context) -> torch.Tensor:
-        p, logp = scores.softmax(dim=-1), scores.log_softmax(dim=-1)
+        p, logp = softmax(scores), log_softmax(scores)
         distance = (logp + entropy_of(p, logp)).abs()  # [rows, vocab]
         is_cut = distance > _reach(distance, p, column([s.mass for s in steps], scores))
         keep = [s.keep for s in steps]
@@ -90,7 +90,7 @@ class Epsilon:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[Epsilon], context: Context) -> torch.Tensor:
-        is_rare = scores.softmax(dim=-1) < column([s.epsilon for s in steps], scores)
+        is_rare = softmax(scores) < column([s.epsilon for s in steps], scores)
         return _cut_all_but_best(scores, is_rare, [s.keep for s in steps])
 
 
@@ -103,7 +103,7 @@ class Eta:
 
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[Eta], context: Context) -> torch.Tensor:
-        p, logp = scores.softmax(dim=-1), scores.log_softmax(dim=-1)
+        p, logp = softmax(scores), log_softmax(scores)
         log_epsilon = column([math.log(s.epsilon) for s in steps], scores)
         log_eta = log_epsilon.minimum(0.5 * log_epsilon - entropy_of(p, logp))
         return _cut_all_but_best(scores, logp < log_eta, [s.keep for s in steps])

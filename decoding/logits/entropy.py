@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from decoding.logits.step import row_sum
+from decoding.logits.step import log_softmax, row_sum, softmax
 
 _LEAST_LOGP = -200.0  # below the logarithm of any positive float32: only stands for -inf, which times 0 is NaN
 
 
 def entropies(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Entropy and varentropy in nats of softmax(logits [rows, vocab]), both [rows]; a row's do not depend on others."""
-    p = logits.softmax(dim=-1)
-    surprise = torch.where(p > 0, logits.log_softmax(dim=-1), 0.0)
+    p = softmax(logits)
+    surprise = torch.where(p > 0, log_softmax(logits), 0.0)
     entropy = -row_sum(p * surprise)
     return entropy, row_sum(p * (surprise + entropy.unsqueeze(1)).square())
 

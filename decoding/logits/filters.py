@@ -18,7 +18,7 @@ from decoding.device import has_triton, is_asynchronous
 from decoding.logits.context import Context
 from decoding.logits.ranks import is_among_best, is_beyond, kth_best
 from decoding.logits.slow_path import mended, where_not
-from decoding.logits.step import EXCLUDED, column
+from decoding.logits.step import EXCLUDED, column, softmax
 
 FEW = 256
 ASYNCHRONOUS_FEW = 1024
@@ -46,7 +46,7 @@ class TopP:
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[TopP], context: Context) -> torch.Tensor:
         p, keep = column([s.p for s in steps], scores), column([s.keep for s in steps], scores)
-        probabilities = scores.softmax(dim=-1)
+        probabilities = softmax(scores)
         if is_asynchronous(scores.device):
             return _unseen_cut()(scores, probabilities, p, keep)
         best, ids = scores.topk(min(FEW, scores.shape[-1]), dim=-1)  # [rows, few], descending

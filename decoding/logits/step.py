@@ -3,8 +3,8 @@
 A neutral step is never built. `apply` gets the rows that carry this kind of step, each with its own parameters.
 
 A row comes out the same bits in any batch: torch adds up one long row in another order than several, and computes the
-last few elements of a flattened batch by other code. So sums go through `row_sum`, exponentials through softmax (which
-goes row by row) or `row_exp`; comparisons, + - * / and float64 running sums are safe as they are.
+last few elements of a flattened batch by other code. So sums go through `row_sum`, exponentials through `softmax` and
+`log_softmax` or `row_exp`; comparisons, + - * / and float64 running sums are safe as they are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from decoding.device import to_device
+from decoding.device import is_asynchronous, to_device
 from decoding.logits.context import Context
 
 EXCLUDED = float("-inf")
@@ -37,10 +37,31 @@ def column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
 def row_sum(values: torch.Tensor) -> torch.Tensor:
     """Sums of rows [rows, n] -> [rows], each the same whatever rows surround it.
 
-    torch would divide a single long row among its threads, and so add it up in another order than one of several.
+    torch would divide a single long row among its threads, and so add it up in another order than one of several. A GPU
+    sums by other programs where there are few sums than where there are many, as there are of blocks; those are halved.
     """
     blocks = torch.nn.functional.pad(values, (0, -values.shape[-1] % 256)).view(len(values), -1, 256)
-    return blocks.sum(dim=-1).sum(dim=-1)
+    sums = blocks.sum(dim=-1)
+    while (width := sums.shape[-1]) > 1:
+        sums = torch.nn.functional.pad(sums, (0, width % 2))
+        sums = sums[:, : (width + 1) // 2] + sums[:, (width + 1) // 2 :]
+    return sums.squeeze(-1)
+
+
+def softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Of rows [..., vocab], each the same bits whatever rows surround it."""
+    return _aligned(scores).softmax(dim=-1)[..., : scores.shape[-1]]
+
+
+def log_softmax(scores: torch.Tensor) -> torch.Tensor:
+    """Of rows [..., vocab], each the same bits whatever rows surround it."""
+    return _aligned(scores).log_softmax(dim=-1)[..., : scores.shape[-1]]
+
+
+def _aligned(scores: torch.Tensor) -> torch.Tensor:
+    """On a GPU with rows that begin at multiples of 16 bytes: torch adds up a row in an order that depends on it."""
+    missing = -scores.shape[-1] % (16 // scores.itemsize) if is_asynchronous(scores.device) else 0
+    return torch.nn.functional.pad(scores, (0, missing), value=EXCLUDED) if missing else scores
 
 
 def row_exp(values: torch.Tensor) -> torch.Tensor:

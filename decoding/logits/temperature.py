@@ -17,7 +17,7 @@ from decoding.logits.context import Context
 from decoding.logits.entropy import entropy_of
 from decoding.logits.history import History
 from decoding.logits.lines import needs_first_word
-from decoding.logits.step import EXCLUDED, column, row_exp
+from decoding.logits.step import EXCLUDED, column, log_softmax, row_exp, softmax
 
 _LEAST_ENTROPY = 1e-5
 
@@ -45,7 +45,7 @@ class EntropyTemperature:
     @staticmethod
     def apply(scores: torch.Tensor, steps: Sequence[EntropyTemperature], context: Context) -> torch.Tensor:
         raw = context.raw
-        h = entropy_of(raw.softmax(dim=-1), raw.log_softmax(dim=-1))  # [rows, 1]
+        h = entropy_of(softmax(raw), log_softmax(raw))  # [rows, 1]
         theta_log_n = column([s.theta * math.log(s.n) for s in steps], scores)
         t = column([s.t0 for s in steps], scores) * row_exp(theta_log_n / h.clamp(min=_LEAST_ENTROPY))
         is_spread = (h >= _LEAST_ENTROPY) & (t >= LogitsParams.GREEDY_BELOW)  # false where H is NaN: no id is left

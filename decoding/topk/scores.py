@@ -59,6 +59,15 @@ def topk(scores: torch.Tensor, k: int) -> RowScores:
     return RowScores(scores, *_topk_for(scores)(scores, min(k, scores.shape[1]), False))
 
 
+def compile_topk(vocab: int, device: torch.device) -> None:
+    """All that rows of so many columns may ask for, before anybody waits for it; nothing where nothing is compiled."""
+    if device.type == "cuda" and has_triton():
+        from decoding.topk.triton import widths_compiled  # noqa: PLC0415 - needs triton
+
+        for k in widths_compiled(vocab):
+            log_softmax_topk(torch.zeros(1, vocab, device=device), k)
+
+
 def _topk_for(z: torch.Tensor) -> TopK:
     found, least = _compiled_topk(z.device.type)
     return found if z.shape[1] >= least else plain_topk

@@ -1,4 +1,4 @@
-"""The launches of the Triton kernels (`triton_kernels.py`) on a GPU; under TRITON_INTERPRET=1 on the CPU, for tests."""
+"""The launches of `kernels/gpu/topk.py` on a GPU; under TRITON_INTERPRET=1 on the CPU, for tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def triton_topk(
         torch.empty(rows, width, dtype=torch.int64, device=z.device) for width in (segments * kept, max(kept - 1, 0))
     )
     kernels.scan[(rows, segments)](z, peaks, totals, candidates, vocab, kept, segment, enable_fp_fusion=False)
-    lanes = _power_of_two(max(LANES, segments * kept))
+    lanes = _lanes(segments, kept)
     kernels.settle[(rows,)](
         z, peaks, totals, candidates, normalisers, keys, vocab, segments, kept, int(normalises),
         segment, _power_of_two(segments), lanes,
@@ -39,6 +39,17 @@ def triton_topk(
         return peak, log_total, *top_by_key(z - peak.unsqueeze(1) - log_total.unsqueeze(1), k)
     ids = vocab - 1 - (keys & 0xFFFFFFFF)
     return peak, log_total, z.gather(1, ids) - peak.unsqueeze(1) - log_total.unsqueeze(1), ids
+
+
+def widths_compiled(vocab: int, segment: int = SEGMENT) -> list[int]:
+    """The least k for each size that kernels are compiled in, of rows of so many columns."""
+    segments = -(-vocab // segment)
+    sizes = {_lanes(segments, k + 1): k for k in range(min(MOST, vocab), 0, -1)}
+    return sorted(sizes.values())
+
+
+def _lanes(segments: int, kept: int) -> int:
+    return _power_of_two(max(LANES, segments * kept))
 
 
 def _power_of_two(number: int) -> int:

@@ -19,6 +19,7 @@ from decoding.engine.vocabulary import Vocabulary
 from decoding.model.info import ModelInfo
 from decoding.model.model import Model
 from decoding.strategies import build
+from decoding.topk.scores import compile_topk
 from decoding.worker import largest_tick
 from decoding.worker.memory import available_memory
 
@@ -59,7 +60,8 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         own = Sizes(sizes.max_model_len, {MAIN: sizes.num_pages[name]}, sizes.max_source_len)
         for prompt in canaries(each, own):
             _run_plainly(each, prompt)
-            _decode_canary(_engine(start, {MAIN: each}, own), prompt, has_encoder=each.encoder is not None)
+            _decode_canary(_engine(start, {MAIN: each}, own), prompt, prompt[: own.max_source_len])
+        compile_topk(each.info.vocab_size, each.info.device)
     info, encoder = model.info, None
     if model.encoder is not None:
         encoder = EncoderInfo(sizes.max_source_len, *astuple(model.encoder.generation))
@@ -202,7 +204,7 @@ def _peak_bytes(start: Start, model: Model) -> int:
 
 def canaries(model: Model, sizes: Sizes) -> list[tuple[int, ...]]:
     """Prompts whose decoding brings every kernel of the model to be compiled now, and not while requests wait."""
-    if model.info.device.type == "cpu" or model.encoder is not None:
+    if model.info.device.type == "cpu":
         return [CANARY]
     longest = min(sizes.max_model_len, (sizes.num_pages[MAIN] - 1) * model.attention.page_size) - 2
     long = tuple(i % model.info.vocab_size for i in range(min(GPU_CANARY_TOKENS, longest)))
@@ -215,12 +217,12 @@ def _run_plainly(model: Model, prompt: tuple[int, ...]) -> None:
         model.forward(Batch.of_one_row(np.array(prompt), model.attention.page_size), shift=1)
 
 
-def _decode_canary(engine: Engine, prompt: tuple[int, ...], *, has_encoder: bool) -> None:
+def _decode_canary(engine: Engine, prompt: tuple[int, ...], source: tuple[int, ...]) -> None:
     """Two greedy tokens end to end: proves that the model runs before the server says it is ready.
 
-    With log-probs, so that no later request waits for what computes them to be compiled.
+    With log-probs, so that no later request waits for what computes them to be compiled. source: empty where there is
+    no encoder.
     """
-    source = CANARY if has_encoder else ()
     request = Request(
         prompt,
         logits=LogitsParams(temperature=0),

@@ -14,7 +14,7 @@ from decoding.attention import triton as backend_module
 from decoding.attention.interface import LayerSpec
 from decoding.attention.pages import LayerShape
 from decoding.attention.reference import ReferenceAttention
-from decoding.attention.triton import TritonAttention
+from decoding.attention.triton import DECODE, TritonAttention
 from tests.decoding.attention.test_cpu import Sequence, assert_agree, assert_within, attend, last_scores_error, sequence
 from tests.decoding.layout import PageBook, Row
 
@@ -31,6 +31,7 @@ SPECS = {
     "window": LayerSpec(0, 0.125, sliding_window=17),
     "softcap": LayerSpec(0, 0.3, softcap=2.0),
     "sinks": LayerSpec(0, 0.125, sinks=torch.linspace(-2, 2, 6), sliding_window=20),
+    "bias": LayerSpec(0, 0.125, bias=torch.linspace(-2, 2, 6 * 25).view(6, 25)),
 }
 CASES = [(shape, "plain") for shape in SHAPES if shape != "one-kv-head"] + [
     ("grouped", spec) for spec in SPECS if spec != "plain"
@@ -134,7 +135,7 @@ def test_probed_scores_are_those_of_the_reference() -> None:
 )
 def test_blocks_of_wide_heads_stay_small(head_dim: int, dtype: torch.dtype, block: int) -> None:
     shape = LayerShape(heads=2, kv_heads=1, head_dim=head_dim, v_head_dim=head_dim)
-    assert TritonAttention([shape], device=CPU, dtype=dtype)._block_for(shape) == block
+    assert TritonAttention([shape], device=CPU, dtype=dtype)._block_for(shape, DECODE) == block
 
 
 def test_spans_are_whole_blocks() -> None:

@@ -1,19 +1,25 @@
-"""`python -m tests.decoding.kernels.gpu_compile`: compiles what ticks launch for compute capability 9.0, without a GPU.
+"""`python -m tests.decoding.kernels.gpu_compile 90 NAME …`: compiles what ticks launch, for a GPU of compute capability
+9.0, without one.
 
-Runs the launching code itself over tensors of the CPU, with Triton told that there is an H100 and that nothing is to be
-launched; prints one JSON line for each kernel compiled. Not for pytest's process, where Triton interprets.
+Runs the launching code itself over tensors of the CPU, with Triton told that there is such a GPU and that nothing is to
+be launched; prints one JSON line for each kernel compiled. Not for pytest's process, where Triton interprets.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -30,15 +36,19 @@ MODELS: dict[str, tuple[LayerShape, dict[str, Any], torch.dtype]] = {
     "smollm2": (LayerShape(9, 3, 64, 64), {}, torch.bfloat16),
     "gemma": (LayerShape(8, 4, 256, 256), {"sliding_window": 4096, "softcap": 50.0}, torch.bfloat16),
     "gpt_oss": (LayerShape(64, 8, 64, 64), {"sliding_window": 128, "sinks": torch.zeros(64)}, torch.bfloat16),
+    "t5": (LayerShape(16, 16, 64, 64), {"bias": torch.zeros(16, 129)}, torch.bfloat16),
     "llama_float32": (LayerShape(32, 8, 128, 128), {}, torch.float32),
 }
 
 
-class H100:
-    """Stands for the driver."""
+class Driver:
+    """Stands for that of a GPU."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self._capability, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -47,13 +57,35 @@ class H100:
         return 0
 
 
+PRODUCTS = {"wgmma": "wgmma.mma", "tcgen05": "tcgen05.mma", "mma": "mma.sync"}
+
+
 def described(kernel: Any) -> dict[str, Any]:
+    """buffers: how many blocks of keys or values can be in shared memory at once. spilled: bytes that a thread keeps in
+    memory for want of registers.
+    """
     ptx = kernel.asm["ptx"]
-    product = "wgmma" if "wgmma.mma" in ptx else "mma" if "mma.sync" in ptx else None
-    return {"shared": kernel.metadata.shared, "product": product, "copies": ptx.count("cp.async.cg")}
+    products = [name for name, instruction in PRODUCTS.items() if instruction in ptx]
+    buffers = re.findall(r"memdesc<(\d+)x\d+x\d+xb?f\d+", kernel.asm["ttgir"])
+    return {
+        "shared": kernel.metadata.shared,
+        "product": products[0] if products else None,
+        "buffers": min(map(int, buffers), default=0),
+        "spilled": spilled(kernel.asm["cubin"]),
+        "is_tf32": "tf32" in ptx,
+    }
 
 
-def compile_only(describe: Callable[[Any], dict[str, Any]] = described) -> None:
+def spilled(cubin: bytes) -> int:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return int(re.findall(r"STACK:(\d+)", said.stdout + said.stderr)[0])
+
+
+def compile_only(capability: int, describe: Callable[[Any], dict[str, Any]] = described) -> None:
     """Launch nothing from here on, but compile what would be, and print each kernel once."""
     seen = []
 
@@ -66,7 +98,7 @@ def compile_only(describe: Callable[[Any], dict[str, Any]] = described) -> None:
 
         return compiled
 
-    driver.set_active(H100())
+    driver.set_active(Driver(capability))
     JITFunction.__getitem__ = launch
 
 
@@ -90,7 +122,7 @@ def attend(name: str, ticks: Sequence[Batch], recorded: Sequence[tuple[int, int]
     """recorded: rows and pages of recorded decode steps."""
     shape, options, dtype = MODELS[name]
     attention = TritonAttention([shape], device=CPU, dtype=dtype)
-    attention._is_wide = False
+    attention._precision = "tf32x3" if dtype == torch.float32 else "ieee"
     attention.allocate(2)
     plans = [(attention.plan(tick), tick.num_tokens) for tick in ticks]
     for rows, pages in recorded:
@@ -111,6 +143,13 @@ def attend_always(name: str) -> None:
     attend(name, ticks, [(rows, pages) for rows in (1, 2, 64) for pages in (16, 64)])
 
 
+def copy() -> None:
+    attention = TritonAttention([MODELS["llama"][0]] * 2, device=CPU, dtype=torch.bfloat16)
+    attention.allocate(4)
+    for pairs in ([(1, 2)], [(1, 2), (1, 3)]):
+        attention.copy_pages(pairs)
+
+
 def score() -> None:
     for vocab in (128256, 151936):
         for rows, k in ((1, 0), (3, 1), (7, 5), (2, 15), (2, 20)):
@@ -128,13 +167,20 @@ def main(names: list[str]) -> None:
     for name in names:
         if name == "scores":
             score()
+        elif name == "copies":
+            copy()
         elif name == "variants":
             attend("gemma", [batch([1], [9])])
             attend("gpt_oss", [batch([5], [5])])
+            attend("t5", [batch([1], [9])])
+        elif name == "wide":
+            attend("gemma", [batch([5], [5])])
+        elif name == "all":
+            main(["llama", "llama_float32", "variants"])
         else:
             attend_always(name)
 
 
 if __name__ == "__main__":
-    compile_only()
-    main(sys.argv[1:])
+    compile_only(int(sys.argv[1]))
+    main(sys.argv[2:])

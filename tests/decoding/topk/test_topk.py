@@ -206,3 +206,16 @@ def test_the_best_of_more_than_the_vocabulary_is_the_vocabulary(
 def test_more_than_a_program_can_keep_is_ranked_all_the_same() -> None:
     form = form_named("triton")
     assert is_ranked(scored(form, random(2, 300), 200), 200)
+
+
+@pytest.mark.parametrize(("vocab", "expected"), [(128256, 4), (262144, 5), (50257, 2), (5, 1)])
+def test_every_size_that_is_compiled_can_be_compiled_ahead(vocab: int, expected: int) -> None:
+    """At the start, so that nobody who asks for many of the best waits for a compiler."""
+    pytest.importorskip("triton")
+    from decoding.topk import triton as launches  # noqa: PLC0415 - needs triton
+
+    widths = launches.widths_compiled(vocab)
+    segments = -(-vocab // launches.SEGMENT)
+    sizes = {launches._lanes(segments, k + 1) for k in range(1, min(launches.MOST, vocab) + 1)}
+    assert {launches._lanes(segments, k + 1) for k in widths} == sizes
+    assert len(widths) == len(sizes) == expected

@@ -193,6 +193,8 @@ def test_a_gpu_decodes_what_splits_attention_before_it_serves(model: Model) -> N
     assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4, {MAIN: 5}))] == [3]
     assert max(canaries(on_gpu, Sizes(4096, {MAIN: 100}))[1]) < model.info.vocab_size
     assert [len(prompt) for prompt in canaries(model, Sizes(4096, {MAIN: 100}))] == [3]
+    on_gpu.encoder = object()
+    assert [len(prompt) for prompt in canaries(on_gpu, Sizes(4096, {MAIN: 100}, 4096))] == [3, GPU_CANARY_TOKENS]
 
 
 def test_a_text_ends_at_the_tokenizers_end_too_and_at_no_id_beyond_the_logits(model: Model) -> None:
