@@ -42,8 +42,8 @@ def small_table_engine(num_pages: int) -> Engine:
     return table_engine(models=models, eos=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=48)
 
 
-CROWDS_OF_THEIR_OWN = ("grammar", "forced_bos_token_id", "forced_eos_token_ids")
-"""tests/decoding/strategies/test_grammar.py, tests/decoding/seq2seq."""
+CROWDS_OF_THEIR_OWN = ("grammar", "forced_bos_token_id", "forced_eos_token_ids", "plugin_steps")
+"""tests/decoding/strategies/test_grammar.py, tests/decoding/seq2seq, tests/decoding/plugin."""
 
 
 def alone(make: MakeEngine, requests: list[Request]) -> list[Answer]:
