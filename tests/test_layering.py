@@ -70,6 +70,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "session",
         "__main__",
         "engine",
+        "gpu_accept",
         "peers",
     ),
 }
@@ -84,7 +85,8 @@ SEPARATED: tuple[tuple[str, str], ...] = (
 )
 FRAMES_READERS = ("decoding.worker.worker", "decoding.worker.assembly", "decoding.worker.link", "decoding.worker.ticks")
 
-ENGINE_BENCHMARKS = "loadtest.engine"  # they drive the engine in their own process: a GPU box may have no server
+# They drive the engine in their own process: a GPU box may have no server.
+ENGINE_BENCHMARKS = ("loadtest.engine", "loadtest.gpu_accept")
 # All that server/ may know of decoding/
 SHARED_CONTRACTS = "decoding.contract"
 SERVER_REFUSES = ("torch", "transformers", "triton", "gguf", "loadtest", "polydecode")
@@ -286,7 +288,7 @@ def test_the_load_generator_knows_neither_side() -> None:
     found = [
         m.name
         for m in MODULES
-        if m.package == "loadtest" and not _matches(m.name, ENGINE_BENCHMARKS)
+        if m.package == "loadtest" and not any(_matches(m.name, folder) for folder in ENGINE_BENCHMARKS)
         if any(n.split(".")[0] in ("server", "decoding", "polydecode") for n in m.imports)
     ]
     assert not found
@@ -306,7 +308,7 @@ NOT_ON_A_GPU_BOX = ("numba", "llvmlite", "re2", "gguf", "msgspec", "fastapi", "p
 
 
 def test_the_engine_and_every_strategy_load_on_a_bare_gpu_box() -> None:
-    names = ["decoding.engine.engine", "decoding.model.loading", "decoding.strategies", "loadtest.engine.gpu_bench"]
+    names = ["decoding.engine.engine", "decoding.model.loading", "decoding.strategies", "loadtest.gpu_accept.__main__"]
     program = (
         f"import importlib, sys\nfor name in {NOT_ON_A_GPU_BOX}: sys.modules[name] = None\n"
         f"for name in {names}: importlib.import_module(name)\n"

@@ -25,9 +25,8 @@ from decoding.device import resolve_device
 from decoding.gguf.embedded import ensure_directory
 from decoding.model.linear import weight_bytes
 from decoding.model.loading import load
-from decoding.model.model import Model
 from decoding.model.quantize import CAPABILITIES, ROUNDED
-from loadtest.engine.gpu_engine import Bench, Options, threads_as_in_the_worker
+from loadtest.engine.bench import Bench, Load, threads_as_in_the_worker
 from loadtest.engine.perplexity import ids_of, perplexity
 
 TEXT = Path(__file__).parents[1] / "text.txt"
@@ -82,7 +81,7 @@ def measure(plan: Plan, form: str) -> Line:
     model = load(plan.directory, device=plan.device.type, dtype=dtype, quantize=quantize)
     with threads_as_in_the_worker(model), torch.inference_mode():
         found = perplexity(model, ids_of(plan.directory, plan.text))
-        bench = Bench(model, _options(plan, model))
+        bench = Bench(model, Load(max(plan.rows), plan.prompt, plan.new))
         speeds = tuple(_speed(bench, plan, rows) for rows in plan.rows)
     return Line(form, str(model.info.dtype).removeprefix("torch."), found, model.weight_bytes, speeds)
 
@@ -101,22 +100,6 @@ def _speed(bench: Bench, plan: Plan, rows: int) -> Speed:
     bench.run(bench.requests(rows, seed=rows))
     run = bench.run(bench.requests(rows, seed=rows + 1000))
     return Speed(rows, run.decode_seconds(rows), rows * plan.new / run.seconds)
-
-
-def _options(plan: Plan, model: Model) -> Options:
-    return Options(
-        device=plan.device,
-        dtype=model.info.dtype,
-        shape="",
-        rows=plan.rows,
-        prompt=plan.prompt,
-        new=plan.new,
-        prefill=plan.prompt,
-        beams=(1, 1),
-        is_batch_invariant=False,
-        peers=(),
-        json=None,
-    )
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -21,9 +21,9 @@ from decoding.gguf.embedded import ensure_directory
 from decoding.kernels.cpu.panels import PanelLinear
 from decoding.kernels.cpu.tile import Format, format_for
 from decoding.model.loading import load, read_config
-from loadtest.engine.gpu_engine import threads_as_in_the_worker
+from loadtest.engine.bench import threads_as_in_the_worker
 from loadtest.engine.rates import peak, reading
-from loadtest.engine.tick_profile import profile
+from loadtest.engine.stopwatch import profile
 
 FORMS: dict[str, tuple[str, Quantize]] = {
     "float32": ("float32", "none"),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -18,25 +19,30 @@ PACKAGES = ("torch", "transformers", "triton")
 class Box:
     """bytes_per_second counts what a copy reads and what it writes; flops_per_second two for each multiply and add."""
 
-    device: str
-    python: str
-    cuda: str | None
-    packages: tuple[str, ...]
     bytes_per_second: float
     flops_per_second: float
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """Names and versions."""
+    is_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine(),
+        "memory": torch.cuda.get_device_properties(device).total_memory if is_gpu else None,
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda,
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
 
 
 def measure(device: torch.device, dtype: torch.dtype) -> Box:
     is_gpu = device.type == "cuda"
     size, width = (1 << 30, 8192) if is_gpu else (1 << 24, 256)
-    source = torch.zeros(size, dtype=torch.uint8, device=device)
+    # Zeros are copied and multiplied faster than numbers are.
+    source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     a, b = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     return Box(
-        device=torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine(),
-        python=platform.python_version(),
-        cuda=torch.version.cuda,
-        packages=tuple(f"{name} {_version(name)}" for name in PACKAGES),
         bytes_per_second=2 * size / seconds(lambda: target.copy_(source), device),
         flops_per_second=2 * width**3 / seconds(lambda: a @ b, device),
     )
@@ -53,6 +59,20 @@ def seconds(work: Callable[[], object], device: torch.device, repeats: int = 10)
         synchronize(device)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def seconds_each(works: Sequence[Callable[[], object]], device: torch.device, repeats: int = 10) -> float:
+    """Median time of one of several calls, one after the other; on a GPU recorded, so that no host is in between."""
+    for work in works:
+        work()
+    if device.type != "cuda":
+        return seconds(lambda: [work() for work in works], device, repeats) / len(works)
+    synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for work in works:
+            work()
+    return seconds(graph.replay, device, repeats) / len(works)
 
 
 def synchronize(device: torch.device) -> None:
