@@ -132,8 +132,8 @@ class ReadSlice:
         """For rows that do nothing else, and are most: no field of one read differs in kind from the next one's."""
         positions = indices([read.token for read in self._reads], hidden.last.device)
         scores = self._processed(model.head(hidden.last[positions]), self._reads)
-        self.drawn = _draw_all(scores, self._reads)
-        return self._copy.add(scores.amax(dim=-1)), self._copy.add(self.drawn)
+        peaks, self.drawn = _peaks_and_draws(scores, self._reads)
+        return self._copy.add(peaks), self._copy.add(self.drawn)
 
     def _collect_only_draws(self, peak_handle: int, token_handle: int) -> list[Reading | Unreadable]:
         peaks, tokens = self._copy.get(peak_handle), self._copy.get(token_handle)
