@@ -74,7 +74,9 @@ class Plugins:
     def __post_init__(self) -> None:
         """Raises PluginError where one cannot be used, or not beside another."""
         taken = dict.fromkeys((*PARAMS, *RANKINGS), "polydecode")
-        for plugin in self.plugins:
+        for at, plugin in enumerate(self.plugins):
+            if plugin.name in [other.name for other in self.plugins[:at]]:
+                raise PluginError(f"plugin {plugin.name}: another one has that name")
             for problem in _problems(plugin):
                 raise PluginError(f"plugin {plugin.name}: {problem}")
             for name in plugin.names:

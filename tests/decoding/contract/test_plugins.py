@@ -80,6 +80,13 @@ def test_a_name_of_another_plugin_is_taken(tmp_path: Path) -> None:
         load_plugins([LOOKAHEAD, str(file)])
 
 
+def test_two_plugins_have_two_names(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    with pytest.raises(PluginError, match="another one has that name"):
+        load_plugins([LOOKAHEAD, str(file)])
+
+
 def test_the_examples_load_without_torch_and_one_that_brings_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SOURCE + "import torch\n")
     files = [str(file) for file in EXAMPLES.glob("[!_]*.py")]
