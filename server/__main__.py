@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -12,7 +11,7 @@ from types import FrameType
 from server.observe.error_stream import never_waiting
 from server.worker.head_start import WORKER_COMMAND, HeadStart
 
-COMMANDS = ("serve", "config", "default-config", "check")
+COMMANDS = ("serve", "config", "default-config")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,8 +20,6 @@ def main(arguments: list[str] | None = None) -> int:
     command, flags = (
         (arguments[0], arguments[1:]) if arguments[:1] and arguments[0] in COMMANDS else ("serve", arguments)
     )
-    if command == "check":  # of a plugin: needs torch, which this process does without
-        return subprocess.call([sys.executable, "-m", "decoding.check", *flags])
     if command != "serve" or {"-h", "--help"} & {*flags}:
         from server.command import show  # noqa: PLC0415
 

@@ -164,6 +164,6 @@ def test_one_that_cannot_be_loaded_ends_the_start(model: Path, tmp_path: Path, s
 
 
 def test_check_is_a_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "server", "check", str(tmp_path / "missing.py")]
+    command = [sys.executable, "-m", "polydecode", "check", str(tmp_path / "missing.py")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=clean_environment())
     assert (ended.returncode, "missing.py: FileNotFoundError" in ended.stderr) == (2, True), ended.stderr
