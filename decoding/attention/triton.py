@@ -170,10 +170,14 @@ class TritonAttention(PagedAttention):
         value: torch.Tensor,
         plan: TritonPlan,
     ) -> torch.Tensor:
-        shape = self.pages.shapes[spec.layer]
         query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
         self._scatter(spec.layer, key[0], value[0], plan.slots)
-        out = query.new_empty(query.shape[2], query.shape[1], value.shape[-1])  # [T, heads, v_head_dim]
+        return self.attend(spec, query, plan)
+
+    def attend(self, spec: LayerSpec, query: torch.Tensor, plan: TritonPlan) -> torch.Tensor:
+        """As `forward`, where keys and values are in their slots already."""
+        shape = self.pages.shapes[spec.layer]
+        out = query.new_empty(query.shape[2], query.shape[1], shape.v_head_dim)  # [T, heads, v_head_dim]
         if spec.layer == 0:
             self._find_common(plan)
         for tiles in plan.tiles[shape.group]:
