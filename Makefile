@@ -27,7 +27,7 @@ serve: install  ## install, then serve on 127.0.0.1:8000
 test: install-dev  ## the whole test suite; ARGS="-n 0 -k sampling"
 	@$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-oldest-triton:  ## beside the installed one, for the tests that compile kernels
+oldest-triton: | $(bin)/python  ## beside the installed one, for the tests that compile kernels
 	@$(pip) install --quiet --no-deps --upgrade --target build/triton-oldest -r requirements-triton-oldest.lock
 
 lint: install-dev  ## ruff, mypy, hadolint

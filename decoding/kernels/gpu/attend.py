@@ -100,7 +100,7 @@ def find_common(
 
 @triton.jit
 def _dot(a, b, PRECISION: tl.constexpr):
-    """A product summed in float32; WIDE: of operands widened first, for the interpreter multiplies no bfloat16."""
+    """A product summed in float32; "wide": of operands widened first, for the interpreter multiplies no bfloat16."""
     if PRECISION == "wide":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     return tl.dot(a, b, input_precision=PRECISION)

@@ -85,7 +85,7 @@ def spilled(cubin: bytes) -> int:
     return int(re.findall(r"STACK:(\d+)", said.stdout + said.stderr)[0])
 
 
-def compile_only(capability: int, describe: Callable[[Any], dict[str, Any]] = described) -> None:
+def compile_only(describe: Callable[[Any], dict[str, Any]] = described, capability: int = 90) -> None:
     """Launch nothing from here on, but compile what would be, and print each kernel once."""
     seen = []
 
@@ -182,5 +182,5 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    compile_only(int(sys.argv[1]))
+    compile_only(capability=int(sys.argv[1]))
     main(sys.argv[2:])
