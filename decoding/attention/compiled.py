@@ -22,6 +22,7 @@ from decoding.kernels.cpu.sharing import COUNTS_BYTES
 from decoding.kernels.cpu.team import Team, default_team
 
 NO_WINDOW = 1 << 40
+PIECES_A_THREAD = 4  # at least, if none is cut by heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,15 @@ class CompiledAttention(PagedAttention):
             self._scratch.ctypes.data,
             self._room,
             counts.ctypes.data,
+            self._keeps_heads(pieces, parts),
         )
         return CompiledPlan(record, (pieces, parts, tables, slots), counts, batch)
+
+    def _keeps_heads(self, pieces: np.ndarray, parts: np.ndarray) -> bool:
+        """Whether there is room for all heads of a piece, and enough pieces for every thread."""
+        tokens = np.add.reduceat(parts[:, 2], pieces[:, 0]).max()
+        fits = tokens * max(shape.heads for shape in self.shapes) <= TILE_ROWS
+        return bool(fits and len(pieces) >= PIECES_A_THREAD * self.team.size)
 
     def forward(
         self, spec: LayerSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: CompiledPlan

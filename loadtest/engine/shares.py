@@ -111,7 +111,7 @@ def measure(directory: str, form: str, rows: Sequence[int], threads: int, memory
     with threads_as_in_the_worker(model), torch.inference_mode():
         for count in rows:
             limit = max(count * products.operations / rate, products.weight_bytes / memory)
-            tick, _ = profile(model, count, PROMPT, NEW)
+            tick, _ = profile(model, count, PROMPT, max(NEW, count // 2))  # long enough that all decode at once
             yield Line(form, count, products.seconds(count), tick / 1e3, limit)
 
 

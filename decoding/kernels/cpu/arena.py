@@ -34,23 +34,29 @@ class Arena:
         return target.copy_(source)
 
 
-@torch.inference_mode(False)  # whoever comes later may write into it outside of that mode
 def huge_pages(size: int) -> torch.Tensor:
     """At least `size` bytes, beginning with a huge page."""
-    size = -(-max(size, CHUNK) // HUGE_PAGE) * HUGE_PAGE + HUGE_PAGE
-    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError, AttributeError):  # a system without them
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(mapping, dtype=torch.uint8)
-    return whole[-whole.data_ptr() % HUGE_PAGE :]
+    return _map(-(-max(size, CHUNK) // HUGE_PAGE) * HUGE_PAGE, asks=True)
 
 
-@torch.inference_mode(False)
 def lazy_zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Takes memory from the system where it is first written; to write a whole cache of GBs takes seconds."""
+    """Takes memory from the system where it is first written; to write a whole cache of GBs takes seconds.
+
+    A large one takes it in huge pages: what attention reads lies in pages of a few KiB all over it.
+    """
     size = dtype.itemsize * math.prod(shape)
-    mapping = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(mapping, dtype=torch.uint8)[:size].view(dtype).view(shape)
+    return _map(size, asks=size >= 4 * HUGE_PAGE)[:size].view(dtype).view(shape)
+
+
+@torch.inference_mode(False)  # whoever comes later may write into it outside of that mode
+def _map(size: int, *, asks: bool) -> torch.Tensor:
+    """So many bytes or more, zeros; asks: for huge pages, and begins with one."""
+    mapping = mmap.mmap(-1, size + HUGE_PAGE if asks else max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if asks:
+        with contextlib.suppress(OSError, AttributeError):  # a system without them
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(mapping, dtype=torch.uint8)
+    return whole[-whole.data_ptr() % HUGE_PAGE :] if asks else whole
 
 
 @functools.cache

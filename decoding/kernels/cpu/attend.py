@@ -17,12 +17,12 @@ from decoding.kernels.cpu.page_products import make_scores, make_sums
 from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.cpu.softmax import STATE_BYTES, begin, fill, make_softmax
 from decoding.kernels.cpu.storage import PAGE, STORAGES
-from decoding.kernels.cpu.tile import PANEL, Format
-from decoding.kernels.cpu.vectors import load_one, prefetch, word
+from decoding.kernels.cpu.tile import LINE, PANEL, Format
+from decoding.kernels.cpu.vectors import load_one, word
 
 BLOCK = 128  # keys
 TILE_ROWS = 48  # queries times heads of a group
-LINE = 64  # bytes
+CHUNKS = 32  # at least, in which threads take many items: each time costs them about as much as a page of keys
 
 ATTENTION = record(
     layer="count",
@@ -63,6 +63,7 @@ BATCH = record(
     scratch="address",  # one room for each thread
     room="count",  # bytes of it
     counts="address",  # of every layer's STEPS steps, zero before the forward
+    keeps_heads="count",  # 1: a thread attends with all heads of a piece, whose keys lie side by side
 )
 STEPS = 17
 _PART_BYTES = 32
@@ -74,12 +75,6 @@ def room_bytes(heads: int, kv_heads: int, head_dim: int, v_width: int) -> int:
     return rows * (4 * (head_dim + PANEL) + 4 * BLOCK + 4 * v_width + STATE_BYTES) + LINE
 
 
-@inner
-def _prefetch_all(address, size):
-    for at in range(0, size, LINE):
-        prefetch(address + at)
-
-
 def make_attend(form: Format) -> Any:
     """attend(attention, batch, counts, thread): one thread's share, back when all are done."""
     softmax, copy_query = make_softmax(form), STORAGES[form].copy_query
@@ -89,25 +84,43 @@ def make_attend(form: Format) -> Any:
     size = 4 // depth  # of a number
 
     @inner
-    def page_at(a, table, key, kv_head):
-        return word(table, key // PAGE) * a.kv_heads + kv_head
-
-    @inner
     def table_of(batch, part):
         return batch.tables + 8 * word(part, 0) * batch.table_width
 
     @inner
+    def keys_of(part):
+        """How many keys the last query of a part sees, if its window is wide enough."""
+        return word(part, 3) + word(part, 2)
+
+    @inner
+    def page_at(batch, part, key):
+        """The page with that key of a part, or -1 behind its last key."""
+        return word(table_of(batch, part), key // PAGE) if key < keys_of(part) else -1
+
+    @inner
     def sharing(batch, part, parts, key):
-        """How many of the parts, from the first on, have keys from there on, in the same page."""
-        if word(part, 3) + word(part, 2) <= key:
-            return 0
-        page, count = word(table_of(batch, part), key // PAGE), 1
-        while count < parts:
-            other = part + _PART_BYTES * count
-            if word(other, 3) + word(other, 2) <= key or word(table_of(batch, other), key // PAGE) != page:
-                break
-            count += 1
+        """How many of the parts, from the first on, have keys from there on, in the same two pages."""
+        first, second, count = page_at(batch, part, key), page_at(batch, part, key + PAGE), 0
+        if first >= 0:
+            count = 1
+            while count < parts:
+                other = part + _PART_BYTES * count
+                if page_at(batch, other, key) != first or page_at(batch, other, key + PAGE) != second:
+                    break
+                count += 1
         return count
+
+    @inner
+    def turns_of(a):
+        return (a.head_dim + depth - 1) // depth
+
+    @inner
+    def key_bytes(a):
+        return 4 * PAGE * turns_of(a)
+
+    @inner
+    def value_bytes(a):
+        return size * PAGE * a.v_width
 
     @inner
     def tokens_of(part, parts):
@@ -121,87 +134,116 @@ def make_attend(form: Format) -> Any:
         """Behind the last key that one of them sees."""
         end = 0
         for each in range(parts):
-            end = max(end, word(part + _PART_BYTES * each, 3) + word(part + _PART_BYTES * each, 2))
+            end = max(end, keys_of(part + _PART_BYTES * each))
         return end
 
     @inner
-    def copy_queries(a, part, parts, kv_head, room, lda):
+    def copy_queries(a, part, parts, first_head, kv_heads, room, lda):
         group = a.heads // a.kv_heads
-        for each in range(parts):
-            token = word(part + _PART_BYTES * each, 1)
-            for query in range(token, token + word(part + _PART_BYTES * each, 2)):
-                source = a.query + query * a.query_token + kv_head * group * a.query_head
-                for _ in range(group):
-                    copy_query(source, a.head_dim, room)
-                    source += a.query_head
-                    room += lda
+        for kv_head in range(first_head, first_head + kv_heads):
+            for each in range(parts):
+                token = word(part + _PART_BYTES * each, 1)
+                for query in range(token, token + word(part + _PART_BYTES * each, 2)):
+                    source = a.query + query * a.query_token + kv_head * group * a.query_head
+                    for _ in range(group):
+                        copy_query(source, a.head_dim, room)
+                        source += a.query_head
+                        room += lda
 
     @inner
-    def soften_block(a, part, parts, scores, sums, state, start, keys):
+    def soften_block(a, part, parts, kv_heads, scores, sums, state, start, keys):
         group = a.heads // a.kv_heads
-        for each in range(parts):
-            position = word(part + _PART_BYTES * each, 3)
-            for own in range(position, position + word(part + _PART_BYTES * each, 2)):
-                first, end = max(0, own - a.window + 1 - start), min(own + 1 - start, keys)
-                for _ in range(group):
-                    soften(scores, sums, a.v_width, state, keys, first, end, a.scaling, a.softcap)
-                    scores += 4 * BLOCK
-                    sums += 4 * a.v_width
-                    state += STATE_BYTES
+        for _ in range(kv_heads):
+            for each in range(parts):
+                position = word(part + _PART_BYTES * each, 3)
+                for own in range(position, position + word(part + _PART_BYTES * each, 2)):
+                    first, end = max(0, own - a.window + 1 - start), min(own + 1 - start, keys)
+                    for _ in range(group):
+                        soften(scores, sums, a.v_width, state, keys, first, end, a.scaling, a.softcap)
+                        scores += 4 * BLOCK
+                        sums += 4 * a.v_width
+                        state += STATE_BYTES
 
     @inner
-    def attend_block(a, batch, part, parts, kv_head, room, lda, rows, start, end):
-        """One block of keys [start, end) for every row of the tile."""
-        group, turns = a.heads // a.kv_heads, (a.head_dim + depth - 1) // depth
-        key_bytes, value_bytes = 4 * PAGE * turns, size * PAGE * a.v_width
-        scores = room + rows * lda
-        sums = scores + 4 * rows * BLOCK
-        state = sums + 4 * rows * a.v_width
-        for key in range(start, end, PAGE):
+    def key_page(a, page, kv_head):
+        return a.key_pages + (page * a.kv_heads + kv_head) * key_bytes(a)
+
+    @inner
+    def value_page(a, page, kv_head):
+        return a.value_pages + (page * a.kv_heads + kv_head) * value_bytes(a)
+
+    @inner
+    def following_page(a, batch, part, key, item, kv_heads):
+        """The page of keys that is read a block later, of the part's own or, behind its last, of the item's part; and
+        its first head. -1: none.
+        """
+        if key + BLOCK < keys_of(part):
+            return page_at(batch, part, key + BLOCK), -1
+        if item < 0:
+            return -1, -1
+        sets = a.kv_heads // kv_heads
+        other = batch.parts + _PART_BYTES * word(batch.pieces + 16 * (item // sets), 0)
+        start = max(0, word(other, 3) - a.window + 1) // BLOCK * BLOCK
+        return page_at(batch, other, start + key % BLOCK), item % sets * kv_heads
+
+    @inner
+    def score_block(a, batch, part, parts, first_head, kv_heads, rows, room, lda, start, end):
+        """Scores of one block of keys [start, end), behind the queries in the room, for every row of the tile."""
+        scores = room + kv_heads * rows * lda
+        for key in range(start, end, 2 * PAGE):
             each, row = 0, 0
             while each < parts:
                 own = part + _PART_BYTES * each
                 count = sharing(batch, own, parts - each, key)
-                some = group * tokens_of(own, max(count, 1))
+                some = (a.heads // a.kv_heads) * tokens_of(own, max(count, 1))
                 if count > 0:
-                    page = page_at(a, table_of(batch, own), key, kv_head)
-                    to = scores + 4 * (row * BLOCK + key - start)
-                    _prefetch_all(a.value_pages + page * value_bytes, value_bytes)
-                    scores_of(some, room + row * lda, lda, a.key_pages + page * key_bytes, turns, to, 4 * BLOCK)
-                row += some
-                each += max(count, 1)
-        soften_block(a, part, parts, scores, sums, state, start, (end - start + PANEL - 1) // PANEL * PANEL)
-        for key in range(start, end, PAGE):
-            each, row = 0, 0
-            while each < parts:
-                own = part + _PART_BYTES * each
-                count = sharing(batch, own, parts - each, key)
-                some = group * tokens_of(own, max(count, 1))
-                if count > 0:
-                    page = page_at(a, table_of(batch, own), key, kv_head)
-                    keys = min(PAGE, end_of(own, count) - key)
-                    if key + BLOCK < word(own, 3) + word(own, 2):
-                        following = page_at(a, table_of(batch, own), key + BLOCK, kv_head)
-                        _prefetch_all(a.key_pages + following * key_bytes, key_bytes)
-                    at, to = scores + 4 * row * BLOCK + size * (key - start), sums + 4 * row * a.v_width
-                    values = a.value_pages + page * value_bytes
-                    taken = (keys + depth - 1) // depth
-                    add_values(some, a.v_width // PANEL, at, 4 * BLOCK, values, taken, to, 4 * a.v_width)
+                    page, second = page_at(batch, own, key), page_at(batch, own, key + PAGE)
+                    second = second if second >= 0 else page  # whose scores are not looked at
+                    for head in range(first_head, first_head + kv_heads):
+                        at = (head - first_head) * rows + row
+                        queries, to = room + at * lda, scores + 4 * (at * BLOCK + key - start)
+                        keys, others = key_page(a, page, head), key_page(a, second, head)
+                        values, more = value_page(a, page, head), value_page(a, second, head)
+                        scores_of(some, queries, lda, keys, others, turns_of(a), to, 4 * BLOCK, values, more)
                 row += some
                 each += max(count, 1)
 
     @inner
-    def write_out(a, part, parts, kv_head, sums, state):
+    def add_block(a, batch, part, parts, first_head, kv_heads, rows, scores, sums, start, end, item):
+        """sums += weights times values; item: what comes next."""
+        for key in range(start, end, PAGE):
+            each, row = 0, 0
+            while each < parts:
+                own = part + _PART_BYTES * each
+                count = sharing(batch, own, parts - each, key // (2 * PAGE) * (2 * PAGE))
+                some = (a.heads // a.kv_heads) * tokens_of(own, max(count, 1))
+                page = page_at(batch, own, key)
+                if count > 0 and page >= 0:
+                    taken = (min(PAGE, end_of(own, count) - key) + depth - 1) // depth
+                    next_page, next_head = following_page(a, batch, own, key, item, kv_heads)
+                    next_head = next_head if next_head >= 0 else first_head
+                    for head in range(kv_heads):
+                        values = value_page(a, page, first_head + head)
+                        ahead = key_page(a, next_page, next_head + head) if next_page >= 0 else values
+                        at = scores + 4 * (head * rows + row) * BLOCK + size * (key - start)
+                        to = sums + 4 * (head * rows + row) * a.v_width
+                        add_values(some, a.v_width // PANEL, at, 4 * BLOCK, values, taken, to, 4 * a.v_width, ahead)
+                row += some
+                each += max(count, 1)
+
+    @inner
+    def write_out(a, part, parts, first_head, kv_heads, sums, state):
         group = a.heads // a.kv_heads
-        for each in range(parts):
-            token = word(part + _PART_BYTES * each, 1)
-            for query in range(token, token + word(part + _PART_BYTES * each, 2)):
-                for head in range(kv_head * group, (kv_head + 1) * group):
-                    sink = load_one(a.sinks + 4 * head) if a.sinks != 0 else float32(0)
-                    out = a.out + 4 * (query * a.heads + head) * a.v_head_dim
-                    settle(sums, a.v_head_dim, state, sink, a.sinks != 0, out)
-                    sums += 4 * a.v_width
-                    state += STATE_BYTES
+        for kv_head in range(first_head, first_head + kv_heads):
+            for each in range(parts):
+                token = word(part + _PART_BYTES * each, 1)
+                for query in range(token, token + word(part + _PART_BYTES * each, 2)):
+                    for head in range(kv_head * group, (kv_head + 1) * group):
+                        sink = load_one(a.sinks + 4 * head) if a.sinks != 0 else float32(0)
+                        out = a.out + 4 * (query * a.heads + head) * a.v_head_dim
+                        settle(sums, a.v_head_dim, state, sink, a.sinks != 0, out)
+                        sums += 4 * a.v_width
+                        state += STATE_BYTES
 
     @inner
     def first_key(a, part, parts):
@@ -212,32 +254,45 @@ def make_attend(form: Format) -> Any:
         return max(0, first - a.window + 1)
 
     @inner
-    def attend_piece(a, batch, part, parts, kv_head, room):
-        """All heads of one group."""
+    def attend_piece(a, batch, part, parts, first_head, kv_heads, room, following):
+        """All heads of some groups."""
         rows = tokens_of(part, parts) * (a.heads // a.kv_heads)
         lda = size * ((a.head_dim + PANEL - 1) // PANEL * PANEL)
-        sums = room + rows * (lda + 4 * BLOCK)
-        state = sums + 4 * rows * a.v_width
-        copy_queries(a, part, parts, kv_head, room, lda)
-        fill(sums, 4 * rows * a.v_width, float32(0))
-        for row in range(rows):
+        scores = room + kv_heads * rows * lda
+        sums = scores + 4 * kv_heads * rows * BLOCK
+        state = sums + 4 * kv_heads * rows * a.v_width
+        copy_queries(a, part, parts, first_head, kv_heads, room, lda)
+        fill(sums, 4 * kv_heads * rows * a.v_width, float32(0))
+        for row in range(kv_heads * rows):
             begin(state + STATE_BYTES * row)
-        end = end_of(part, parts)
-        for start in range(first_key(a, part, parts) // BLOCK * BLOCK, end, BLOCK):
-            attend_block(a, batch, part, parts, kv_head, room, lda, rows, start, min(end, start + BLOCK))
-        write_out(a, part, parts, kv_head, sums, state)
+        last = end_of(part, parts)
+        for start in range(first_key(a, part, parts) // BLOCK * BLOCK, last, BLOCK):
+            end = min(last, start + BLOCK)
+            score_block(a, batch, part, parts, first_head, kv_heads, rows, room, lda, start, end)
+            keys = (end - start + PANEL - 1) // PANEL * PANEL
+            soften_block(a, part, parts, kv_heads, scores, sums, state, start, keys)
+            add_block(a, batch, part, parts, first_head, kv_heads, rows, scores, sums, start, end, following)
+        write_out(a, part, parts, first_head, kv_heads, sums, state)
 
     def attend(attention_at, batch_at, counts, thread):
         a, batch = carray(_attention_at(attention_at), 1)[0], carray(_batch_at(batch_at), 1)[0]
         room = batch.scratch + thread * batch.room
-        items = batch.num_pieces * a.kv_heads
-        item = take(counts, 1)
-        while item < items:
-            piece = batch.pieces + 16 * (item // a.kv_heads)
-            part = batch.parts + _PART_BYTES * word(piece, 0)
-            attend_piece(a, batch, part, word(piece, 1), item % a.kv_heads, room)
-            finish(counts, 1)
-            item = take(counts, 1)
+        kv_heads = a.kv_heads if batch.keeps_heads != 0 else 1
+        sets = a.kv_heads // kv_heads
+        items = batch.num_pieces * sets
+        chunk = max(1, items // CHUNKS)
+        first = take(counts, chunk)
+        while first < items:
+            begun, end = first, min(items, first + chunk)
+            for item in range(begun, end):
+                following = item + 1
+                if following == end:  # taken before this one is done, so that its keys are on their way by then
+                    first = take(counts, chunk)
+                    following = first if first < items else -1
+                piece = batch.pieces + 16 * (item // sets)
+                part = batch.parts + _PART_BYTES * word(piece, 0)
+                attend_piece(a, batch, part, word(piece, 1), item % sets * kv_heads, kv_heads, room, following)
+            finish(counts, end - begun)
         wait(counts, items)
 
     return attend

@@ -1,7 +1,7 @@
-"""Products of any number of rows with a page of keys or of values, in tiles of every number of rows.
+"""Products of any number of rows with pages of keys or of values, in tiles of every number of rows.
 
 A linear's product (`products.py`) fills the registers with panels where rows are few. A page of keys is one panel, so
-here it is rows that fill them.
+here it is rows that fill them, and two pages at a time.
 """
 
 from __future__ import annotations
@@ -15,49 +15,61 @@ from decoding.kernels.cpu.tile import PANEL, VECTORS, Format, make_tile
 # two, or the thirty-two of AVX-512.
 WIDE = 2 if VECTORS == 2 else 4  # panels
 WIDE_ROWS = 3 if VECTORS == 2 else 6
-NARROW_ROWS = 6 if VECTORS == 2 else 12
+PAIR_ROWS = 3 if VECTORS == 2 else 12
 
 
 def make_scores(form: Format) -> Any:
-    """scores(rows, a, lda, page, turns, c, ldc): c = rows times a page of keys."""
-    narrow = _make_product(NARROW_ROWS, 1, form, accumulates=False)
+    """scores(rows, a, lda, page, second, turns, c, ldc, following, other): c = rows times two pages of keys, whose
+    scores follow each other. Of one page alone the sums of a few rows would wait for each other. Asks for as much of
+    two other pages, too.
+    """
+    pair = _make_product(PAIR_ROWS, 2, form, accumulates=False)
 
     @inner
-    def scores(rows, a, lda, page, turns, c, ldc):
-        narrow(rows, a, lda, page, 4 * PANEL, 0, turns, c, ldc)
+    def scores(rows, a, lda, page, second, turns, c, ldc, following, other):
+        pair(rows, a, lda, page, 4 * PANEL, second - page, turns, c, ldc, following, other - following)
 
     return scores
 
 
 def make_sums(form: Format) -> Any:
-    """sums(rows, panels, a, lda, page, turns, c, ldc): c += rows of weights times a page of values."""
+    """sums(rows, panels, a, lda, page, turns, c, ldc, following): c += rows of weights times a page of values.
+
+    Asks for as many bytes from `following` on.
+    """
     wide = _make_product(WIDE_ROWS, WIDE, form, accumulates=True)
     narrow = _make_product(WIDE_ROWS, 1, form, accumulates=True)
 
     @inner
-    def sums(rows, panels, a, lda, page, turns, c, ldc):
+    def sums(rows, panels, a, lda, page, turns, c, ldc, following):
         panel = 4 * PANEL  # bytes
         whole = panels // WIDE * WIDE
         for p in range(0, whole, WIDE):
-            wide(rows, a, lda, page + p * panel, panels * panel, panel, turns, c + p * panel, ldc)
+            b, out, ahead = page + p * panel, c + p * panel, following + p * panel
+            wide(rows, a, lda, b, panels * panel, panel, turns, out, ldc, ahead, panel)
         for p in range(whole, panels):
-            narrow(rows, a, lda, page + p * panel, panels * panel, panel, turns, c + p * panel, ldc)
+            b, out, ahead = page + p * panel, c + p * panel, following + p * panel
+            narrow(rows, a, lda, b, panels * panel, panel, turns, out, ldc, ahead, panel)
 
     return sums
 
 
 def _make_product(most: int, panels: int, form: Format, *, accumulates: bool) -> Any:
-    """product(rows, a, lda, b, ldb, stride, turns, c, ldc) in tiles of about equally many rows, at most so many."""
+    """product(rows, a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride) in tiles of about equally many rows, at
+    most so many, of which the first asks for what is wanted ahead.
+    """
     run: Any = None
     for rows in range(1, most + 1):
-        run = _choose(make_tile(rows, panels, form, accumulates=accumulates, looks_ahead=False), rows, run)
+        run = _choose(make_tile(rows, panels, form, accumulates=accumulates), rows, run)
 
     @inner
-    def product(rows, a, lda, b, ldb, stride, turns, c, ldc):
+    def product(rows, a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride):
         row = 0
         for left in range((rows + most - 1) // most, 0, -1):
             some = (rows - row + left - 1) // left
-            run(some, a + row * lda, lda, b, ldb, stride, turns, c + row * ldc, ldc)
+            at, out = a + row * lda, c + row * ldc
+            run(some, at, lda, b, ldb, stride, turns, out, ldc, ahead, ahead_stride, ldb)
+            ahead, ahead_stride = b, stride  # which is near
             row += some
 
     return product
@@ -68,16 +80,16 @@ def _choose(tile: Any, rows: int, others: Any) -> Any:
     if others is None:
 
         @inner
-        def choose(_some, a, lda, b, ldb, stride, turns, c, ldc):
-            tile(a, lda, b, ldb, stride, turns, c, ldc)
+        def choose(_some, a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, step):
+            tile(a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, step)
 
     else:
 
         @inner
-        def choose(some, a, lda, b, ldb, stride, turns, c, ldc):
+        def choose(some, a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, step):
             if some == rows:
-                tile(a, lda, b, ldb, stride, turns, c, ldc)
+                tile(a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, step)
             else:
-                others(some, a, lda, b, ldb, stride, turns, c, ldc)
+                others(some, a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, step)
 
     return choose

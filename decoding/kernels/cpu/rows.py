@@ -64,8 +64,13 @@ def rms_norm(x, weight, eps, out, width):
 @inner
 def rotate(head, cos, sin, width):
     """Rotate the first `width` numbers of a head in place, number i together with number i + width / 2."""
-    half = 2 * width
-    for at in range(0, half, 4):
+    half = 2 * width  # bytes
+    whole = half // (4 * LANES) * (4 * LANES)
+    for at in range(0, whole, 4 * LANES):
+        a, b = load(head + at), load(head + half + at)
+        store(head + at, a * load(cos + at) - b * load(sin + at))
+        store(head + half + at, b * load(cos + half + at) + a * load(sin + half + at))
+    for at in range(whole, half, 4):
         a, b = load_one(head + at), load_one(head + half + at)
         store_one(head + at, a * load_one(cos + at) - b * load_one(sin + at))
         store_one(head + half + at, b * load_one(cos + half + at) + a * load_one(sin + half + at))

@@ -47,10 +47,8 @@ from decoding.kernels.cpu.vectors import (
 
 PANEL = 16
 VECTORS = PANEL // LANES  # that hold a panel's columns
-# Bytes. Tiles of several panels and few rows wait for memory, and the processor's own prefetch starts
-# anew with each panel and page. 1024 was best of 0, 512 … 4096: a tenth to a fifth faster on an AVX2 machine.
-AHEAD = 1024
-FEW_ROWS = 2
+LINE = 64  # bytes that come from memory together
+TILE_ARGUMENTS = 11
 ROOM = 13 if VECTORS == 2 else 28  # registers for sums, of sixteen or thirty-two
 
 
@@ -105,47 +103,44 @@ def format_for(rounding: Rounding) -> Format | None:
     return None if rounding == "none" else FORMATS[rounding]
 
 
-def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False, looks_ahead: bool = True) -> Any:
-    """tile(a, lda, b, ldb, stride, turns, c, ldc), addresses and strides in bytes, at least one turn.
+def make_tile(rows: int, panels: int, form: Format, *, accumulates: bool = False) -> Any:
+    """tile(a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, ahead_step): addresses, strides and steps in
+    bytes, at least one turn.
 
-    ldb leads from one turn to the next, stride from one panel to the next. c is written or, if it accumulates,
-    added to, which those of groups cannot be. looks_ahead: if it waits for memory, it asks for what lies further on in
-    each panel.
+    ldb leads from one turn to the next, stride from one panel to the next. c is written or, if it accumulates, added
+    to, which those of groups cannot be.
+
+    In each turn the tile asks for as much memory as it reads of b, at `ahead` and for each further panel a stride on,
+    and goes on by a step. To ask for all at once would keep the processor from computing until most of it has come.
     """
 
     @intrinsic
-    def tile(_context: Any, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, turns: Any, c: Any, ldc: Any) -> Any:
+    def tile(
+        _context: Any, a: Any, lda: Any, b: Any, ldb: Any, stride: Any, turns: Any, c: Any, ldc: Any,
+        ahead: Any, ahead_stride: Any, ahead_step: Any,
+    ) -> Any:  # fmt: skip
         def build(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            write_tile(builder, args, rows, panels, form, accumulates=accumulates, looks_ahead=looks_ahead)
+            write_tile(builder, args, rows, panels, form, accumulates=accumulates)
 
-        return types.void(*[types.int64] * 8), build
+        return types.void(*[types.int64] * TILE_ARGUMENTS), build
 
     return tile
 
 
-def write_tile(
-    builder: Any,
-    args: Any,
-    rows: int,
-    panels: int,
-    form: Format,
-    *,
-    accumulates: bool = False,
-    looks_ahead: bool = True,
-) -> None:
+def write_tile(builder: Any, args: Any, rows: int, panels: int, form: Format, *, accumulates: bool = False) -> None:
     """The tile's code, for whatever processor the builder's module is compiled for."""
     if form.is_grouped:
         _GroupTile(builder, rows, panels, form).build(args)
     else:
-        _Tile(builder, rows, panels, form, looks_ahead).build(args, accumulates=accumulates)
+        _Tile(builder, rows, panels, form).build(args, accumulates=accumulates)
 
 
 @dataclass(frozen=True, slots=True)
 class _Addresses:
     builder: Any
 
-    def plus(self, address: Any, stride: Any, times: int, offset: int) -> Any:
-        far = self.builder.add(address, self.builder.mul(stride, _i64(times)))
+    def plus(self, address: Any, stride: Any, times: Any, offset: int) -> Any:
+        far = self.builder.add(address, self.builder.mul(stride, _i64(times) if isinstance(times, int) else times))
         return self.builder.add(far, _i64(offset))
 
     def prefetch(self, address: Any) -> None:
@@ -163,10 +158,9 @@ class _Tile(_Addresses):
     rows: int
     panels: int
     form: Format
-    looks_ahead: bool
 
     def build(self, args: Any, *, accumulates: bool) -> None:
-        a, lda, b, ldb, stride, turns, c, ldc = args
+        a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, ahead_step = args
         builder = self.builder
         targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(VECTORS * self.panels)]
         zero = ir.Constant(F32S, [0.0] * LANES)
@@ -176,6 +170,8 @@ class _Tile(_Addresses):
         builder.branch(loop)
         builder.position_at_end(loop)
         k, at, sums = builder.phi(I64), builder.phi(I64), [builder.phi(F32S) for _ in targets]
+        for p in range(self.panels):
+            self.prefetch(self.plus(self.plus(ahead, ahead_stride, p, 0), ahead_step, k, 0))
         added = self._step([self._number(start, k) for start in starts], self._columns(at, stride), sums)
         following = [builder.add(k, _i64(1)), builder.add(at, ldb), *added]
         for phi, first, again in zip([k, at, *sums], [_i64(0), b, *before], following, strict=True):
@@ -203,9 +199,6 @@ class _Tile(_Addresses):
 
     def _columns(self, at: Any, stride: Any) -> list[Any]:
         panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
-        if self.looks_ahead and self.panels > 1 and self.rows <= FEW_ROWS:
-            for panel in panels:
-                self.prefetch(self.plus(panel, _i64(AHEAD), 1, 0))
         return [vector for panel in panels for vector in self._panel(panel)]
 
     def _panel(self, address: Any) -> list[Any]:
@@ -241,7 +234,7 @@ class _GroupTile(_Addresses):
     form: Format
 
     def build(self, args: Any) -> None:
-        a, lda, b, ldb, stride, turns, c, ldc = args
+        a, lda, b, ldb, stride, turns, c, ldc, ahead, ahead_stride, ahead_step = args
         builder = self.builder
         targets = [self.plus(c, ldc, m, 4 * LANES * v) for m in range(self.rows) for v in range(VECTORS * self.panels)]
         zero = ir.Constant(F32S, [0.0] * LANES)
@@ -256,7 +249,8 @@ class _GroupTile(_Addresses):
         held = [] if is_near else [builder.phi(F32S) for _ in targets]
         rows = [self.plus(row, lda, m, 0) for m in range(self.rows)]
         panels = [self.plus(at, stride, p, 0) for p in range(self.panels)]
-        sums = self._sums(rows, panels)
+        asked = self.builder.add(ahead, self.builder.mul(turn, ahead_step))
+        sums = self._sums(rows, panels, [self.plus(asked, ahead_stride, p, 0) for p in range(self.panels)])
         added = self._settle(rows, panels, sums, held or [floats_at(builder, target) for target in targets])
         if is_near:
             self._store(added, targets)
@@ -275,11 +269,11 @@ class _GroupTile(_Addresses):
         for target, result in zip(targets, results, strict=True):
             self.builder.store(result, pointer(self.builder, target), align=4)
 
-    def _sums(self, rows: list[Any], panels: list[Any]) -> list[Any]:
+    def _sums(self, rows: list[Any], panels: list[Any], ahead: list[Any]) -> list[Any]:
         """Of one group's products, int32: for each row, VECTORS vectors a panel."""
         starts = [self._start(row) for row in rows]
         sums = [start for start in starts for _ in range(VECTORS * len(panels))]
-        for fours, columns in enumerate(self._columns(panels)):
+        for fours, columns in enumerate(self._columns(panels, ahead)):
             numbers = [self.builder.add(row, _i64(4 * INPUT_BYTES * fours)) for row in rows]
             pairs = [(number, column) for number in numbers for column in columns]
             sums = [add_fours(self.builder, s, column, number) for (number, column), s in zip(pairs, sums, strict=True)]
@@ -290,21 +284,20 @@ class _GroupTile(_Addresses):
             return ir.Constant(I32S, [0] * LANES)
         return splat_scalar(self.builder, self._behind(row, 4, I32))
 
-    def _columns(self, panels: list[Any]) -> Iterator[list[Any]]:
+    def _columns(self, panels: list[Any], ahead: list[Any]) -> Iterator[list[Any]]:
         """For every four k of a group a vector of bytes for each vector of columns."""
         if self.form is Format.INT8:
-            yield from (self._words(panels, word) for word in range(INPUT_GROUP // 4))
+            yield from (self._words(panels, ahead, word) for word in range(INPUT_GROUP // 4))
             return
         for word in range(GROUP // 8):
-            words = self._words(panels, word)
+            words = self._words(panels, ahead, word)
             for shift in (0, 4):
                 shifted = [self.builder.lshr(each, ir.Constant(I32S, [shift] * LANES)) for each in words]
                 yield [self.builder.and_(each, ir.Constant(I32S, [0x0F0F0F0F] * LANES)) for each in shifted]
 
-    def _words(self, panels: list[Any], word: int) -> list[Any]:
-        if self.panels > 1 and self.rows <= FEW_ROWS:
-            for panel in panels:
-                self.prefetch(self.builder.add(panel, _i64(AHEAD + 4 * PANEL * word)))
+    def _words(self, panels: list[Any], ahead: list[Any], word: int) -> list[Any]:
+        for place in ahead:
+            self.prefetch(self.builder.add(place, _i64(4 * PANEL * word)))
         offsets = [4 * (PANEL * word + LANES * v) for v in range(VECTORS)]
         places = [self.builder.add(panel, _i64(offset)) for panel in panels for offset in offsets]
         return [self.builder.load(pointer(self.builder, place), align=4, typ=I32S) for place in places]

@@ -11,16 +11,16 @@ import sys
 from llvmlite import binding, ir
 
 from decoding.kernels.cpu.products import TILES
-from decoding.kernels.cpu.tile import Format, write_tile
+from decoding.kernels.cpu.tile import TILE_ARGUMENTS, Format, write_tile
 from decoding.kernels.cpu.vectors import I64
 
 
 def assembly(form: Format, cpu: str) -> str:
     rows = max(TILES)
     module = ir.Module("tile")
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 8), "tile")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * TILE_ARGUMENTS), "tile")
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    write_tile(builder, function.args, rows, TILES[rows], form, accumulates=False, looks_ahead=True)
+    write_tile(builder, function.args, rows, TILES[rows], form)
     builder.ret_void()
     machine = binding.Target.from_triple("x86_64-unknown-linux-gnu").create_target_machine(cpu=cpu, opt=3)
     parsed = binding.parse_assembly(str(module))
