@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 CUDA = torch.device("cuda", 0)
 Launch = Callable[[], object]
@@ -121,7 +121,6 @@ class Launching(TorchDispatchMode):
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self.stream = stream
-        self.calling = Calling(self)
         self.makes = 0  # above 0: what is made is on the device
 
     def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -129,7 +128,7 @@ class Launching(TorchDispatchMode):
         given = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
         if not (any(isinstance(each, DeviceTensor) for each in given) or (self.makes and not given)):
             return func(*args, **kwargs)
-        with self.calling, self:  # in inference mode they come whole
+        with self:  # in inference mode they come whole
             parts = func.decompose(*args, **kwargs)
         if parts is not NotImplemented:
             return parts
@@ -156,7 +155,7 @@ class Launching(TorchDispatchMode):
         outs = tree_map_only(torch.Tensor, _empty_like, made)
         targets = [each for each in tree_flatten(outs)[0] if isinstance(each, torch.Tensor)]
         if not func._schema.name.endswith(("::empty", "::new_empty", "::empty_like", "::empty_strided")):
-            self.stream.launch(lambda: _filled(targets, func(*args, **kwargs)))
+            self.stream.launch(lambda: _filled(targets, _run(func, args, kwargs)))
         return _wrapped(outs)
 
     def _written(self, func: Any, given: list[torch.Tensor], args: Any, kwargs: Any, written: list[int]) -> Any:
@@ -218,6 +217,12 @@ def _wrapped(found: Any) -> Any:
     return tree_map_only(torch.Tensor, lambda t: t if isinstance(t, DeviceTensor) else DeviceTensor(t), found)
 
 
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    if func._schema.name == "aten::histc":  # of integers a CPU has none
+        return func(args[0].float(), *args[1:], **kwargs)
+    return func(*args, **kwargs)
+
+
 def _shaped(func: Any, args: Any, kwargs: Any) -> Any:
     """The result without its numbers."""
     args, kwargs = tree_map_only(torch.Tensor, _meta, (args, kwargs))
@@ -276,6 +281,9 @@ class Calling(TorchFunctionMode):
             "tolist",
         ):
             return self._moved(func, name, tensor, args[1:], kwargs)
+        if name == "one_hot" and isinstance(tensor, DeviceTensor):
+            with self:  # torch's own, as it is taken apart, asks for what only a GPU has
+                return (tensor[..., None] == torch.arange(kwargs.get("num_classes", args[-1]), device=CUDA)).long()
         if kwargs.pop("pin_memory", False):
             return pinned(func(*args, **kwargs))
         if not _is_cuda(kwargs.get("device")):
@@ -351,7 +359,7 @@ class FakeGPU:
     def __init__(self) -> None:
         self.stream = Stream()
         self.launching = Launching(self.stream)
-        self.calling = self.launching.calling
+        self.calling = Calling(self.launching)
 
     # events and streams
 
@@ -449,6 +457,11 @@ def fake_gpu(monkeypatch: Any) -> Iterator[FakeGPU]:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (1 << 36, 1 << 37))
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
     try:
         with gpu.calling, gpu.launching:
             yield gpu
@@ -485,7 +498,3 @@ def refusing_waits(gpu: FakeGPU) -> Iterator[None]:
 def numbers(tensor: torch.Tensor) -> np.ndarray:
     """What is in a tensor's memory now, whether it should be or not."""
     return _held(tensor).numpy()
-
-
-def stored(tree: Any) -> Any:
-    return tree_map(lambda each: each.held if isinstance(each, DeviceTensor) else each, tree)

@@ -61,6 +61,8 @@ NAMES = [*CONFIGS, *SERVED]
 WAITING = {
     "gpt2": "looks for its padding token in each forward, where it has one",
     "jetmoe": "splits its tokens by numbers of the host",
+    "dbrx": "goes through the experts that were chosen",
+    "phimoe": "computes its rotary frequencies on the host in each forward",
 }
 """What of transformers' own code waits: served all the same, but no tick of it is recorded."""
 
