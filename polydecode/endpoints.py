@@ -20,7 +20,8 @@ from server.translate.plan import Plan
 from server.translate.tool_use import with_allowed_tools
 from server.translate.translate import chat_plan, completion_plan, embedding_plan
 from server.wire.body import Ignored, parse
-from server.wire.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from server.wire.plugins import WireTypes
+from server.wire.requests import EmbeddingRequest
 from server.wire.unknown import LATER_IN_CHAT, LATER_IN_EMBEDDINGS, OLDER_IN_CHAT
 
 Body = Mapping[str, Any]
@@ -32,22 +33,22 @@ class Endpoint:
     """read: the body's plan, once the model is at hand, and the fields without effect. whole: the server's answer."""
 
     path: str
-    read: Callable[[Body, Limits], tuple[Planned, Ignored]]
+    read: Callable[[Body, Limits, WireTypes], tuple[Planned, Ignored]]
     whole: Callable[[Job, Served, Body], msgspec.Struct]
     is_chat: bool = False
 
 
-def _read_completion(body: Body, limits: Limits) -> tuple[Planned, Ignored]:
-    wire, ignored = parse(CompletionRequest, body)
+def _read_completion(body: Body, limits: Limits, wires: WireTypes) -> tuple[Planned, Ignored]:
+    wire, ignored = parse(wires.completion, body)
     return partial(completion_plan, asked_within(wire, limits)), ignored
 
 
-def _read_chat(body: Body, limits: Limits) -> tuple[Planned, Ignored]:
-    wire, ignored = parse(ChatRequest, body, {**LATER_IN_CHAT, **OLDER_IN_CHAT})
+def _read_chat(body: Body, limits: Limits, wires: WireTypes) -> tuple[Planned, Ignored]:
+    wire, ignored = parse(wires.chat, body, {**LATER_IN_CHAT, **OLDER_IN_CHAT})
     return partial(chat_plan, asked_within(with_allowed_tools(wire), limits)), ignored
 
 
-def _read_embedding(body: Body, limits: Limits) -> tuple[Planned, Ignored]:
+def _read_embedding(body: Body, limits: Limits, _: WireTypes) -> tuple[Planned, Ignored]:
     wire, ignored = parse(EmbeddingRequest, body, LATER_IN_EMBEDDINGS)
     return partial(embedding_plan, embedding_within(wire, limits)), ignored
 

@@ -58,7 +58,8 @@ class LLM:
         self.served = opened.served
         self._limits = self._settings.section(Limits)
         self._most_rows = AHEAD * opened.loaded.max_rows
-        self._runner = Runner(opened.engine, opened.num_threads)
+        self._wires = opened.wires
+        self._runner = Runner(opened.engine, opened.num_threads, opened.build)
         self._loop = BackgroundLoop()
         self._retold = Retold(self.served.tokenizer.vocabulary)
 
@@ -175,7 +176,7 @@ class LLM:
 
     def strategies(self) -> dict[str, Any]:
         """What GET /v1/strategies says: every strategy, its fields with their schemas, what combines with what."""
-        said: dict[str, Any] = msgspec.to_builtins(catalogue(self.served, self._limits))
+        said: dict[str, Any] = msgspec.to_builtins(catalogue(self.served, self._limits, self._wires))
         return said
 
     @property
@@ -195,7 +196,7 @@ class LLM:
 
     def plan(self, endpoint: Endpoint, index: int, body: Body) -> Job:
         """A body of that endpoint, checked and made ready to run. Raises ApiError, as the server answers with it."""
-        planned, ignored = endpoint.read(body, self._limits)
+        planned, ignored = endpoint.read(body, self._limits, self._wires)
         if ignored:
             warnings.warn(f"without effect: {', '.join(ignored)}", stacklevel=4)
         made = self._loop.run(_awaited(planned(self.served)))

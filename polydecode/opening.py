@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from decoding.contract.frames import Loaded, Start
+from decoding.contract.plugin_loading import load_plugins
 from decoding.engine.engine import Engine
 from decoding.gguf.embedded import ensure_directory
 from decoding.gguf.unpacking import packed, unpack
 from decoding.model.fast_tokenizer import with_tokenizer
 from decoding.model.model import Model
+from decoding.strategies import Build, Builder
 from decoding.worker.assembly import build_engine
 from decoding.worker.kept.opening import open_model
 from decoding.worker.threads import default_threads
@@ -30,6 +32,7 @@ from server.settings.sections import EngineSettings, LimitSettings, ModelSetting
 from server.settings.settings import Settings, SettingsError, validated
 from server.startup import check_same_tokens, defaults_of, described, read_tokenizer, start_frame, with_settings
 from server.text.tokenizer import Tokenizer
+from server.wire.plugins import WireTypes, wire_types
 from server.worker.download import download
 from server.worker.model_files import about_the_draft, check, lacks_tokenizer, preparation, whole
 
@@ -52,6 +55,8 @@ class Opened:
     """num_threads: torch's during a tick; kernels bring threads of their own."""
 
     engine: Engine
+    build: Build
+    wires: WireTypes
     loaded: Loaded
     served: Served
     num_threads: int
@@ -71,6 +76,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
 
 def open_engine(settings: Settings, report: Report) -> Opened:
     """Raises ModelError, or what loading raises: ValueErrors that say what is wrong."""
+    plugins = load_plugins(settings.plugin)
     directory = model_directory(settings.model, report, may_download=settings.allow_download)
     tokenizer = with_settings(read_tokenizer(directory, Tokenizer.from_directory), settings, directory)
     draft_directory = _draft_directory(settings, tokenizer, report) if settings.draft_model else None
@@ -91,7 +97,8 @@ def open_engine(settings: Settings, report: Report) -> Opened:
         grammars=OwnGrammarCheck(tokenizer.special_tokens()),
         defaults=defaults_of(settings, directory),
     )
-    return Opened(engine, loaded, served, number)
+    build = Builder(plugins, loaded.vocab_size)
+    return Opened(engine, build, wire_types(plugins), loaded, served, number)
 
 
 def model_directory(model: str, report: Report, *, may_download: bool) -> Path:

@@ -17,7 +17,7 @@ import torch
 from decoding.contract.frames import Output
 from decoding.contract.params import Request
 from decoding.engine.engine import Engine
-from decoding.strategies import build
+from decoding.strategies import Build
 from decoding.worker.worker import output_frame
 from polydecode.interrupt import undisturbed
 
@@ -79,10 +79,11 @@ class Call(Generic[Key]):
 
 
 class Runner:
-    """num_threads: torch's, during a tick."""
+    """num_threads: torch's, during a tick. build: makes strategies."""
 
-    def __init__(self, engine: Engine, num_threads: int) -> None:
+    def __init__(self, engine: Engine, num_threads: int, build: Build) -> None:
         self._engine = engine
+        self._build = build
         self._num_threads = num_threads
         self._lock = threading.RLock()
         self._is_busy = False
@@ -108,7 +109,7 @@ class Runner:
     def add(self, request_id: int, request: Request, call: Call[Key]) -> None:
         with self._at_work():
             self._calls[request_id] = call
-            self._engine.add(request_id, request, build)
+            self._engine.add(request_id, request, self._build)
 
     def tick(self) -> None:
         """One step of everybody. Ctrl-C waits for its end."""

@@ -26,10 +26,12 @@ class Answer:
     vector: tuple[float, ...] = ()
 
     def take(self, output: Output) -> None:
-        assert self.usage is None, "an output after the last one"
+        if self.usage is not None:
+            raise AssertionError("an output after the last one")
         for emit in output.emits:
             choice = self.choices.setdefault(emit.choice, Choice())
-            assert choice.finish is None, "tokens after the finish"
+            if choice.finish is not None:
+                raise AssertionError("tokens after the finish")
             choice.token_ids += emit.token_ids
             choice.logprobs += emit.logprobs or ()
             choice.top += emit.top or ()

@@ -61,6 +61,7 @@ def words_of() -> Mapping[str, Sequence[str]]:
         "bench": BENCH,
         "doctor": ["--json", *own],
         "completion": SHELLS,
+        "check": [],
         "config": serve,
         "default-config": [],
     }

@@ -78,15 +78,15 @@ def test_no_forward_waits_and_each_gives_what_it_gives_on_a_cpu(name: str, monke
             states(model)  # a recording may wait while it is made
             with refusing_waits(gpu):
                 found = states(model)
-    assert model._body._graphs.is_able, "decode steps are recorded"  # type: ignore[union-attr]
+    assert model._graphs.is_able, "decode steps are recorded"  # type: ignore[union-attr]
     for mine, other in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", WAITING)
 def test_where_a_forward_waits_nothing_is_recorded(name: str, gpu: FakeGPU) -> None:
-    model = on_gpu(made(name), gpu)
     with pytest.warns(UserWarning, match="cannot be recorded"):
+        model = on_gpu(made(name), gpu)
         states(model)
     with refusing_waits(gpu), pytest.raises(Waits):
         states(model)

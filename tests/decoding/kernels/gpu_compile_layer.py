@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from decoding.attention.pages import LayerShape, Pages
@@ -19,20 +18,10 @@ from decoding.model.gpu import products, steps
 from decoding.model.llama.parts import Norm
 from decoding.topk.draws import triton_draws
 from decoding.topk.nucleus import cut_nucleus
-from tests.decoding.kernels.gpu_compile import H100, compile_only
+from tests.decoding.kernels.gpu_compile import Driver, compile_only
 
 CPU = torch.device("cpu")
 ROW_COUNTS = (1, 2, 7, 16, 2000)
-
-
-class Gpu(H100):
-    """One of that compute capability."""
-
-    def __init__(self, capability: int) -> None:
-        self._capability = capability
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._capability, 32)
 
 
 def described(kernel: Any) -> dict[str, Any]:
@@ -91,8 +80,8 @@ def launch_draws(vocab: int) -> None:
 
 
 def main(capability: int) -> None:
-    compile_only(described)
-    driver.set_active(Gpu(capability))
+    compile_only(described, capability)
+    driver.set_active(Driver(capability))
     launch_layers(4096, LayerShape(32, 8, 128, 128), 14336, torch.bfloat16)
     if capability >= 89:  # before there was no e4m3
         launch_quantised(4096, 14336, torch.bfloat16)

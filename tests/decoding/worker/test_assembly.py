@@ -174,13 +174,18 @@ def test_the_largest_tick_runs_whatever_its_bounds(max_rows: int, tick_tokens: i
     assert tokens == max_rows * max(1, min(tick_tokens // max_rows, model.info.max_model_len - 1))
 
 
-def test_forwards_are_recorded_over_the_pages_that_will_serve_and_before_the_canary(gpu: Gpu, model: Model) -> None:
+def test_forwards_are_recorded_over_the_pages_that_will_serve_and_before_the_canary(
+    gpu: Gpu, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What lacks memory then is found out before anybody asks; and what is not recorded is compiled, too."""
     tried: Any = Tried(model)
+    compiled: list[int] = []
+    monkeypatch.setattr("decoding.worker.assembly.compile_topk", lambda vocab, _device: compiled.append(vocab))
     _, loaded = build_engine(start(0, max_rows=6, tick_tokens=90), tried)
     assert tried.recorded == [(6, loaded.max_model_len, gpu.peak, 1)]
     assert len(tried.forwards) > 1
     assert tried.plain == [3, loaded.max_model_len - 2]
+    assert compiled == [model.info.vocab_size]
     assert len(model.attention.pages.keys[0]) == loaded.num_pages
 
 

@@ -127,6 +127,7 @@ def test_a_layer_launches_at_most_eleven_kernels() -> None:
     """Two norms, four products, one that rotates and writes, attention in one or two, one activation."""
     model = on_a_gpu(small("qwen3", head_dim=8).bfloat16())
     decode = launched_by_a_layer(model, 300, 1)
+    assert decode.pop("find_common") == 1, "once a forward, in its first layer"
     assert decode == {"normalise": 2, "multiply": 4, "place": 1, "attend": 1, "combine": 1, "activate": 1}
     prefill = launched_by_a_layer(model, 20, 20)
     assert prefill.total() <= 9, prefill
