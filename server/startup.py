@@ -25,7 +25,7 @@ from server.text.tokenizer import Tokenizer
 from server.text.tool_parsers.registry import chosen
 from server.translate.generation_defaults import recommended
 from server.worker.mailbox import Mailbox
-from server.worker.model_files import ModelError, about_the_draft, default_name, resolve
+from server.worker.model_files import ModelError, about, default_name, resolve
 from server.worker.progress import ProgressDisplay
 
 LoadTokenizer = Callable[[Path], Tokenizer]
@@ -63,11 +63,11 @@ class Startup:
             tokenizer = tokenizer.with_template(template)
         limit = settings.max_rows_per_prompt
         defaults = recommended(directory, limit) if settings.generation_defaults == "model" else {}
-        draft = await self._draft_directory(tokenizer) if settings.draft_model else None
+        beside = {name: await self._beside(name, model, tokenizer) for name, model in settings.beside.items()}
         grammars = GrammarCheck(tokenizer.special_tokens(), settings.grammar_seconds)
         until_the_end.callback(grammars.close)
         self._batcher.connect(mailbox, lambda loaded: self._describe(loaded, tokenizer, grammars, defaults))
-        return start_frame(settings, directory, tokenizer, draft)
+        return start_frame(settings, directory, tokenizer, beside)
 
     def worker_progressed(self, progress: Progress) -> None:
         self._display.show(progress.stage, progress.fraction)
@@ -84,7 +84,7 @@ class Startup:
             max_model_len=loaded.max_model_len,
             max_rows=loaded.max_rows,
             kv_tokens=loaded.num_pages * loaded.page_size,
-            has_draft=loaded.has_draft,
+            beside={each.name: each.architecture for each in loaded.beside},
         )
 
     def _read_tokenizer(self, directory: Path) -> Tokenizer:
@@ -96,11 +96,11 @@ class Startup:
         except Exception as error:  # the tokenizers library raises bare Exception
             raise ModelError(f"the model's tokenizer cannot be read: {type(error).__name__}") from error
 
-    async def _draft_directory(self, tokenizer: Tokenizer) -> Path:
-        """The draft model's, once it is certain that both models mean the same by a token id."""
-        settings = self._settings
-        with about_the_draft():
-            directory = await resolve(settings.draft_model, self._display.show, may_download=settings.allow_download)
+    async def _beside(self, name: str, model: str, tokenizer: Tokenizer) -> Path:
+        """A further model's directory, once it is certain that both models mean the same by a token id."""
+        may_download = self._settings.allow_download
+        with about(name):
+            directory = await resolve(model, self._display.show, may_download=may_download)
             own = await asyncio.to_thread(self._read_tokenizer, directory)
             if own.token_bytes() != tokenizer.token_bytes():
                 raise ModelError("its tokenizer has other tokens than the model's")
@@ -119,7 +119,7 @@ class Startup:
             architecture=loaded.architecture,
             num_layers=loaded.num_layers,
             ties_embeddings=loaded.ties_embeddings,
-            has_draft=loaded.has_draft,
+            beside=loaded.beside,
             grammars=grammars,
             tools=chosen(self._settings.tool_parser, tokenizer.template),
             has_reasoning=_has_reasoning(self._settings.reasoning_parser, tokenizer.template),
@@ -150,7 +150,7 @@ def opening_frame(settings: Settings, directory: Path) -> Open:
     )
 
 
-def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft: Path | None) -> Start:
+def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, beside: Mapping[str, Path]) -> Start:
     return Start(
         model=str(directory),
         device=settings.device,
@@ -164,7 +164,7 @@ def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft
         token_bytes=tokenizer.token_bytes(),
         special_tokens=tokenizer.special_tokens(),
         eos_token_ids=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
-        draft_model=str(draft) if draft else "",
+        beside={name: str(path) for name, path in beside.items()},
         batch_invariant=settings.batch_invariant,
         quantize=settings.quantize,
         launch_ahead=settings.launch_ahead,

@@ -165,7 +165,7 @@ class Worker:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(self._preparing),
             live_rows=dict(live_rows),
-            used_pages=engine.used_pages,
+            used_pages=engine.used_pages_in,
             tick_seconds=seconds,
             tick_rows=engine.tick_rows if seconds else 0,
             tick_tokens=engine.tick_tokens if seconds else 0,
@@ -267,19 +267,19 @@ def _serve(link: Link) -> None:
 def _build(start: Start, link: Link, model: Model | None = None) -> tuple[Worker, Loaded]:
     """model: as it was opened before."""
     model = model or _load(start, start.model, link, "")
-    draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
-    threads = _threads(model, draft)
-    engine, loaded = build_engine(start, model, draft)
+    beside = {name: _load(start, path, link, f"{name} model: ") for name, path in start.beside.items()}
+    threads = _threads(model, *beside.values())
+    engine, loaded = build_engine(start, model, beside)
     gc.collect()
     gc.enable()
     gc.freeze()  # what was loaded stays for good: the collector need not walk through it again and again
     return Worker(link, engine, loaded.vocab_size, threads), loaded
 
 
-def _threads(model: Model, draft: Model | None) -> Threads:
+def _threads(*models: Model) -> Threads:
     """What settles their number from tick to tick."""
-    most = torch.get_num_threads() if model.info.device.type == "cpu" else 1
-    is_compiled = all(each.is_compiled for each in (model, draft) if each is not None)
+    most = torch.get_num_threads() if models[0].info.device.type == "cpu" else 1
+    is_compiled = all(model.is_compiled for model in models)
     if is_compiled:
         # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
         torch.set_num_threads(1)

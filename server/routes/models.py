@@ -11,7 +11,7 @@ from server.served import Served
 from server.text.retelling import tools_in as told_in
 from server.translate.catalogue import available
 from server.translate.translate import resolve_model
-from server.wire.answers import Model, ModelList, Support
+from server.wire.answers import BesideModel, Model, ModelList, Support
 from server.wire.openapi import operation
 
 
@@ -47,6 +47,7 @@ def _model(name: str, served: Served) -> Model:
         served.architecture,
         _support(served),
         dict(served.generation_defaults),
+        [BesideModel(each.name, each.architecture, each.num_pages * each.page_size) for each in served.beside],
     )
 
 

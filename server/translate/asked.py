@@ -60,7 +60,7 @@ class Asked(Generic[Body_co]):
         """The strategy's params for one prompt. derived: what `texts.py` made of the texts. Raises InvalidParam."""
         own = declared(self.strategy.params).values()
         given = {each.name: at(self.wire, each.path) for each in own if not each.from_model}
-        values = {name: value for name, value in given.items() if value is not None}
+        values = {name: as_params(value) for name, value in given.items() if value is not None}
         values |= self._own(prompt_ids[-1]) | dict(derived)
         if values.get("eval_before"):
             values["eval_before"] += tuple(token_id for token_id in prompt_ids if token_id not in special_ids)
@@ -84,6 +84,11 @@ class Asked(Generic[Body_co]):
         if self.strategy.params is Guided:
             own["negative_ids"] = (last_id,)
         return own
+
+
+def as_params(value: Any) -> Any:
+    """Lists as params have them."""
+    return tuple(map(as_params, value)) if isinstance(value, list) else value
 
 
 def asked_of(wire: Body) -> Asked[Body]:

@@ -7,7 +7,7 @@ from dataclasses import MISSING
 from functools import cache
 from typing import Any
 
-from decoding.contract.params import Assisted, Dola
+from decoding.contract.params import Assisted, ContrastiveDecoding, Dexperts, Dola, Ensemble
 from decoding.contract.params.declared import declared
 from server.served import Served
 from server.settings.limits import Limits
@@ -37,6 +37,7 @@ def available(served: Served) -> list[Strategy]:
     missing = [
         *([Assisted] if not served.has_draft else []),
         *([Dola] if served.num_layers == 0 else []),
+        *([ContrastiveDecoding, Dexperts, Ensemble] if not served.beside else []),
     ]
     refused = refused_fields(served)
     return [strategy for strategy in STRATEGIES if strategy.params not in missing and refused.isdisjoint(strategy.when)]
