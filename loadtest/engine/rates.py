@@ -16,7 +16,7 @@ from decoding.kernels.cpu.compiled import kernel_of_counts
 from decoding.kernels.cpu.products import tiles_of
 from decoding.kernels.cpu.tile import PANEL, Format, make_tile
 
-TURNS = 64
+NEAR_BYTES = 1 << 14  # of panels, which stay in the nearest cache
 READ_BYTES = 1 << 28
 BEST_OF = 5
 
@@ -30,36 +30,35 @@ def _make_loop(form: Format) -> Any:
     rows, panels = _largest(form)
     tile = make_tile(rows, panels, form)
 
-    def loop(a, lda, b, ldb, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
+    def loop(a, lda, b, ldb, turns, c, ldc, times):  # type: ignore[no-untyped-def]  # noqa: PLR0917
         for _ in range(times):
-            tile(a, lda, b, ldb, ldb, TURNS, c, ldc, b, ldb, ldb)
+            tile(a, lda, b, ldb, ldb * turns, turns, c, ldc, b, ldb * turns, ldb)
 
     return loop
 
 
-LOOPS = {form: kernel_of_counts(7, form.name)(_make_loop(form)) for form in Format}
+LOOPS = {form: kernel_of_counts(8, form.name)(_make_loop(form)) for form in Format}
 
 
 def peak(form: Format, threads: int) -> float:
-    """Multiplications and additions a second of the largest tile, which meets the same panel again and again.
-
-    That it is the same is told at run time, so that the compiler cannot keep it in registers.
-    """
+    """Multiplications and additions a second of the largest tile, which meets the same panels again and again."""
     rows, panels = _largest(form)
     columns = PANEL * panels
-    times = int(2e8 / (rows * columns * form.depth * TURNS))
-    operations = 2 * rows * columns * form.depth * TURNS * times * threads
-    return operations / _seconds(lambda: _loop(form, rows, columns, times), threads)
+    turns = max(1, NEAR_BYTES // (form.bytes * columns))
+    times = int(1e10 / (rows * columns * form.depth * turns))  # long enough for each thread to have a core of its own
+    operations = 2 * rows * columns * form.depth * turns * times * threads
+    return operations / _seconds(lambda: _loop(form, rows, columns, turns, times), threads)
 
 
-def _loop(form: Format, rows: int, columns: int, times: int) -> Callable[[], None]:
-    lda, ldc = form.row_bytes * TURNS, 4 * columns
-    a, b, c = (np.zeros(size + 64, np.uint8) for size in (rows * lda, form.bytes * columns, rows * ldc))
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(LOOPS[form].address)
+def _loop(form: Format, rows: int, columns: int, turns: int, times: int) -> Callable[[], None]:
+    lda, ldb, ldc = form.row_bytes * turns, form.bytes * PANEL, 4 * columns
+    sizes = (rows * lda, turns * form.bytes * columns, rows * ldc)
+    a, b, c = (np.zeros(size + 64, np.uint8) for size in sizes)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(LOOPS[form].address)
     at = [each.ctypes.data + -each.ctypes.data % 64 for each in (a, b, c)]
 
     def run(_held: Any = (a, b, c)) -> None:
-        call(at[0], lda, at[1], 0, at[2], ldc, times)
+        call(at[0], lda, at[1], ldb, turns, at[2], ldc, times)
 
     return run
 

@@ -29,6 +29,8 @@ TILES = {1: 4, 2: 2, 3: 1, 4: 1, 5: 1, 6: 1} if VECTORS == 2 else {1: 4, 2: 4, 4
 GROUP_TILES = {1: 2, 2: 1, 3: 1, 4: 1} if VECTORS == 2 else {1: 4, 2: 4, 4: 2, 6: 2}
 MAX_ROWS = max(TILES)
 BLOCK_ROWS = 48
+MANY_ROWS, THEIR_TILE = 128, 8
+"""So many rows do not stay near, but tiles of few do, beside the panels: 512 rows are 5 to 8 % faster on Zen 5."""
 ROUNDED_AT_ONCE = 4
 AHEAD = 1024
 """Bytes that a single tile over a panel asks ahead of where it reads: the processor's own prefetch starts anew with
@@ -194,7 +196,8 @@ def make_multiply(form: Format) -> Any:
         lda, ldc = row_bytes * turns, 4 * columns
         scales = weight + panels * stride
         chunk = 4 if rows <= FEW_ROWS or panels > 1024 else 2
-        tiles = _tiles(rows, max_rows)
+        most = min(max_rows, THEIR_TILE) if rows > MANY_ROWS else max_rows
+        tiles = _tiles(rows, most)
         first = take(counts, chunk)
         while first < panels:
             count = min(chunk, panels - first)
@@ -204,7 +207,7 @@ def make_multiply(form: Format) -> Any:
                 bottom = min(rows, top + BLOCK_ROWS)
                 corner = out + top * ldc + first * 4 * PANEL
                 row = top
-                for left in range((bottom - top + max_rows - 1) // max_rows, 0, -1):
+                for left in range((bottom - top + most - 1) // most, 0, -1):
                     some = (bottom - row + left - 1) // left
                     a, c = x + row * lda, out + row * ldc + first * 4 * PANEL
                     ahead, ahead_step = _ahead(
