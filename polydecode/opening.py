@@ -34,7 +34,7 @@ from server.startup import check_same_tokens, defaults_of, described, read_token
 from server.text.tokenizer import Tokenizer
 from server.wire.plugins import WireTypes, wire_types
 from server.worker.download import download
-from server.worker.model_files import about_the_draft, check, lacks_tokenizer, preparation, whole
+from server.worker.model_files import about, check, lacks_tokenizer, preparation, whole
 
 Report = Callable[[str, float], None]  # (stage, fraction from 0 to 1)
 
@@ -79,16 +79,16 @@ def open_engine(settings: Settings, report: Report) -> Opened:
     plugins = load_plugins(settings.plugin)
     directory = model_directory(settings.model, report, may_download=settings.allow_download)
     tokenizer = with_settings(read_tokenizer(directory, Tokenizer.from_directory), settings, directory)
-    draft_directory = _draft_directory(settings, tokenizer, report) if settings.draft_model else None
-    start = start_frame(settings, directory, tokenizer, draft_directory)
+    directories = {name: _beside(name, model, settings, tokenizer, report) for name, model in settings.beside.items()}
+    start = start_frame(settings, directory, tokenizer, directories)
     number = start.threads or default_threads()
     with torch.inference_mode(), torch_threads(number):
         model = _loaded(start, start.model, report)
-        draft = _loaded(start, start.draft_model, report) if start.draft_model else None
-        if all(each.is_compiled for each in (model, draft) if each is not None):
+        beside = {name: _loaded(start, path, report) for name, path in start.beside.items()}
+        if all(each.is_compiled for each in (model, *beside.values())):
             number = 1
             torch.set_num_threads(number)
-        engine, loaded = build_engine(start, model, draft)
+        engine, loaded = build_engine(start, model, beside)
     served = described(
         loaded,
         settings=settings,
@@ -129,9 +129,9 @@ _MAKERS: Mapping[str, Callable[..., Path]] = {
 }
 
 
-def _draft_directory(settings: Settings, tokenizer: Tokenizer, report: Report) -> Path:
-    with about_the_draft():
-        directory = model_directory(settings.draft_model, report, may_download=settings.allow_download)
+def _beside(name: str, model: str, settings: Settings, tokenizer: Tokenizer, report: Report) -> Path:
+    with about(name):
+        directory = model_directory(model, report, may_download=settings.allow_download)
         check_same_tokens(read_tokenizer(directory, Tokenizer.from_directory), tokenizer)
     return directory
 

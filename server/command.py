@@ -14,7 +14,7 @@ from server.settings.settings import Settings, SettingsError, load
 from server.settings.text import default_toml, effective_toml
 from server.worker.descriptors import TooFewDescriptors
 from server.worker.head_start import HeadStart
-from server.worker.model_files import ModelError, about_the_draft, check
+from server.worker.model_files import ModelError, about, check
 from server.worker.progress import progress_display
 
 
@@ -44,9 +44,9 @@ def _serve(settings: Settings, errors: ErrorStream, head_start: HeadStart) -> in
     logs.configure(settings.log_format, settings.log_level, is_terminal=errors.is_terminal)
     try:
         check(settings.model, may_download=settings.allow_download)
-        if settings.draft_model:
-            with about_the_draft():
-                check(settings.draft_model, may_download=settings.allow_download)
+        for name, model in settings.beside.items():
+            with about(name):
+                check(model, may_download=settings.allow_download)
         if settings.chat_template:
             try_file(Path(settings.chat_template))
         plugins = load_plugins(settings.plugin, refused=("torch",))

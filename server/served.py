@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from decoding.contract.frames import EncoderInfo
-from decoding.contract.params import PoolBy
+from decoding.contract.frames import Beside, EncoderInfo
+from decoding.contract.params import DRAFT, MAIN, PoolBy
 from server.settings.sections import LimitSettings
 from server.text.grammar_check import GrammarCheck
 from server.text.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from server.work_queue import WorkQueue
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """num_layers, ties_embeddings, has_draft, encoder, has_head: as in `frames.Loaded`.
+    """num_layers, ties_embeddings, beside, encoder, has_head: as in `frames.Loaded`.
 
     names: the first is the default.
     vocab_size: the width of the logits; valid token ids are below it.
@@ -39,7 +39,7 @@ class Served:
     architecture: str
     num_layers: int = 0
     ties_embeddings: bool = False
-    has_draft: bool = False
+    beside: tuple[Beside, ...] = ()
     grammars: GrammarCheck = field(default_factory=GrammarCheck)
     tools: ToolFormat | None = None
     has_reasoning: bool = False
@@ -49,6 +49,15 @@ class Served:
     pool_by: PoolBy = "mean"
     max_prompt_scores: int = LimitSettings.model_fields["max_prompt_scores"].default
     writing: WorkQueue = field(default_factory=lambda: WorkQueue("prompt writing", 1))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What a request's fields may call the loaded models."""
+        return (MAIN, *(each.name for each in self.beside))
+
+    @property
+    def has_draft(self) -> bool:
+        return DRAFT in self.model_names
 
     @property
     def max_prompt_len(self) -> int:

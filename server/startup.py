@@ -26,7 +26,7 @@ from server.text.tokenizer import Tokenizer
 from server.text.tool_parsers.registry import chosen
 from server.translate.generation_defaults import recommended
 from server.worker.mailbox import Mailbox
-from server.worker.model_files import ModelError, about_the_draft, default_name, resolve
+from server.worker.model_files import ModelError, about, default_name, resolve
 from server.worker.progress import ProgressDisplay
 
 LoadTokenizer = Callable[[Path], Tokenizer]
@@ -61,7 +61,7 @@ class Startup:
         tokenizer = await asyncio.to_thread(read_tokenizer, directory, self._load_tokenizer)
         tokenizer = with_settings(tokenizer, settings, directory)
         defaults = defaults_of(settings, directory)
-        draft = await self._draft_directory(tokenizer) if settings.draft_model else None
+        beside = {name: await self._beside(name, model, tokenizer) for name, model in settings.beside.items()}
         grammars = GrammarCheck(tokenizer.special_tokens(), settings.grammar_seconds)
         until_the_end.callback(grammars.close)
         describe = partial(
@@ -73,7 +73,7 @@ class Startup:
             defaults=defaults,
         )
         self._batcher.connect(mailbox, describe)
-        return start_frame(settings, directory, tokenizer, draft)
+        return start_frame(settings, directory, tokenizer, beside)
 
     def worker_progressed(self, progress: Progress) -> None:
         self._display.show(progress.stage, progress.fraction)
@@ -90,14 +90,13 @@ class Startup:
             max_model_len=loaded.max_model_len,
             max_rows=loaded.max_rows,
             kv_tokens=loaded.num_pages * loaded.page_size,
-            has_draft=loaded.has_draft,
+            beside={each.name: each.architecture for each in loaded.beside},
         )
 
-    async def _draft_directory(self, tokenizer: Tokenizer) -> Path:
-        """The draft model's, once it is certain that both models mean the same by a token id."""
-        settings = self._settings
-        with about_the_draft():
-            directory = await resolve(settings.draft_model, self._display.show, may_download=settings.allow_download)
+    async def _beside(self, name: str, model: str, tokenizer: Tokenizer) -> Path:
+        """A further model's directory, once it is certain that both models mean the same by a token id."""
+        with about(name):
+            directory = await resolve(model, self._display.show, may_download=self._settings.allow_download)
             own = await asyncio.to_thread(read_tokenizer, directory, self._load_tokenizer)
             check_same_tokens(own, tokenizer)
         return directory
@@ -121,9 +120,9 @@ def with_settings(tokenizer: Tokenizer, settings: Settings, directory: Path) -> 
     return tokenizer.with_template(ChatTemplate.from_file(Path(settings.chat_template), directory))
 
 
-def check_same_tokens(draft: Tokenizer, tokenizer: Tokenizer) -> None:
-    """A draft model must mean the same by a token id. Raises ModelError."""
-    if draft.token_bytes() != tokenizer.token_bytes():
+def check_same_tokens(other: Tokenizer, tokenizer: Tokenizer) -> None:
+    """A further model must mean the same by a token id. Raises ModelError."""
+    if other.token_bytes() != tokenizer.token_bytes():
         raise ModelError("its tokenizer has other tokens than the model's")
 
 
@@ -152,7 +151,7 @@ def described(
         architecture=loaded.architecture,
         num_layers=loaded.num_layers,
         ties_embeddings=loaded.ties_embeddings,
-        has_draft=loaded.has_draft,
+        beside=loaded.beside,
         grammars=grammars,
         tools=chosen(settings.tool_parser, tokenizer.template),
         has_reasoning=_has_reasoning(settings.reasoning_parser, tokenizer.template),
@@ -183,7 +182,7 @@ def opening_frame(settings: Settings, directory: Path) -> Open:
     )
 
 
-def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft: Path | None) -> Start:
+def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, beside: Mapping[str, Path]) -> Start:
     return Start(
         model=str(directory),
         device=settings.device,
@@ -197,7 +196,7 @@ def start_frame(settings: Settings, directory: Path, tokenizer: Tokenizer, draft
         token_bytes=tokenizer.token_bytes(),
         special_tokens=tokenizer.special_tokens(),
         eos_token_ids=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
-        draft_model=str(draft) if draft else "",
+        beside={name: str(path) for name, path in beside.items()},
         batch_invariant=settings.batch_invariant,
         quantize=settings.quantize,
         launch_ahead=settings.launch_ahead,

@@ -114,7 +114,7 @@ def test_a_real_model_answers_bitwise_the_same_in_a_crowd(llamas: dict[str, Mode
     crowded = assert_parity(make, requests, alone(make, requests), num_pages=36, seed=9)
     assert crowded.scheduler.counters.preemptions > 5
     assert crowded.scheduler.counters.prefix_hits > 100
-    assert crowded.accepted_tokens > 10
+    assert crowded.accepted_tokens > 5
 
 
 def test_a_fork_that_forgets_to_copy_its_page_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

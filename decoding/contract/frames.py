@@ -48,9 +48,9 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
     token_bytes: the UTF-8 bytes each token id stands for, for stop sequences (empty: no stop sequence can match).
     special_tokens: ids and names, for grammars and shown text. eos_token_ids: the tokenizer's, beside the model's own.
-    What lies beyond the logits of the model is left out of all three. draft_model: a directory too, with the same
-    vocabulary; empty for none.
-    batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of both models. launch_ahead: of
+    What lies beyond the logits of the model is left out of all three. beside: further models by name, directories too,
+    with the same vocabulary.
+    batch_invariant: on a GPU too, a row's bits must not depend on the batch. quantize: of all models. launch_ahead: of
     the next tick's forward, before this one is read. plugins: files and modules, as the operator named them.
     """
 
@@ -64,7 +64,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     prefix_cache: bool = True
     threads: int = 0
     token_bytes: tuple[bytes, ...] = ()
-    draft_model: str = ""
+    beside: dict[str, str] = {}
     batch_invariant: bool = False
     special_tokens: tuple[tuple[int, str], ...] = ()
     eos_token_ids: tuple[int, ...] = ()
@@ -126,11 +126,20 @@ class EncoderInfo(msgspec.Struct, frozen=True):
     bad_words: tuple[tuple[int, ...], ...] = ()
 
 
+class Beside(msgspec.Struct, frozen=True):
+    """A further model. num_pages x page_size of its tokens fit its KV cache."""
+
+    name: str
+    architecture: str
+    num_pages: int
+    page_size: int
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The model is ready, its self-test passed and one canary token was decoded.
 
     vocab_size is the width of the logits: a valid token id is below it. num_pages x page_size tokens fit the KV cache.
-    ties_embeddings: whether the output matrix is the embedding. has_draft: whether a draft model is loaded.
+    ties_embeddings: whether the output matrix is the embedding. beside: the further models, in Start's order.
     encoder: None for a model without one. has_head: False for one whose hidden states alone mean anything.
     dtype_reason: why the model's numbers are of that dtype.
     """
@@ -146,7 +155,7 @@ class Loaded(msgspec.Struct, frozen=True, tag=True):
     architecture: str
     num_layers: int = 0
     ties_embeddings: bool = False
-    has_draft: bool = False
+    beside: tuple[Beside, ...] = ()
     encoder: EncoderInfo | None = None
     has_head: bool = True
     dtype_reason: str = ""
@@ -229,7 +238,7 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     running: int
     waiting: int
     live_rows: dict[str, int]
-    used_pages: int
+    used_pages: dict[str, int]
     tick_seconds: float
     tick_rows: int
     tick_tokens: int

@@ -92,7 +92,11 @@ class Engine:
     @property
     def used_pages(self) -> int:
         """KV pages that live rows own, over all models."""
-        return sum(each.cache.num_used for each in self._placed.values())
+        return sum(self.used_pages_in.values())
+
+    @property
+    def used_pages_in(self) -> dict[str, int]:
+        return {name: each.cache.num_used for name, each in self._placed.items()}
 
     def add(self, request_id: int, request: Request, build: Build) -> None:
         """Queue a request; its strategy is built now and begins now, its rows run when the scheduler admits them."""

@@ -34,15 +34,16 @@ def contrast(
     base = log_softmax(premature)
     chosen = _furthest(logp, base)
     rows = torch.arange(len(logits), device=logits.device)
-    is_plausible = _near_the_best(logp, relative_top)
+    is_plausible = near_the_best(logp, relative_top)
     if is_excluded is not None:
         is_lost = ~(is_plausible & ~is_excluded).any(dim=-1, keepdim=True)
-        is_next_best = _near_the_best(logp.masked_fill(is_excluded, EXCLUDED), relative_top)
+        is_next_best = near_the_best(logp.masked_fill(is_excluded, EXCLUDED), relative_top)
         is_plausible = torch.where(is_lost, is_next_best, is_plausible)
     return (logp - base[rows, chosen]).masked_fill_(~is_plausible, EXCLUDED), chosen
 
 
-def _near_the_best(logp: torch.Tensor, relative_top: float) -> torch.Tensor:
+def near_the_best(logp: torch.Tensor, relative_top: float) -> torch.Tensor:
+    """Which ids are at least so many times as likely as the likeliest: bool, of the shape of logp [..., vocab]."""
     return logp >= logp.amax(dim=-1, keepdim=True) + math.log(relative_top)
 
 

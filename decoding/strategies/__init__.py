@@ -22,9 +22,9 @@ Build = Callable[[Request, Stopping, Tools], Strategy]
 
 STRATEGIES: dict[str, Build] = {
     vars(each)["PARAMS"].NAME: each
-    for module in pkgutil.iter_modules(__path__)
+    for module in pkgutil.walk_packages(__path__, f"{__name__}.")
     if not module.ispkg
-    for each in vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+    for each in vars(importlib.import_module(module.name)).values()
     if isinstance(each, type) and "PARAMS" in vars(each)
 }
 

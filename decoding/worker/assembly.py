@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from fractions import Fraction
 
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 
 from decoding.attention.interface import Batch, PagedAttention
-from decoding.contract.frames import EncoderInfo, Loaded, Start
-from decoding.contract.params import DRAFT, MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.frames import Beside, EncoderInfo, Loaded, Start
+from decoding.contract.params import MAIN, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.engine.limits import Limits
@@ -41,15 +42,15 @@ class Sizes:
     max_source_len: int = 0  # 0 where there is no encoder
 
 
-def build_engine(start: Start, model: Model, draft: Model | None = None) -> tuple[Engine, Loaded]:
-    """Size the KV caches, make the engine, decode one canary token with each model.
+def build_engine(start: Start, model: Model, beside: Mapping[str, Model] | None = None) -> tuple[Engine, Loaded]:
+    """Size the KV caches, make the engine, decode one canary token with each model. beside: further models by name.
 
-    Raises ValueError where the memory is too small or the draft model does not go with the other.
+    Raises ValueError where the memory is too small or a model does not go with the main one.
     """
-    models = {MAIN: model}
-    if draft is not None:
-        _check_draft(model, draft)
-        models[DRAFT] = draft
+    beside = beside or {}
+    for name, other in beside.items():
+        _check_beside(name, other, model)
+    models = {MAIN: model, **beside}
     peak = max(_peak_bytes(start, each) for each in models.values())
     sizes = size_caches(start, models, peak)
     for name, each in models.items():
@@ -77,7 +78,10 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
         architecture=info.architecture,
         num_layers=info.num_layers if info.reads_layers else 0,
         ties_embeddings=info.ties_embeddings,
-        has_draft=draft is not None,
+        beside=tuple(
+            Beside(name, each.info.architecture, sizes.num_pages[name], each.attention.page_size)
+            for name, each in beside.items()
+        ),
         encoder=encoder,
         has_head=info.has_head,
         dtype_reason=info.dtype_reason,
@@ -87,19 +91,19 @@ def build_engine(start: Start, model: Model, draft: Model | None = None) -> tupl
     return engine, loaded
 
 
-def _check_draft(model: Model, draft: Model) -> None:
-    """It reads what the model reads, proposes the model's token ids and is weighed against it id by id."""
-    width, own = draft.info.vocab_size, model.info.vocab_size
+def _check_beside(name: str, other: Model, model: Model) -> None:
+    """It reads what the model reads, and its scores are weighed against the model's id by id."""
+    width, own = other.info.vocab_size, model.info.vocab_size
     if width != own:
-        raise ValueError(f"the draft model has another vocabulary: {width} token ids, where the model has {own}")
-    if (model.encoder is None) != (draft.encoder is None):
-        raise ValueError("of the model and the draft model only one has an encoder")
-    if not (model.info.has_head and draft.info.has_head):
-        raise ValueError("of the model and the draft model one was saved without its language head")
+        raise ValueError(f"the {name} model has another vocabulary: {width} token ids, where the model has {own}")
+    if (model.encoder is None) != (other.encoder is None):
+        raise ValueError(f"of the model and the {name} model only one has an encoder")
+    if not (model.info.has_head and other.info.has_head):
+        raise ValueError(f"of the model and the {name} model one was saved without its language head")
 
 
 def size_caches(start: Start, models: dict[str, Model], peak_bytes: int = 0) -> Sizes:
-    """Divide the memory so that all caches hold equally many tokens: what a draft row holds, its target row holds too.
+    """Divide the memory so that all caches hold equally many tokens: what a row beside another holds, that holds too.
 
     Never more than all rows at full length could use, each with a source of its own where there is an encoder.
     peak_bytes: what the largest tick takes beside them.

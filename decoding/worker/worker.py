@@ -174,7 +174,7 @@ class Worker:
             running=len(scheduler.running),
             waiting=len(scheduler.waiting) + len(self._preparing),
             live_rows=dict(live_rows),
-            used_pages=engine.used_pages,
+            used_pages=engine.used_pages_in,
             tick_seconds=seconds,
             tick_rows=engine.tick_rows if seconds else 0,
             tick_tokens=engine.tick_tokens if seconds else 0,
@@ -278,9 +278,9 @@ def _build(start: Start, link: Link, model: Model | None = None) -> tuple[Worker
     """model: as it was opened before."""
     plugins = load_plugins(start.plugins)
     model = model or _load(start, start.model, link, "")
-    draft = _load(start, start.draft_model, link, "draft model: ") if start.draft_model else None
-    threads = _threads(model, draft)
-    engine, loaded = build_engine(start, model, draft)
+    beside = {name: _load(start, path, link, f"{name} model: ") for name, path in start.beside.items()}
+    threads = _threads(model, *beside.values())
+    engine, loaded = build_engine(start, model, beside)
     vocabulary = Vocabulary(loaded.vocab_size, start.token_bytes)
     try_plugins(plugins, engine, Builder(plugins, loaded.vocab_size), vocabulary)
     _collect_rarely()
@@ -296,10 +296,10 @@ def _collect_rarely() -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
-def _threads(model: Model, draft: Model | None) -> Threads:
+def _threads(*models: Model) -> Threads:
     """What settles their number from tick to tick."""
-    most = torch.get_num_threads() if model.info.device.type == "cpu" else 1
-    is_compiled = all(each.is_compiled for each in (model, draft) if each is not None)
+    most = torch.get_num_threads() if models[0].info.device.type == "cpu" else 1
+    is_compiled = all(model.is_compiled for model in models)
     if is_compiled:
         # Kernels have their own threads; a call of torch's waits for all of its, on busy cores for milliseconds.
         torch.set_num_threads(1)

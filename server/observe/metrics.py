@@ -23,7 +23,7 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from decoding.contract.frames import Loaded, Stats
-from decoding.contract.params import PARAMS
+from decoding.contract.params import MAIN, PARAMS
 
 ENDPOINTS = ("completions", "chat", "responses", "embeddings")
 OUTCOMES = ("success", "length", "cancelled", "rejected", "error")
@@ -99,6 +99,7 @@ class Metrics:
         self._make_gauges()
         self._make_histograms()
         self._totals = Totals()
+        self._used_pages: dict[str, int] = {}
         self._live: dict[str, int] = dict.fromkeys(strategies, 0)
         self._strategies = {name: self._series(name) for name in strategies}
         self.build_info.labels(version).set(1)
@@ -136,9 +137,11 @@ class Metrics:
         self.waiting_requests = self._gauge("waiting_requests", "Requests that wait for the engine.")
         self.running_requests = self._gauge("running_requests", "Requests in the engine's batch.")
         self.live_rows = self._gauge("live_rows", "Rows in the engine's batch.", "strategy")
-        self.kv_pages_used = self._gauge("kv_pages_used", "KV cache pages in use.")
-        self.kv_pages = self._gauge("kv_pages", "KV cache pages in all.")
+        self.kv_pages_used = self._gauge("kv_pages_used", "KV cache pages in use, over all models.")
+        self.kv_pages = self._gauge("kv_pages", "KV cache pages in all, over all models.")
         self.kv_page_size = self._gauge("kv_page_size", "Tokens of one KV cache page.")
+        self.model_kv_pages_used = self._gauge("model_kv_pages_used", "KV cache pages in use, by model.", "model")
+        self.model_kv_pages = self._gauge("model_kv_pages", "KV cache pages in all, by model.", "model")
         self.build_info = self._gauge("build_info", "1, labelled with the version.", "version")
 
     def _make_histograms(self) -> None:
@@ -186,7 +189,11 @@ class Metrics:
         )
 
     def worker_loaded(self, loaded: Loaded) -> None:
-        self.kv_pages.set(loaded.num_pages)
+        pages = {MAIN: loaded.num_pages} | {each.name: each.num_pages for each in loaded.beside}
+        self.kv_pages.set(sum(pages.values()))
+        for model, count in pages.items():
+            self.model_kv_pages.labels(model).set(count)
+        self._set_used_pages(dict.fromkeys(pages, 0))
         self.kv_page_size.set(loaded.page_size)
 
     def worker_lost(self) -> None:
@@ -194,18 +201,27 @@ class Metrics:
         self.worker_restarts.inc()
         self._totals = Totals()
         self.running_requests.set(0)
-        self.kv_pages_used.set(0)
+        self._set_used_pages(dict.fromkeys(self._used_pages, 0))
         self._set_live_rows({})
 
     def worker_ticked(self, stats: Stats) -> None:
         self.running_requests.set(stats.running)
-        self.kv_pages_used.set(stats.used_pages)
+        self._set_used_pages(stats.used_pages)
         self._set_live_rows(stats.live_rows)
         if stats.tick_rows > 0:
             self.tick_seconds.observe(stats.tick_seconds)
             self.tick_rows.observe(stats.tick_rows)
             self.tick_tokens.observe(stats.tick_tokens)
         self._advance(Totals.of(stats))
+
+    def _set_used_pages(self, used: dict[str, int]) -> None:
+        """By model, of which a worker has always the same."""
+        if used == self._used_pages:
+            return
+        self._used_pages = used
+        self.kv_pages_used.set(sum(used.values()))
+        for model, count in used.items():
+            self.model_kv_pages_used.labels(model).set(count)
 
     def _set_live_rows(self, live_rows: dict[str, int]) -> None:
         for strategy in self._live.keys() | live_rows.keys():

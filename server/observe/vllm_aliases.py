@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from decoding.contract.params import MAIN
 from server.observe.metrics import Metrics
 
 _FINISHED = {"success": "stop", "length": "length", "cancelled": "abort", "error": "error"}
@@ -44,7 +45,9 @@ class VllmAliases(Collector):
     def _cache_config(self) -> Metric:
         labels = ["model_name", "block_size", "num_gpu_blocks", "enable_prefix_caching"]
         family = GaugeMetricFamily("vllm:cache_config_info", "Shape of the KV cache.", labels=labels)
-        block_size, blocks = (int(_value(gauge)) for gauge in (self._metrics.kv_page_size, self._metrics.kv_pages))
+        block_size, blocks = (
+            int(_value(gauge)) for gauge in (self._metrics.kv_page_size, self._metrics.model_kv_pages.labels(MAIN))
+        )
         family.add_metric([self._model_name, str(block_size), str(blocks), str(self._has_prefix_cache)], 1)
         return family
 

@@ -12,7 +12,7 @@ from server.text.retelling import tools_in as told_in
 from server.translate.catalogue import available
 from server.translate.table import table_of
 from server.translate.translate import resolve_model
-from server.wire.answers import Model, ModelList, Support
+from server.wire.answers import BesideModel, Model, ModelList, Support
 from server.wire.openapi import operation
 from server.wire.plugins import PLAIN, WireTypes
 
@@ -49,6 +49,7 @@ def _model(name: str, served: Served, wires: WireTypes) -> Model:
         served.architecture,
         _support(served, wires),
         dict(served.generation_defaults),
+        [BesideModel(each.name, each.architecture, each.num_pages * each.page_size) for each in served.beside],
     )
 
 

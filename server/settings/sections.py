@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from decoding.contract.params import DRAFT, MAIN
 from decoding.contract.quantize import COMPUTES_IN, QUANTIZED_ON, Quantize
 
 GIB = 1 << 30
+_ALSO = re.compile(r"([A-Za-z0-9][\w.-]{0,63})=(.+)")
 EMPTY_KEY = "a key is empty; leave api_key out to ask for none"
 
 
 def _split(value: object) -> object:
     """Flags and the environment give one string: names divided by commas."""
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _named(also: str) -> tuple[str, str]:
+    """Name and model of NAME=MODEL."""
+    match = _ALSO.fullmatch(also)
+    if match is None:
+        raise ValueError("must be NAME=MODEL, the name of letters, digits, dots, dashes and underscores")
+    return match[1], match[2]
 
 
 def _keys(value: object) -> object:
@@ -69,6 +80,11 @@ class ModelSettings(Section):
         "",
         description="Draft model for speculative decoding (given likewise) with the model's tokens; empty: none.",
     )
+    also: Names = Field(
+        (),
+        description="NAME=MODEL: a further model (given likewise) with the model's tokens, for strategies in which"
+        " requests name it (repeatable). All models share kv_memory, each for equally many tokens.",
+    )
     plugin: Names = Field(
         (),
         description="Python files, modules or entry points (polydecode.plugins) with strategies, steps and judges of"
@@ -93,6 +109,22 @@ class ModelSettings(Section):
         False,
         description="Answers independent of the batch's other rows; always so on CPU, slower on CUDA, bit for bit.",
     )
+
+    @property
+    def beside(self) -> dict[str, str]:
+        """The models beside the main one, by name."""
+        draft = {DRAFT: self.draft_model} if self.draft_model else {}
+        return draft | dict(_named(each) for each in self.also)
+
+    @field_validator("also")
+    @classmethod
+    def _are_named(cls, also: tuple[str, ...]) -> tuple[str, ...]:
+        names = [_named(each)[0] for each in also]
+        if len(set(names)) < len(names):
+            raise ValueError("names two models alike")
+        if not {MAIN, DRAFT}.isdisjoint(names):
+            raise ValueError(f"{MAIN} and {DRAFT} are the names of --model and --draft-model")
+        return also
 
     @model_validator(mode="after")
     def _can_be_quantized(self) -> Self:

@@ -41,7 +41,7 @@ ENV_PREFIX = "POLYDECODE_"
 _SERVICE_LINK = re.compile(
     ENV_PREFIX + r"(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
-REPEATABLE = ("--served-model-name", "--api-key", "--allowed-hosts", "--plugin")
+REPEATABLE = ("--served-model-name", "--also", "--api-key", "--allowed-hosts", "--plugin")
 _NEVER_EMPTY = (f"{ENV_PREFIX}API_KEY",)  # set, but empty, it is refused; others then count as not set
 
 Origin = Literal["default", "file", "environment", "flag", "argument"]

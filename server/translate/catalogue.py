@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from decoding.contract.asking import Exclusion, Step, Strategy
-from decoding.contract.params import Assisted, Dola
+from decoding.contract.params import Assisted, ContrastiveDecoding, Dexperts, Dola, Ensemble
 from decoding.contract.params.declared import declared
 from decoding.contract.plugins import NO_PLUGINS, Plugin
 from server.served import Served
@@ -39,6 +39,7 @@ def available(served: Served, table: Table = TABLE) -> list[Strategy]:
     missing = [
         *([Assisted] if not served.has_draft else []),
         *([Dola] if served.num_layers == 0 else []),
+        *([ContrastiveDecoding, Dexperts, Ensemble] if not served.beside else []),
     ]
     refused = refused_fields(served)
     return [each for each in table.strategies if each.params not in missing and refused.isdisjoint(each.when)]

@@ -82,6 +82,7 @@ _BEAMS_DRAW_NOTHING = Exclusion(
     unless=("do_sample=false",),
 )
 _OWN_TEMPERATURE = Exclusion(("edt", "adapt"), "it sets the temperature itself")
+_ONE_STEERING = Exclusion(("edt", "adapt"), "two ways of steering the same distribution")
 _NEVER_GREEDY = Exclusion(GREEDY_KEYS, "it sets the temperature itself")
 
 GREEDY = Strategy(
@@ -183,7 +184,7 @@ SEARCHES = (
         "Classifier-free guidance: towards the prompt, away from a negative one.",
         "Sanchez et al. 2023, arXiv 2306.17806",
         ("guidance_scale",),
-        excludes=(Exclusion(("edt", "adapt"), "two ways of steering the same distribution"),),
+        excludes=(_ONE_STEERING,),
     ),
     Strategy(
         "kl_guided",
@@ -192,6 +193,46 @@ SEARCHES = (
         "Chang et al. 2023, arXiv 2306.01286",
         ("kl_guided",),
         excludes=(_NEVER_GREEDY, _OWN_TEMPERATURE),
+    ),
+    Strategy(
+        "context_aware",
+        params.ContextAware,
+        "What the source in the prompt says outweighs what the model remembers: answers that keep to documents.",
+        "Shi et al. 2023, arXiv 2305.14739",
+        ("context_aware",),
+        excludes=(_ONE_STEERING,),
+    ),
+    Strategy(
+        "pmi",
+        params.Pmi,
+        "Prefers what the source in the prompt makes likelier, where the model is unsure: fewer made-up facts.",
+        "van der Poel et al. 2022, arXiv 2210.13210",
+        ("pmi",),
+        excludes=(_ONE_STEERING,),
+    ),
+    Strategy(
+        "contrastive_decoding",
+        params.ContrastiveDecoding,
+        "Contrasts the model with a weaker one beside it: less generic text, sounder reasoning.",
+        "Li et al. 2022, arXiv 2210.15097; O'Brien & Lewis 2023, arXiv 2309.09117",
+        ("contrastive_decoding",),
+        excludes=(_ONE_STEERING,),
+    ),
+    Strategy(
+        "dexperts",
+        params.Dexperts,
+        "Steers the model by two small ones beside it, one tuned and one not: proxy tuning, detoxification.",
+        "Liu et al. 2021, arXiv 2105.03023; Liu et al. 2024, arXiv 2401.08565",
+        ("dexperts",),
+        excludes=(_ONE_STEERING,),
+    ),
+    Strategy(
+        "ensemble",
+        params.Ensemble,
+        "Several models decide together, each by its weight.",
+        "Hinton 2002, products of experts",
+        ("ensemble",),
+        excludes=(_ONE_STEERING,),
     ),
     Strategy(
         "entropix",

@@ -18,11 +18,12 @@ from decoding.contract.params import (
     InvalidParam,
     KlGuided,
     LatentThoughts,
+    Pmi,
     Sed,
     StrategyParams,
     premature_layers,
 )
-from decoding.contract.params.declared import FromText, declared
+from decoding.contract.params.declared import FromText, declared, models_named
 from server.served import Served
 from server.translate.asked import Asked
 from server.wire.base import at
@@ -34,6 +35,9 @@ Derived = Mapping[str, Any]
 
 async def derived(asked: Asked[Decoding], served: Served) -> Derived:
     """The params fields of the strategy that only the model can fill. Raises InvalidParam."""
+    for path, name in models_named(asked.params):
+        if name not in served.model_names:
+            raise InvalidParam(path, f"names no model of this server, which has {', '.join(served.model_names)}")
     values: dict[str, Any] = {}
     for each in declared(asked.strategy.params).values():
         text, given = each.mark(FromText), at(asked.wire, each.path)
@@ -81,14 +85,23 @@ async def _guided(wire: Decoding, served: Served) -> Derived:
 
 
 async def _kl_guided(wire: Decoding, served: Served) -> Derived:
-    if at(wire, "kl_guided.prompt") is not None:
+    return await _sourceless("kl_guided.prompt", wire, served)
+
+
+async def _pmi(wire: Decoding, served: Served) -> Derived:
+    return await _sourceless("pmi.prompt", wire, served)
+
+
+async def _sourceless(field: str, wire: Decoding, served: Served) -> Derived:
+    """The prompt without its source is nothing at all unless the field says what it is."""
+    if at(wire, field) is not None:
         return {}
     if served.encoder is not None:
-        return {"context_ids": await _no_source("kl_guided.prompt", served)}
+        return {"context_ids": await _no_source(field, served)}
     start = served.tokenizer.bos_id
     ids = served.eos_token_ids[:1] if start is None else (start,)
     if not ids:
-        raise InvalidParam("kl_guided.prompt", "is required: the model has neither BOS nor EOS")
+        raise InvalidParam(field, "is required: the model has neither BOS nor EOS")
     return {"context_ids": ids}
 
 
@@ -150,6 +163,7 @@ async def _assisted(wire: Decoding, served: Served) -> Derived:
 _DERIVATIONS: Mapping[type[StrategyParams], Callable[[Decoding, Served], Awaitable[Derived]]] = {
     Guided: _guided,
     KlGuided: _kl_guided,
+    Pmi: _pmi,
     Entropix: _entropix,
     Sed: _sed,
     Dola: _dola,

@@ -238,8 +238,17 @@ class Support(Wire, frozen=True):
     reasoning: bool
 
 
+class BesideModel(Wire, frozen=True):
+    """A further model that strategies open rows in. name: what a request calls it; kv_tokens: what its cache holds."""
+
+    name: str
+    architecture: str
+    kv_tokens: int
+
+
 class Model(Wire, frozen=True):
-    """generation_defaults: what holds instead of OpenAI's defaults where a request says nothing."""
+    """generation_defaults: what holds instead of OpenAI's defaults where a request says nothing. beside: the models
+    loaded with it, for strategies in which a request names them; they answer no request alone."""
 
     id: str
     created: int
@@ -247,6 +256,7 @@ class Model(Wire, frozen=True):
     architecture: str
     supports: Support
     generation_defaults: dict[str, Any]
+    beside: list[BesideModel]
     object: str = "model"
     owned_by: str = "polydecode"
 

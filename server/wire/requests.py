@@ -45,6 +45,8 @@ class Decoding(TokenFields, SearchFields, StructureFields):
         "exponential_decay_length_penalty": "a list of two numbers: a length and a factor",
         "negative_prompt": CONTEXT,
         "kl_guided.prompt": CONTEXT,
+        "context_aware.prompt": CONTEXT,
+        "pmi.prompt": CONTEXT,
     }
 
     model: str | None = option("A name that GET /v1/models lists; default: the first.")

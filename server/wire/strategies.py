@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from decoding.contract import params
 from decoding.contract.params.beams import EarlyStopping, LengthPenaltyType
 from decoding.contract.params.branches import Span
@@ -22,6 +24,39 @@ class KlGuided(Wire):
 
     sigma: float | None = field_of(params.KlGuided, "sigma")
     prompt: Context | None = option("Text or token ids of the prompt without its source; default: BOS, else EOS.")
+
+
+class ContextAware(Wire):
+    """(1 + alpha) * log p with the source - alpha * log p without."""
+
+    prompt: Context = Field(description="Text or token ids of the prompt without its source.")
+    alpha: float | None = field_of(params.ContextAware, "alpha")
+
+
+class Pmi(Wire):
+    """log p with the source - lam * log p without, where the entropy is at least tau."""
+
+    prompt: Context | None = option("Text or token ids of the prompt without its source; default: BOS, else EOS.")
+    lam: float | None = field_of(params.Pmi, "lam")
+    tau: float | None = field_of(params.Pmi, "tau")
+
+
+class ContrastiveDecoding(Wire):
+    amateur: str = field_of(params.ContrastiveDecoding, "amateur")
+    alpha: float | None = field_of(params.ContrastiveDecoding, "alpha")
+    beta: float | None = field_of(params.ContrastiveDecoding, "beta")
+    tau: float | None = field_of(params.ContrastiveDecoding, "tau")
+
+
+class Dexperts(Wire):
+    expert: str = field_of(params.Dexperts, "expert")
+    anti_expert: str = field_of(params.Dexperts, "anti_expert")
+    alpha: float | None = field_of(params.Dexperts, "alpha")
+
+
+class Ensemble(Wire):
+    models: Items[str] = field_of(params.Ensemble, "models")
+    weights: Items[float] | None = field_of(params.Ensemble, "weights")
 
 
 class Entropix(Wire):
@@ -103,6 +138,11 @@ class SearchFields(Wire):
         "Text (as it stands, without chat template) or token ids to steer away from; default: the last prompt token."
     )
     kl_guided: KlGuided | None = option("Temperature by the divergence from the prompt without its source.")
+    context_aware: ContextAware | None = option("What the source in the prompt says outweighs what the model knows.")
+    pmi: Pmi | None = option("Tokens that the source in the prompt makes likelier.")
+    contrastive_decoding: ContrastiveDecoding | None = option("Contrast with a weaker model.")
+    dexperts: Dexperts | None = option("Logits moved by the difference of two other models.")
+    ensemble: Ensemble | None = option("Several models decide together.")
     entropix: Entropix | None = option("The sampler picks its parameters by entropy and varentropy.")
     cot_decoding: CotDecoding | None = option("Branches over the first token, ranked by confidence in the answer.")
     sed: Sed | None = option("Self-evaluation where the next token is unclear.")

@@ -1,4 +1,4 @@
-"""What --model and --draft-model mean: a local directory as it is, a GGUF file, the embedded model, a hub id.
+"""What --model, --draft-model and --also mean: a local directory as it is, a GGUF file, the embedded model, a hub id.
 
 Whatever takes time runs in a subprocess that prints JSON lines (`{"stage", "fraction"}`, at the end `{"directory"}`),
 so the server never imports torch and answers /health meanwhile.
@@ -75,12 +75,12 @@ def check(model: str, *, may_download: bool) -> None:
 
 
 @contextlib.contextmanager
-def about_the_draft() -> Iterator[None]:
-    """What goes wrong inside is the draft model's fault, and the message says so."""
+def about(name: str) -> Iterator[None]:
+    """What goes wrong inside is the fault of the model beside the main one that has this name."""
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"draft model: {error}") from None
+        raise ModelError(f"{name} model: {error}") from None
 
 
 @contextlib.contextmanager

@@ -14,16 +14,21 @@ from decoding.contract.params import (
     BeamSample,
     BestFirst,
     BestOf,
+    ContextAware,
     Contrastive,
+    ContrastiveDecoding,
     CotDecoding,
+    Dexperts,
     Dola,
     Edt,
+    Ensemble,
     Entropix,
     GroupBeam,
     Guided,
     KlGuided,
     LogitsParams,
     LogprobsParams,
+    Pmi,
     Pooling,
     PromptLookup,
     Request,
@@ -133,6 +138,16 @@ def _assisted(rng: random.Random, vocab: int) -> Assisted:
     return Assisted(num_tokens, rng.choice(["constant", "heuristic"]), rng.choice([0.0, 0.4]), rng.choice([1, 1, 2]))
 
 
+def _contrastive_decoding(rng: random.Random, vocab: int) -> ContrastiveDecoding:
+    return ContrastiveDecoding(
+        "draft", rng.choice([0.1, 0.01, 0.5]), rng.choice([None, 0.5]), rng.choice([1.0, 0.5]), rng.choice([1, 1, 2])
+    )
+
+
+def _dexperts(rng: random.Random, vocab: int) -> Dexperts:
+    return Dexperts(*rng.choice([("draft", "main"), ("main", "draft")]), rng.choice([1.0, 0.5]), rng.choice([1, 1, 2]))
+
+
 MAKERS: dict[str, Make] = {
     Sampling.NAME: lambda rng, vocab: Sampling(rng.choice([1, 1, 1, 2, 3, 4])),
     BestOf.NAME: _best_of,
@@ -144,6 +159,13 @@ MAKERS: dict[str, Make] = {
     Dola.NAME: _dola,
     Guided.NAME: lambda rng, vocab: Guided(rng.choice([0.5, 1.5]), _ids(rng, vocab, 6), rng.choice([1, 1, 2])),
     KlGuided.NAME: lambda rng, vocab: KlGuided(rng.choice([0.5, 2.0]), _ids(rng, vocab, 6), rng.choice([1, 1, 2])),
+    ContextAware.NAME: lambda rng, vocab: ContextAware(
+        _ids(rng, vocab, 6), rng.choice([0.5, 1]), rng.choice([1, 1, 2])
+    ),
+    Pmi.NAME: lambda rng, vocab: Pmi(_ids(rng, vocab, 6), 0.5, rng.choice([0.0, 2.0]), rng.choice([1, 1, 2])),
+    ContrastiveDecoding.NAME: _contrastive_decoding,
+    Dexperts.NAME: _dexperts,
+    Ensemble.NAME: lambda rng, vocab: Ensemble(("draft",), rng.choice([(), (0.3, 0.9)]), rng.choice([1, 1, 2])),
     Entropix.NAME: _entropix,
     CotDecoding.NAME: _cot_decoding,
     Sed.NAME: _sed,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from decoding.contract.frames import Beside
+
 Fields = dict[str, Any]
+
+BESIDE = tuple(Beside(name, "TinyForCausalLM", 10, 16) for name in ("draft", "small", "tuned"))
+"""Models beside the main one, with which every strategy can run."""
 
 # strategy -> the least a request must say to get it
 ASKING: dict[str, Fields] = {
@@ -19,6 +24,11 @@ ASKING: dict[str, Fields] = {
     "dola": {"dola_layers": "low"},
     "guided": {"guidance_scale": 1.5},
     "kl_guided": {"kl_guided": {}},
+    "context_aware": {"context_aware": {"prompt": "dog"}},
+    "pmi": {"pmi": {}},
+    "contrastive_decoding": {"contrastive_decoding": {"amateur": "small"}},
+    "dexperts": {"dexperts": {"expert": "tuned", "anti_expert": "small"}},
+    "ensemble": {"ensemble": {"models": ["small", "draft"]}},
     "entropix": {"entropix": {}},
     "cot_decoding": {"cot_decoding": {}},
     "sed": {"sed": {}},

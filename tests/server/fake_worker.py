@@ -150,7 +150,7 @@ class FakeWorker:
         rows = {"sampling": len(self._running)} if self._running else {}
         running, waiting = len(self._running), len(self._waiting)
         num_fed = len(outputs) + waiting  # whoever waits, waits for others that run
-        stats = Stats(running, waiting, rows, running, 0.001, num_fed, 5, 0, 8, 4, self._computed)
+        stats = Stats(running, waiting, rows, {"main": running}, 0.001, num_fed, 5, 0, 8, 4, self._computed)
         if outputs or number % 10 == 0:
             self._send(Tick(outputs, stats))
 

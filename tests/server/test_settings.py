@@ -37,6 +37,19 @@ def test_a_repeatable_flag_may_be_given_once_with_all_its_values(names: str) -> 
     assert (settings.served_model_name, settings.api_keys, settings.port) == (("a", "b"), (b"k",), 3)
 
 
+def test_models_beside_the_main_one_have_names(tmp_path: Path) -> None:
+    flags = ["--draft-model", "d", "--also", "old=/a=b", "--also", "new.2=org/tuned"]
+    assert load(flags, {}).settings.beside == {"draft": "d", "old": "/a=b", "new.2": "org/tuned"}
+    assert configured(tmp_path, 'also = ["x=m,n"]').settings.beside == {"x": "m,n"}
+    assert load([], {}).settings.beside == {}
+
+
+@pytest.mark.parametrize("also", ["dir", "=dir", "x=", "a b=dir", "main=dir", "draft=dir", "x=a,x=b"])
+def test_a_name_that_no_model_can_have_is_refused(also: str) -> None:
+    with pytest.raises(SettingsError, match=r"^also \(flag\): "):
+        load(["--also", also], {})
+
+
 def test_a_second_value_of_any_other_flag_is_refused() -> None:
     with pytest.raises(SystemExit):
         load(["--port", "3", "4"], {})

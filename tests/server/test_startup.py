@@ -1,4 +1,4 @@
-"""From settings to the worker's first frame: the draft model's part in it."""
+"""From settings to the worker's first frame: the part of models beside the main one in it."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ async def test_a_stop_while_the_tokenizer_is_read_leaves_no_worker_behind(tmp_pa
 async def test_the_worker_is_told_the_draft_models_directory(tmp_path: Path) -> None:
     model, draft = (str(model_directory(tmp_path / name)) for name in ("big", "small"))
     start = await started("--model", model, "--draft-model", draft)
-    assert (start.model, start.draft_model) == (model, draft)
+    assert (start.model, start.beside) == (model, {"draft": draft})
 
 
 async def test_no_draft_model_is_the_default(tmp_path: Path) -> None:
-    assert (await started("--model", str(model_directory(tmp_path / "big")))).draft_model == ""
+    assert (await started("--model", str(model_directory(tmp_path / "big")))).beside == {}
 
 
 async def test_the_worker_is_told_to_quantise_only_when_asked(tmp_path: Path) -> None:
@@ -156,17 +156,29 @@ async def test_a_draft_model_that_is_not_there_is_named_as_such(tmp_path: Path) 
         await started("--model", model, "--draft-model", str(tmp_path / "nowhere"))
 
 
+async def test_the_worker_is_told_of_every_model_beside_the_main_one(tmp_path: Path) -> None:
+    model, draft, tuned = (str(model_directory(tmp_path / name)) for name in ("big", "small", "tuned"))
+    flags = ("--draft-model", draft, "--also", f"old={draft}", f"new={tuned}")
+    assert (await started("--model", model, *flags)).beside == {"draft": draft, "old": draft, "new": tuned}
+
+
+async def test_a_model_of_other_tokens_is_refused_by_its_name(tmp_path: Path) -> None:
+    model, other = (str(model_directory(tmp_path / name)) for name in ("big", "other"))
+    with pytest.raises(ModelError, match=r"^amateur model: its tokenizer has other tokens than the model's$"):
+        await started("--model", model, "--also", f"amateur={other}")
+
+
 @pytest.mark.parametrize("flags", [[], ["--batch-invariant"]])
 def test_the_worker_hears_of_batch_invariance(flags: list[str]) -> None:
     settings = load([*flags, "--device", "cuda"], {}).settings
-    frame = start_frame(settings, Path("model"), cast(Tokenizer, FixedTokens(Path("m"))), None)
+    frame = start_frame(settings, Path("model"), cast(Tokenizer, FixedTokens(Path("m"))), {})
     assert (frame.model, frame.device, frame.batch_invariant) == ("model", "cuda", bool(flags))
 
 
 def test_the_worker_hears_whether_to_launch_ahead() -> None:
     tokenizer = cast(Tokenizer, FixedTokens(Path("m")))
     frames = [
-        start_frame(load(flags, {}).settings, Path("m"), tokenizer, None) for flags in ([], ["--launch-ahead", "on"])
+        start_frame(load(flags, {}).settings, Path("m"), tokenizer, {}) for flags in ([], ["--launch-ahead", "on"])
     ]
     assert [frame.launch_ahead for frame in frames] == ["auto", "on"]
 

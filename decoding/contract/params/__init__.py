@@ -15,11 +15,12 @@ from decoding.contract.params.contrastive import Contrastive
 from decoding.contract.params.dola import Dola, premature_layers
 from decoding.contract.params.entropix import Entropix
 from decoding.contract.params.grammar import Grammar, GrammarKind, choice_grammar
-from decoding.contract.params.guidance import Guided, KlGuided
+from decoding.contract.params.guidance import ContextAware, Guided, KlGuided, Pmi
 from decoding.contract.params.invalid import InvalidParam
 from decoding.contract.params.latent import LatentThoughts
 from decoding.contract.params.logits import Adapt, Edt, LogitsParams, PenaltyScope, SamplerOrder
 from decoding.contract.params.logprobs import LogprobsMode, LogprobsParams
+from decoding.contract.params.mixtures import ContrastiveDecoding, Dexperts, Ensemble
 from decoding.contract.params.pooling import PoolBy, Pooling
 from decoding.contract.params.request import MAX_SEED, Request
 from decoding.contract.params.sampling import BestOf, RankBy, Sampling
@@ -28,10 +29,11 @@ from decoding.contract.params.stopping import StoppingParams
 
 __all__ = [
     "DRAFT", "MAIN", "MAX_SEED", "PARAMS", "Adapt", "Assisted", "Beam", "BeamSample", "BestFirst", "BestOf",
-    "Contrastive", "CotDecoding", "Dola", "Edt", "Entropix", "Grammar", "GrammarKind", "GroupBeam", "Guided",
-    "InvalidParam", "KlGuided", "LatentThoughts", "LogitsParams", "LogprobsMode", "LogprobsParams", "PenaltyScope",
-    "PoolBy", "Pooling", "PromptLookup", "RankBy", "Request", "SamplerOrder", "Sampling", "Schedule", "Sed",
-    "StoppingParams", "StrategyParams", "choice_grammar", "premature_layers",
+    "ContextAware", "Contrastive", "ContrastiveDecoding", "CotDecoding", "Dexperts", "Dola", "Edt", "Ensemble",
+    "Entropix", "Grammar", "GrammarKind", "GroupBeam", "Guided", "InvalidParam", "KlGuided", "LatentThoughts",
+    "LogitsParams", "LogprobsMode", "LogprobsParams", "PenaltyScope", "Pmi", "PoolBy", "Pooling", "PromptLookup",
+    "RankBy", "Request", "SamplerOrder", "Sampling", "Schedule", "Sed", "StoppingParams", "StrategyParams",
+    "choice_grammar", "premature_layers",
 ]  # fmt: skip
 
 PARAMS: dict[str, type[StrategyParams]] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, ClassVar
 
-from decoding.contract.params.declared import MAX_INT, Named, Off, Says, Within, check_declared, token_ids
+from decoding.contract.params.declared import MAX_INT, Named, Off, Says, Within, check_declared, models_named, token_ids
 
 MAIN = "main"
 DRAFT = "draft"
-"""The models that rows may live in."""
+"""Two models that rows may live in; those beside them have the names that the operator gives them (`--also`)."""
 Choices = Annotated[int, Within(1, MAX_INT), Off(1), Named("n"), Says("Choices returned.")]
 
 
@@ -38,12 +39,18 @@ class StrategyParams:
     @property
     def max_rows(self) -> int:
         """The most rows that can live at once."""
-        return self.n
+        return self.n * (1 + len(self.beside))
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Each choice has a row in each of these models as well, by default in those that fields name."""
+        return tuple(name for _, name in models_named(self))
 
     @property
     def max_rows_in(self) -> dict[str, int]:
         """The models it needs, and the most of its rows that can live in each."""
-        return {MAIN: self.max_rows}
+        beside = Counter(self.beside * self.n)
+        return dict(Counter({MAIN: self.max_rows - beside.total()}) + beside)
 
     @property
     def token_ids(self) -> tuple[int, ...]:

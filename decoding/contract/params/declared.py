@@ -106,7 +106,13 @@ class IsToken:
     """The number is a token id, or each number in a tuple."""
 
 
+@dataclass(frozen=True, slots=True)
+class IsModel:
+    """The text names a model of the server's in which every choice has a row, or each text in a tuple."""
+
+
 TokenId = Annotated[int, Within(0, MAX_INT), IsToken()]
+ModelName = Annotated[str, IsModel()]
 PROBABILITY = Within(0, 1)
 
 
@@ -173,6 +179,16 @@ def token_ids(params: Any) -> tuple[int, ...]:
     return tuple(int(number) for name in named for number in _numbers(getattr(params, name)))
 
 
+def models_named(params: Any) -> tuple[tuple[str, str], ...]:
+    """(wire path, model) for every model that the parameters name."""
+    return tuple((each.path, name) for each in _naming(params.__class__) for name in _texts(getattr(params, each.name)))
+
+
+@cache
+def _naming(params: type) -> tuple[Declared, ...]:
+    return tuple(each for each in declared(params).values() if IsModel() in (*each.marks, *each.inner))
+
+
 @cache
 def _bounded(params: type) -> tuple[Declared, ...]:
     return tuple(each for each in declared(params).values() if each.bounds is not None)
@@ -193,6 +209,10 @@ def _marks(hint: Any) -> Iterator[Any]:
         yield from hint.__metadata__
     for part in get_args(hint)[:1] if get_origin(hint) is Annotated else get_args(hint):
         yield from _marks(part)
+
+
+def _texts(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
 
 
 def _numbers(value: Any) -> Iterator[float]:

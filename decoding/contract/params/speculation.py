@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from decoding.contract.params.base import DRAFT, MAIN, Choices, StrategyParams
+from decoding.contract.params.base import DRAFT, Choices, StrategyParams
 from decoding.contract.params.declared import PROBABILITY, Named, Off, Says, Within
 
 Schedule = Literal["constant", "heuristic"]
@@ -52,10 +52,5 @@ class Assisted(StrategyParams):
     # fmt: on
 
     @property
-    def max_rows(self) -> int:
-        """Each choice has a row in the draft model as well."""
-        return 2 * self.n
-
-    @property
-    def max_rows_in(self) -> dict[str, int]:
-        return {MAIN: self.n, DRAFT: self.n}
+    def beside(self) -> tuple[str, ...]:
+        return (DRAFT,)

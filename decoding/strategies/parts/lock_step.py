@@ -1,9 +1,9 @@
-"""Two contexts in lock step: a row that read the prompt and one that read something else continue with the same tokens.
+"""Rows in lock step: one that read the prompt, and others in other contexts or models, continue with the same tokens.
 
-    feed the prompt to row c and the other context to row u (with an encoder: the prompt to both, over two sources)
-    repeat: judge the two readings, pick x_t from what the verdict leaves, feed x_t to both rows
+    feed the prompt to row c, and to every other row what it is to read instead
+    repeat: judge the readings of all, pick x_t from what the verdict leaves, feed x_t to all rows
 
-How two readings become one distribution is the strategy's. n choices fork both rows; penalties see row c alone.
+How the readings become one distribution is the strategy's. n choices fork all rows; penalties see row c alone.
 """
 
 from __future__ import annotations
@@ -47,15 +47,28 @@ class Verdict:
     trace: Mapping[str, Json]
 
 
+def in_context(request: Request, ids: Sequence[int]) -> Feed:
+    """Opens a row that reads these ids instead of the prompt; with an encoder, the prompt over these as the source."""
+    if request.source_ids:
+        return Feed(Open(source_ids=tuple(ids)), request.prompt_ids, want=OTHER)
+    return Feed(Open(), tuple(ids), want=OTHER)
+
+
+def in_model(request: Request, name: str) -> Feed:
+    """Opens a row that reads the prompt, and the pause tokens behind it, in another model."""
+    pauses = request.pause_ids
+    return Feed(Open(name), request.prompt_ids + pauses, want=OTHER, num_injected=len(pauses))
+
+
 class LockStep(ABC):
-    """The row that read the prompt is c, the one that read `context_ids` is u. kind: of the trace's events."""
+    """The row that read the prompt is c. others: what opens the rows beside it. kind: of the trace's events."""
 
     def __init__(
-        self, request: Request, stopping: Stopping, tools: Tools, *, context_ids: Sequence[int], kind: str
+        self, request: Request, stopping: Stopping, tools: Tools, *, others: Sequence[Feed], kind: str
     ) -> None:
         self._request = request
         self._tools = tools
-        self._context_ids = tuple(context_ids)
+        self._others = tuple(others)
         self._kind = kind
         self._report = Report(request)
         self._want = self._report.want_logits()
@@ -63,31 +76,32 @@ class LockStep(ABC):
         self._num_steps = 0
 
     @abstractmethod
-    def _judge(self, c: RowView, u: RowView) -> Verdict:
-        """What the two readings become."""
+    def _judge(self, c: RowView, others: Sequence[RowView]) -> Verdict:
+        """What the readings become."""
+
+    def _verdict(self, c: RowView, scores: torch.Tensor, trace: Mapping[str, Json]) -> Verdict:
+        """Scores [vocab] in the place of the model's logits, for the pipeline to go on with."""
+        return Verdict(self._tools.process(c.row, (), scores), self._request.logits.is_greedy, trace)
 
     def begin(self, prompt_ids: Sequence[int]) -> Move:
-        if self._request.source_ids:
-            other = Feed(Open(source_ids=self._context_ids), self._request.prompt_ids, want=OTHER)
-        else:
-            other = Feed(Open(), self._context_ids, want=OTHER)
-        return Move((open_prompt(self._request, self._want), other))
+        return Move((open_prompt(self._request, self._want), *self._others))
 
     def step(self, seen: Observation) -> Move:
-        pairs = list(zip(seen.rows[::2], seen.rows[1::2], strict=True))
+        width = 1 + len(self._others)
+        groups = [seen.rows[at : at + width] for at in range(0, len(seen.rows), width)]
         prompt = None
         if self._num_steps == 0:
             prompt = prompt_scores(self._request, seen.rows[0].readings)
-            pairs = pairs * len(self._unfinished)
+            groups = groups * len(self._unfinished)
         feeds: list[Feed] = []
         emits: list[Emit] = []
         trace: list[TraceEvent] = []
-        for choice, (c, u) in zip(self._unfinished, pairs, strict=True):
-            verdict = self._judge(c, u)
+        for choice, (c, *others) in zip(self._unfinished, groups, strict=True):
+            verdict = self._judge(c, others)
             emits.append(self._emit(choice, c, verdict))
             if not choice.is_over:
                 tokens = emits[-1].token_ids
-                feeds += (Feed(c.row, tokens, want=self._want), Feed(u.row, tokens, want=OTHER))
+                feeds += (Feed(c.row, tokens, want=self._want), *(Feed(o.row, tokens, want=OTHER) for o in others))
             if self._request.trace:
                 trace.append(self._event(emits[-1], verdict))
         self._unfinished = [c for c in self._unfinished if not c.is_over]
@@ -107,3 +121,9 @@ class LockStep(ABC):
     def _event(self, emit: Emit, verdict: Verdict) -> TraceEvent:
         values = {"choice": emit.choice, "token": emit.token_ids[0], **verdict.trace}
         return TraceEvent(self._num_steps, self._kind, values)
+
+
+def less(scores: torch.Tensor, other: torch.Tensor, weight: float) -> torch.Tensor:
+    """scores - weight * other, float32 [vocab] each; never NaN or +inf: where the other gives a token no chance, scores
+    alone."""
+    return torch.where(other.isneginf(), scores, scores - weight * other)

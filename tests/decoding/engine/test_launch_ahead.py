@@ -65,7 +65,7 @@ def plain(requests: Sequence[Request], num_pages: int = 64) -> list[object]:
 def drawing_requests(rng: random.Random, count: int, vocab: int, others: int) -> list[Request]:
     """A crowd in which most rows draw and nothing else, so that there is much to guess, and some do otherwise."""
     drawing = (Sampling, BestOf, Dola)
-    requests = random_requests(rng, 8 * count, vocab)
+    requests = random_requests(rng, 12 * count, vocab)
     chosen = [r for r in requests if isinstance(r.strategy, drawing)][:count]
     chosen += [r for r in requests if isinstance(r.strategy, PromptLookup | Entropix)][:others]
     chosen += [r for r in requests if isinstance(r.strategy, Beam)][: others // 4]

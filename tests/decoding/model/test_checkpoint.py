@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from decoding.attention.interface import Batch
 from decoding.contract.frames import Start
+from decoding.contract.params import DRAFT
 from decoding.model.checkpoint import odd_ones, read_headers, renaming_of
 from decoding.model.compatibility import UnsupportedModel
 from decoding.model.loading import load, wrap
@@ -122,7 +123,7 @@ def test_a_model_that_was_saved_without_its_head_makes_embeddings(prefix: str, t
 def test_such_a_model_drafts_nothing(tmp_path: Path) -> None:
     tiny("llama").base_model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="without its language head"):
-        build_engine(Start("", kv_memory_bytes=1 << 20), start(tmp_path)[0], wrap(tiny("llama")))
+        build_engine(Start("", kv_memory_bytes=1 << 20), start(tmp_path)[0], {DRAFT: wrap(tiny("llama"))})
 
 
 def test_a_body_that_lacks_more_than_a_head_is_refused(tmp_path: Path) -> None:

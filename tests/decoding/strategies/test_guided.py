@@ -12,8 +12,8 @@ import torch
 from decoding.contract.params import Guided, KlGuided, LogitsParams, LogprobsParams, Request, Sampling, StoppingParams
 from decoding.sampling import draw, uniforms
 from decoding.seam import Purpose
-from decoding.strategies.guided import guided as mixed
-from decoding.strategies.kl_guided import kl_divergence
+from decoding.strategies.mixed.guided import guided as mixed
+from decoding.strategies.mixed.kl_guided import kl_divergence
 from tests.decoding.drive import run
 from tests.decoding.strategies.table_oracle import LARGEST, logprob_error
 from tests.decoding.table_model import TableModel, states_of, table_engine

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from decoding.contract.params import (
-    Assisted,
+    DRAFT,
     Contrastive,
     Dola,
     Entropix,
@@ -54,7 +54,7 @@ def crowd_of(seed: int, count: int) -> list[Request]:
     rng = random.Random(seed)
     requests = random_requests(rng, count, VOCAB)
     return [
-        layered(rng, request) if rng.random() < 0.75 or isinstance(request.strategy, Assisted) else request
+        layered(rng, request) if rng.random() < 0.75 or DRAFT in request.max_rows_in else request
         for request in requests
     ]
 

@@ -76,7 +76,7 @@ def test_memory_for_no_page_is_refused(model: Model, draft: Model) -> None:
 
 def test_a_loaded_model_says_what_it_is(model: Model) -> None:
     _, loaded = build_engine(start(1 << 20), model)
-    assert (loaded.num_layers, loaded.ties_embeddings, loaded.has_draft) == (3, False, False)
+    assert (loaded.num_layers, loaded.ties_embeddings, loaded.beside) == (3, False, ())
     _, tied = build_engine(start(1 << 20), wrap(tiny("llama", tie_word_embeddings=True)))
     assert tied.ties_embeddings
 
@@ -85,7 +85,7 @@ def test_a_draft_model_that_fails_its_canary_is_not_served(draft: Model, monkeyp
     broken = wrap(tiny("llama", num_hidden_layers=1))
     monkeypatch.setattr(broken, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
     with pytest.raises(RuntimeError):
-        build_engine(start(1 << 20), draft, broken)
+        build_engine(start(1 << 20), draft, {DRAFT: broken})
 
 
 @pytest.mark.parametrize(

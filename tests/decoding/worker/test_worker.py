@@ -190,7 +190,7 @@ def test_a_cancelled_request_is_heard_of_no_more_and_its_pages_are_back(loaded: 
     loaded.send(Cancel(21))
     quiet = loaded.until(Tick, lambda t: t.stats.running == 0)
     assert not quiet.outputs
-    assert quiet.stats.used_pages == 0
+    assert quiet.stats.used_pages == {"main": 0}
 
 
 def test_it_beats_while_idle(loaded: Peer) -> None:
@@ -284,14 +284,15 @@ def test_with_a_draft_model_it_speculates_beside_sampling(model_directory: Path,
     plain = dataclasses.replace(greedy, strategy=Sampling(2))
     requests = [REQUEST, greedy, lookup, sampled, plain]
     with worker() as peer:
-        start = Start(str(model_directory), "cpu", "float32", 32, threads=1, draft_model=str(draft_directory))
+        start = Start(str(model_directory), "cpu", "float32", 32, threads=1, beside={"draft": str(draft_directory)})
         peer.send(start)
         stages = []
         while isinstance(frame := peer.receive(), Progress):
             stages.append(frame.stage)
         assert isinstance(frame, Loaded)
         assert any(stage.startswith("draft model: ") for stage in stages)
-        assert (frame.has_draft, frame.num_layers, frame.max_model_len) == (True, 3, 128)
+        assert (frame.num_layers, frame.max_model_len) == (3, 128)
+        assert [(each.name, each.architecture) for each in frame.beside] == [("draft", "LlamaForCausalLM")]
         for request_id, request in enumerate(requests):
             peer.send(submit_frame(request_id, request))
         said: dict[int, list[Output]] = {i: [] for i in range(len(requests))}
@@ -314,7 +315,7 @@ def test_with_a_draft_model_it_speculates_beside_sampling(model_directory: Path,
 def test_a_draft_model_of_another_vocabulary_is_refused(model_directory: Path, tmp_path: Path) -> None:
     tiny("llama", vocab_size=96).save_pretrained(tmp_path)
     with worker() as peer:
-        peer.send(Start(model=str(model_directory), device="cpu", draft_model=str(tmp_path), threads=1))
+        peer.send(Start(model=str(model_directory), device="cpu", beside={"draft": str(tmp_path)}, threads=1))
         while isinstance(frame := peer.receive(), Progress):
             pass
         assert isinstance(frame, Crashed)

@@ -20,7 +20,7 @@ def exposition() -> str:
     metrics = Metrics("1.2.3")
     metrics.registry.register(VllmAliases(metrics, 'na"me\\', has_prefix_cache=True))
     metrics.worker_loaded(Loaded(10, 10, (), 20, 16, 8, "cpu", "float32", "X"))
-    metrics.worker_ticked(Stats(1, 0, {"sampling": 2}, 5, 0.01, 2, 7, 1, 2, 3, 4))
+    metrics.worker_ticked(Stats(1, 0, {"sampling": 2}, {"main": 5}, 0.01, 2, 7, 1, 2, 3, 4))
     for strategy in ("sampling", "pooling"):
         metrics.strategy(strategy).end_to_end.observe(0.2)
         metrics.strategy(strategy).time_to_first_token.observe(100.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from decoding.contract.frames import Loaded, Stats
+from decoding.contract.frames import Beside, Loaded, Stats
 from server.observe.metrics import Metrics
 from server.observe.vllm_aliases import VllmAliases
 from tests.server.fake_worker import ANSWER
@@ -19,9 +19,9 @@ HISTOGRAMS += ["request_decode_time_seconds", "request_prompt_tokens", "request_
 HISTOGRAMS += ["iteration_tokens_total"]
 
 
-def stats(**figures: int) -> Stats:
+def stats(used_pages: dict[str, int] | None = None, **figures: int) -> Stats:
     values = {"preemptions_total": 0, "prefix_queries_total": 0, "prefix_hits_total": 0, "computed_tokens_total": 0}
-    return Stats(1, 0, {"sampling": 2}, 5, 0.01, 2, 7, **(values | figures))
+    return Stats(1, 0, {"sampling": 2}, used_pages or {"main": 5}, 0.01, 2, 7, **(values | figures))
 
 
 def with_aliases() -> Metrics:
@@ -69,7 +69,7 @@ def test_nothing_runs_on_a_lost_worker() -> None:
 
 def test_idle_heartbeats_are_no_ticks() -> None:
     metrics = Metrics("test")
-    metrics.worker_ticked(Stats(0, 0, {}, 0, 0.0, 0, 0, 0, 0, 0, 0))
+    metrics.worker_ticked(Stats(0, 0, {}, {}, 0.0, 0, 0, 0, 0, 0, 0))
     assert metrics.registry.get_sample_value("polydecode_tick_seconds_count") == 0
 
 
@@ -81,6 +81,22 @@ def test_cache_usage_is_a_share_of_the_pages() -> None:
     assert value("vllm:kv_cache_usage_perc", {"model_name": "m"}) == 0.25
     labels = {"model_name": "m", "block_size": "16", "num_gpu_blocks": "20", "enable_prefix_caching": "True"}
     assert value("vllm:cache_config_info", labels) == 1
+
+
+def test_the_pages_of_every_model_are_told_and_all_count() -> None:
+    metrics = with_aliases()
+    beside = (Beside("small", "Y", 80, 32),)
+    metrics.worker_loaded(Loaded(10, 10, (), 20, 16, 8, "cpu", "float32", "X", beside=beside))
+    metrics.worker_ticked(stats(used_pages={"main": 5, "small": 20}))
+    value = metrics.registry.get_sample_value
+    used = {model: value("polydecode_model_kv_pages_used", {"model": model}) for model in ("main", "small")}
+    assert used == {"main": 5, "small": 20}
+    assert value("polydecode_model_kv_pages", {"model": "small"}) == 80
+    assert (value("polydecode_kv_pages_used"), value("polydecode_kv_pages")) == (25, 100)
+    labels = {"model_name": "m", "block_size": "16", "num_gpu_blocks": "20", "enable_prefix_caching": "True"}
+    assert value("vllm:cache_config_info", labels) == 1
+    metrics.worker_lost()
+    assert value("polydecode_model_kv_pages_used", {"model": "small"}) == 0
 
 
 async def test_a_served_request_shows_in_both_families() -> None:

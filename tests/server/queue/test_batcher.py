@@ -227,6 +227,6 @@ async def test_a_reader_wakes_once_for_all_outputs_of_a_tick(monkeypatch: pytest
 async def test_outputs_for_requests_that_are_gone_are_dropped() -> None:
     async with world() as w:
         w.batcher.worker_ticked(
-            Tick((Output(99, finished=Finished(0, 0, 0, 0, 0, 0)),), Stats(0, 0, {}, 0, 0, 0, 0, 0, 0, 0, 0))
+            Tick((Output(99, finished=Finished(0, 0, 0, 0, 0, 0)),), Stats(0, 0, {}, {}, 0, 0, 0, 0, 0, 0, 0))
         )
         assert await w.ask(ANSWER).tokens() == [11, 12, 13]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from server.served import Served
 from server.settings.limits import Limits
 from server.text.tokenizer import LONG_CHARS, Tokenizer
 from server.translate.catalogue import available
+from tests.server.asking import BESIDE
 from tests.server.fake_engine import FakeBatcher, make_app, make_served, saying
 from tests.server.world import SECONDS, until
 
@@ -39,9 +41,20 @@ async def test_models_are_listed_under_all_their_names(client: httpx.AsyncClient
             "reasoning": False,
         },
         "generation_defaults": {},
+        "beside": [],
         "object": "model",
         "owned_by": "polydecode",
     }
+
+
+async def test_models_beside_the_main_one_are_told_and_answer_nothing_alone(served: Served) -> None:
+    several = dataclasses.replace(served, beside=BESIDE)
+    app = make_app(FakeBatcher(several, saying(several, "x")))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        model = (await client.get("/v1/models/tiny")).json()
+        assert model["beside"][1] == {"name": "small", "architecture": "TinyForCausalLM", "kv_tokens": 160}
+        assert {"contrastive_decoding", "dexperts", "ensemble", "assisted"} <= {*model["supports"]["strategies"]}
+        assert (await client.post("/v1/completions", json={"prompt": "a", "model": "small"})).status_code == 404
 
 
 async def test_an_answer_bears_the_name_that_was_asked_for(client: httpx.AsyncClient) -> None:

@@ -243,6 +243,8 @@ async def test_a_bug_is_a_500_without_details(client: httpx.AsyncClient, batcher
 PARAM_TEXTS: dict[str, dict[str, Any]] = {
     "negative_prompt": {"guidance_scale": 1.5},
     "kl_guided.prompt": {},
+    "context_aware.prompt": {},
+    "pmi.prompt": {},
     "cot_decoding.suffix": {},
     "entropix.think_text": {},
     "pause_tokens.text": {"pause_tokens": {"count": 1}},

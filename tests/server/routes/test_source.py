@@ -11,7 +11,7 @@ import pytest
 from decoding.contract.frames import EncoderInfo
 from server.served import Served
 from server.text.tokenizer import Tokenizer
-from tests.server.asking import ASKING, BEARING, Fields
+from tests.server.asking import ASKING, BEARING, BESIDE, Fields
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 
 START, FORCED, EOS = 3, 5, 7
@@ -90,7 +90,7 @@ async def listing(batcher: FakeBatcher) -> dict[str, Any]:
 
 @pytest.mark.parametrize("has_encoder", [False, True])
 async def test_what_is_listed_as_available_is_what_is_taken(served: Served, has_encoder: bool) -> None:
-    drafting = dataclasses.replace(served, has_draft=True)
+    drafting = dataclasses.replace(served, beside=BESIDE)
     batcher = encoding(drafting) if has_encoder else FakeBatcher(drafting, saying(drafting, "Hello"))
     listed = await listing(batcher)
     asked: dict[str, Fields] = {"prompt_logprobs": {"prompt_logprobs": 1}, "decoder_prompt": {"decoder_prompt": "x"}}

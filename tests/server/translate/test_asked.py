@@ -13,7 +13,7 @@ from decoding.contract.params import PARAMS, LogitsParams, Sampling
 from server.served import Served
 from server.translate.catalogue import combines, properties
 from server.translate.table import EXCLUSIONS, NEEDS, OFF, SEARCHES, STEPS, STRATEGIES, Exclusion
-from tests.server.asking import ASKING, BEARING, Fields
+from tests.server.asking import ASKING, BEARING, BESIDE, Fields
 from tests.server.fake_engine import FakeBatcher, saying
 
 URL = "/v1/completions"
@@ -22,7 +22,7 @@ URL = "/v1/completions"
 @pytest.fixture
 def batcher(served: Served) -> FakeBatcher:
     """With a draft model, so that every strategy is there."""
-    drafting = dataclasses.replace(served, has_draft=True)
+    drafting = dataclasses.replace(served, beside=BESIDE)
     return FakeBatcher(drafting, saying(drafting, "Hello world"))
 
 

@@ -17,14 +17,19 @@ from decoding.contract.params import (
     Beam,
     BeamSample,
     BestFirst,
+    ContextAware,
     Contrastive,
+    ContrastiveDecoding,
     CotDecoding,
+    Dexperts,
     Dola,
     Edt,
+    Ensemble,
     Entropix,
     GroupBeam,
     Guided,
     KlGuided,
+    Pmi,
     PromptLookup,
     Request,
     Sed,
@@ -32,7 +37,7 @@ from decoding.contract.params import (
 )
 from server.served import Served
 from server.settings.limits import Limits
-from tests.server.asking import ASKING, BEARING, Fields
+from tests.server.asking import ASKING, BEARING, BESIDE, Fields
 from tests.server.fake_engine import FakeBatcher, make_app, saying
 
 URL = "/v1/completions"
@@ -41,7 +46,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture
 def drafting(served: Served) -> Served:
-    return dataclasses.replace(served, has_draft=True)
+    return dataclasses.replace(served, beside=BESIDE)
 
 
 @pytest.fixture
@@ -86,6 +91,15 @@ TRANSLATED: list[tuple[Fields, StrategyParams]] = [
     ({"dola_layers": [5, 1, 5]}, Dola((5, 1))),
     ({"guidance_scale": 1.5, "negative_prompt": [5, 6], "n": 2}, Guided(1.5, (5, 6), 2)),
     ({"kl_guided": {"sigma": 2, "prompt": [9]}}, KlGuided(2.0, (9,))),
+    ({"context_aware": {"prompt": [9], "alpha": 1}, "n": 2}, ContextAware((9,), 1.0, 2)),
+    ({"pmi": {"prompt": [9], "lam": 0.5, "tau": 3}}, Pmi((9,), 0.5, 3.0)),
+    ({"contrastive_decoding": {"amateur": "small", "alpha": 0.2, "beta": 0.5, "tau": 0.7}, "n": 2},
+     ContrastiveDecoding("small", 0.2, 0.5, 0.7, 2)),
+    ({"contrastive_decoding": {"amateur": "draft"}}, ContrastiveDecoding("draft")),
+    ({"dexperts": {"expert": "tuned", "anti_expert": "small", "alpha": 2}}, Dexperts("tuned", "small", 2.0)),
+    ({"dexperts": {"expert": "tuned", "anti_expert": "main"}, "n": 3}, Dexperts("tuned", "main", n=3)),
+    ({"ensemble": {"models": ["small", "tuned"], "weights": [0.5, 1, 2]}},
+     Ensemble(("small", "tuned"), (0.5, 1.0, 2.0))),
     ({"entropix": {"think_token_id": 4, "compat": True, "uses_attention": False, "temperature": 1, "top_p": 0.8,
                    "top_k": 20, "min_p": 0.1, "low_entropy": 0.2, "low_varentropy": 0.3, "medium_entropy": 2,
                    "high_entropy": 4, "high_varentropy": 6, "num_adaptive_samples": 7}},
@@ -121,6 +135,9 @@ async def test_texts_among_the_parameters_become_ids(
         ({"guidance_scale": 2}, Guided(2.0, (last,))),
         ({"kl_guided": {"prompt": "a fox"}}, KlGuided(1.0, encode("a fox"))),
         ({"kl_guided": {}}, KlGuided(1.0, served.eos_token_ids)),
+        ({"context_aware": {"prompt": "a fox"}}, ContextAware(encode("a fox"))),
+        ({"pmi": {"prompt": "a fox"}}, Pmi(encode("a fox"))),
+        ({"pmi": {}}, Pmi(served.eos_token_ids)),
         ({"entropix": {"think_text": "the"}}, Entropix(token)),
         ({"cot_decoding": {"suffix": " So:", "max_answer": 3}}, CotDecoding(suffix_ids=encode(" So:"), max_answer=3)),
         ({"sed": {"question": "?", "yes": "y", "no": "n", "k": 2}},
@@ -216,6 +233,10 @@ async def test_effective_sent_back_asks_for_the_same(
         ({"penalty_alpha": 0.5, "top_k": 6}, 6),
         ({"guidance_scale": 2, "n": 3}, 6),
         ({"kl_guided": {}}, 2),
+        ({"context_aware": {"prompt": "b"}, "n": 2}, 4),
+        ({"contrastive_decoding": {"amateur": "small"}, "n": 2}, 4),
+        ({"dexperts": {"expert": "tuned", "anti_expert": "small"}}, 3),
+        ({"ensemble": {"models": ["small", "draft", "tuned"]}, "n": 2}, 8),
         ({"cot_decoding": {}}, 10),
         ({"sed": {}}, 5),
         ({"speculative": True, "n": 2}, 4),
@@ -243,6 +264,21 @@ BAD: list[tuple[Fields, str]] = [
     ({"kl_guided": {"prompt": 5}}, "kl_guided.prompt"),
     ({"kl_guided": {"sigma": 0}}, "kl_guided.sigma"),
     ({"kl_guided": 5}, "kl_guided"),
+    ({"context_aware": {}}, "context_aware.prompt"),
+    ({"context_aware": {"prompt": ""}}, "context_aware.prompt"),
+    ({"context_aware": {"prompt": "a", "alpha": -1}}, "context_aware.alpha"),
+    ({"pmi": {"lam": -1}}, "pmi.lam"),
+    ({"contrastive_decoding": {}}, "contrastive_decoding.amateur"),
+    ({"contrastive_decoding": {"amateur": "tiny"}}, "contrastive_decoding.amateur"),
+    ({"contrastive_decoding": {"amateur": "small", "alpha": 0}}, "contrastive_decoding.alpha"),
+    ({"dexperts": {"expert": "small"}}, "dexperts.anti_expert"),
+    ({"dexperts": {"expert": "small", "anti_expert": "other"}}, "dexperts.anti_expert"),
+    ({"ensemble": {"models": []}}, "ensemble.models"),
+    ({"ensemble": {"models": ["main"]}}, "ensemble.models"),
+    ({"ensemble": {"models": ["small", "small"]}}, "ensemble.models"),
+    ({"ensemble": {"models": ["small", "x"]}}, "ensemble.models"),
+    ({"ensemble": {"models": ["small"], "weights": [1]}}, "ensemble.weights"),
+    ({"ensemble": {"models": ["small"], "weights": [1, 0]}}, "ensemble.weights"),
     ({"cot_decoding": {"k": 65}}, "cot_decoding.k"),
     ({"cot_decoding": {"k": 2}, "n": 3}, "n"),
     ({"cot_decoding": {"answer_regex": "("}}, "cot_decoding.answer_regex"),
@@ -300,7 +336,16 @@ async def test_without_a_draft_model_speculation_is_a_400(served: Served) -> Non
         assert await refused(client, {"speculative": True}) == "speculative"
         assert await refused(client, {"num_assistant_tokens": 3}) == "num_assistant_tokens"
         listed = (await client.get("/v1/strategies")).json()["data"]
-        assert [each["id"] for each in listed if not each["available"]] == ["assisted"]
+        unavailable = [each["id"] for each in listed if not each["available"]]
+        assert unavailable == ["contrastive_decoding", "dexperts", "ensemble", "assisted"]
+
+
+async def test_a_model_that_is_not_loaded_is_a_400_that_names_those_that_are(client: httpx.AsyncClient) -> None:
+    response = await client.post(URL, json={"prompt": "a", "contrastive_decoding": {"amateur": "tiny"}})
+    assert (response.status_code, response.json()["error"]["message"]) == (
+        400,
+        "contrastive_decoding.amateur names no model of this server, which has main, draft, small, tuned",
+    )
 
 
 async def test_what_stands_beside_the_prompt_counts_for_the_context(

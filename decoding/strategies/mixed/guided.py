@@ -11,6 +11,7 @@ in u alone has the score log p(. | c, y_<t) for gamma >= 1, and is excluded othe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from decoding.contract.params import Guided, Request, StrategyParams
 from decoding.logits.step import EXCLUDED
 from decoding.seam import RowView, Tools
 from decoding.stopping import Stopping
-from decoding.strategies.parts.lock_step import LockStep, Verdict
+from decoding.strategies.parts.lock_step import LockStep, Verdict, in_context
 from decoding.strategies.parts.report import whole_logits
 
 
@@ -28,15 +29,14 @@ class GuidedStrategy(LockStep):
 
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, Guided)
-        super().__init__(request, stopping, tools, context_ids=request.strategy.negative_ids, kind="guidance")
+        others = [in_context(request, request.strategy.negative_ids)]
+        super().__init__(request, stopping, tools, others=others, kind="guidance")
         self._gamma = request.strategy.scale
 
-    def _judge(self, c: RowView, u: RowView) -> Verdict:
-        logp_c = whole_logits(c.last).log_softmax(dim=-1)
-        logp_u = whole_logits(u.last).log_softmax(dim=-1)
-        scores = self._tools.process(c.row, (), guided(logp_c, logp_u, self._gamma))
+    def _judge(self, c: RowView, others: Sequence[RowView]) -> Verdict:
+        logp_c, logp_u = (whole_logits(row.last).log_softmax(dim=-1) for row in (c, *others))
         trace = {"scale": self._gamma, "unguided_token": int(logp_c.argmax()), "negative_token": int(logp_u.argmax())}
-        return Verdict(scores, self._request.logits.is_greedy, trace)
+        return self._verdict(c, guided(logp_c, logp_u, self._gamma), trace)
 
 
 def guided(logp_c: torch.Tensor, logp_u: torch.Tensor, gamma: float) -> torch.Tensor:

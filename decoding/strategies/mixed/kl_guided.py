@@ -11,6 +11,7 @@ follows it closely; where it does not, T0 stays.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from decoding.contract.params import KlGuided, Request, StrategyParams
 from decoding.logits.step import row_sum
 from decoding.seam import RowView, Tools
 from decoding.stopping import Stopping
-from decoding.strategies.parts.lock_step import LockStep, Verdict
+from decoding.strategies.parts.lock_step import LockStep, Verdict, in_context
 from decoding.strategies.parts.report import whole_logits
 
 LEAST = 1e-7
@@ -30,13 +31,14 @@ class KlGuidedStrategy(LockStep):
 
     def __init__(self, request: Request, stopping: Stopping, tools: Tools) -> None:
         assert isinstance(request.strategy, KlGuided)
-        super().__init__(request, stopping, tools, context_ids=request.strategy.context_ids, kind="temperature")
+        others = [in_context(request, request.strategy.context_ids)]
+        super().__init__(request, stopping, tools, others=others, kind="temperature")
         self._sigma = request.strategy.sigma
         self._logits = request.logits
 
-    def _judge(self, c: RowView, u: RowView) -> Verdict:
-        z = whole_logits(c.last)
-        d = kl_divergence(z, whole_logits(u.last))
+    def _judge(self, c: RowView, others: Sequence[RowView]) -> Verdict:
+        z, other = (whole_logits(row.last) for row in (c, *others))
+        d = kl_divergence(z, other)
         temperature = self._logits.temperature * 0.5 ** (d / self._sigma)
         logits = dataclasses.replace(self._logits, temperature=temperature)
         scores = self._tools.process(c.row, (), z, logits=logits)
