@@ -1,4 +1,4 @@
-"""A model of random weights with a draft, once in this process and once behind a server."""
+"""A model of random weights with a draft and another beside it, once in this process and once behind a server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draft(tiny: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def llm(tiny: Path, draft: Path) -> Iterator[LLM]:
-    with LLM(str(tiny), draft_model=str(draft), **SETTINGS) as opened:
+    with LLM(str(tiny), draft_model=str(draft), also=[f"worn={draft}"], **SETTINGS) as opened:
         yield opened
 
 
@@ -47,5 +47,5 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def server(tiny: Path, draft: Path) -> Iterator[RunningServer]:
-    with tiny_server(tiny, "--draft-model", str(draft)) as running:
+    with tiny_server(tiny, "--draft-model", str(draft), "--also", f"worn={draft}") as running:
         yield running

@@ -35,6 +35,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "cot_decoding": {"cot_decoding": {"k": 4}, "n": 2},
     "sed": {"sed": {"k": 2, "max_rollout": 4}},
     "prompt_lookup": {"prompt_lookup_num_tokens": 4, "temperature": 0},
+    "context_aware": {"context_aware": {"prompt": "four"}},
+    "pmi": {"pmi": {"prompt": "four"}, "temperature": 0},
+    "contrastive_decoding": {"contrastive_decoding": {"amateur": "worn"}},
+    "dexperts": {"dexperts": {"expert": "worn", "anti_expert": "draft", "alpha": 2}, "temperature": 0},
+    "ensemble": {"ensemble": {"models": ["worn"]}},
     "assisted": {"speculative": True, "num_assistant_tokens": 3, "temperature": 0},
 }
 STEPS: dict[str, dict[str, Any]] = {

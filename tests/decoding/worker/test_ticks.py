@@ -9,7 +9,7 @@ from decoding.contract.frames import Chunk, Finished, Output, PromptScores, Stat
 from decoding.contract.params.stopping import StopSequence
 from decoding.worker.ticks import ticks_within
 
-STATS = msgspec.convert([1, 0, {}, 0, 0.5, 3, 9, *[0] * 6], Stats)
+STATS = msgspec.convert([1, 0, {}, {}, 0.5, 3, 9, *[0] * 6], Stats)
 DONE = Finished(0, 0, 0.0, 0.0, 0.0, 0)
 
 
