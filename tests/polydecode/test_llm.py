@@ -299,3 +299,14 @@ def test_importing_it_loads_nothing_yet() -> None:
     program = "import sys, polydecode; print([name for name in ('torch', 'fastapi', 'server') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_plugins_bring_their_fields(tiny: Path) -> None:
+    lookahead = Path(__file__).parents[2] / "docs/plugin/polydecode_examples/lookahead.py"
+    with LLM(str(tiny), plugin=[str(lookahead)], **SETTINGS) as own:
+        found = own.generate("one", max_tokens=6, lookahead={"k": 3})
+        assert len(found.token_ids) <= 6
+        assert found.effective["plugins"] == {"lookahead": "1.0"}
+        with pytest.raises(InvalidRequest, match=r"lookahead\.k"):
+            own.generate("one", lookahead={"k": 0})
+        assert "lookahead" in json.dumps(own.strategies())
