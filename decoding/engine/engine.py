@@ -8,7 +8,7 @@ its request's source) alone; that is the exactness contract.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from decoding.contract.params import Request
 from decoding.device import HostCopy
 from decoding.engine.encoder_memory import EncoderMemory, source_digest
-from decoding.engine.forward import Enqueued, Forwarded, enqueue_reads, forward
+from decoding.engine.forward import Forwarded, enqueue_reads, forward
 from decoding.engine.isolation import Isolation, failure_of, is_of_the_device
 from decoding.engine.launch_ahead import LaunchAhead
 from decoding.engine.limits import Limits, refusal
@@ -30,6 +30,7 @@ from decoding.engine.reading import Unreadable
 from decoding.engine.request import LiveRequest
 from decoding.engine.scheduler import Scheduled, Scheduler
 from decoding.engine.tools import RowTools
+from decoding.engine.turns import Launched, Turns, landed
 from decoding.engine.vocabulary import Vocabulary
 from decoding.seam import Move, NothingToDraw, Observation, Reading, Strategy, Tools
 from decoding.stopping import Stopping
@@ -50,8 +51,8 @@ class SourceDue:
 class Engine:
     """Runs requests to their end, all in one continuous batch. Single-threaded; raises nothing for a bad request.
 
-    placed: the models by name. launches_ahead: the forward of the next tick before this one is read, wherever it can be
-    guessed.
+    placed: the models by name. launches_ahead: what the next tick reads before this one is read: its forward, wherever
+    that can be guessed, else everything for one of two groups of requests, where they are many.
     """
 
     def __init__(
@@ -78,6 +79,8 @@ class Engine:
         self._encoding = Isolation(self._encode, self.scheduler.give_way, self._end)
         self._decoding = Isolation(self._forward_and_read, self.scheduler.give_way, self._end)
         self.launch_ahead = LaunchAhead(placed, is_on=launches_ahead)
+        self.turns = Turns(self._launch, self.launch_ahead, is_on=launches_ahead)
+        self._launched: Launched | None = None  # what is to be read now, unless that has failed
         self.tick_rows = 0
         self.tick_tokens = 0
         self.computed_tokens = 0
@@ -138,6 +141,7 @@ class Engine:
     def rest(self) -> None:
         """Nothing is left to do: forget what only running requests need. Raises cache.IntegrityError."""
         self._pipelines.rest()
+        self.turns.rest()
         self.check_integrity()
 
     def cancel(self, request_id: int) -> None:
@@ -152,7 +156,7 @@ class Engine:
         scheduled = self._pack()
         reserved = [(live, live.reserved) for live in self.scheduler.running if live.memories]
         self._encoding.run([SourceDue(live, memory) for live, memories in reserved for memory in memories])
-        self._decoding.run([s for s in scheduled if s.live.is_running])  # forward and read
+        self._decode([s for s in scheduled if s.live.is_running])
         self._advance()
         self._pipelines.settle()
         outputs = list(self._outputs.values())
@@ -175,8 +179,7 @@ class Engine:
         scheduled = self.scheduler.schedule()
         for live in self.scheduler.starved:
             self._end(live, Failure("never_fits", "the request outgrew the KV cache"))
-        self.tick_rows = len(scheduled)
-        self.tick_tokens = sum([s.span.end - s.span.start for s in scheduled])
+        self.tick_rows = self.tick_tokens = 0
         self._copy_pages(scheduled)
         return scheduled
 
@@ -205,13 +208,28 @@ class Engine:
 
     # forward
 
+    def _decode(self, scheduled: list[Scheduled]) -> None:
+        """Forward and read: what was scheduled, or the group whose turn it is to be read."""
+        self._launched = self.turns.next(scheduled)
+        if self._launched is not None:
+            scheduled = landed(self._launched)
+        self.tick_rows += len(scheduled)
+        self.tick_tokens += sum([s.span.end - s.span.start for s in scheduled])
+        self._decoding.run(scheduled)
+
     def _forward_and_read(self, scheduled: Sequence[Scheduled]) -> None:
+        launched, self._launched = self._launched, None  # whoever tries again does so plainly
+        if launched is None:
+            launched = self._launch(scheduled)
+            if len(scheduled) == self.tick_rows:
+                self.launch_ahead.launch(launched.parts)  # before the wait for this tick's numbers
+        self._read(launched, {s.live for s in scheduled})
+
+    def _launch(self, scheduled: Sequence[Scheduled]) -> Launched:
         copy = HostCopy()
         parts = [enqueue_reads(forwarded, copy) for forwarded in self._forward(scheduled)]
         copy.send()
-        if len(scheduled) == self.tick_rows:
-            self.launch_ahead.launch(parts)  # before the wait for this tick's numbers
-        self._read(parts, copy)
+        return Launched(scheduled, parts, copy)
 
     def _forward(self, scheduled: Sequence[Scheduled]) -> Iterator[Forwarded]:
         """Each to be read before the next runs. What was launched ahead has only to be taken."""
@@ -226,16 +244,20 @@ class Engine:
 
     # read
 
-    def _read(self, parts: Sequence[Enqueued], copy: HostCopy) -> None:
-        copy.fetch()
+    def _read(self, launched: Launched, lives: Container[LiveRequest]) -> None:
+        """For those; the others have gone since it was launched."""
+        launched.copy.fetch()
+        parts = launched.parts
         collected = [(part.owners, [reading for s in part.slices for reading in s.collect()]) for part in parts]
         # From here on it counts: what raises above leaves no trace, so that fewer requests can try again.
         for part in parts:
             for scheduled in part.scheduled:
-                self._commit(scheduled.live, scheduled.span)
+                if scheduled.live in lives:
+                    self._commit(scheduled.live, scheduled.span)
         for owners, readings in collected:
             for scheduled, reading in zip(owners, readings, strict=True):
-                self._note(scheduled, reading)
+                if scheduled.live in lives:
+                    self._note(scheduled, reading)
 
     def _commit(self, live: LiveRequest, span: Span) -> None:
         """The span's keys and values are in the cache now."""

@@ -86,6 +86,19 @@ class LaunchAhead:
         self._pause = 0
         self.counters = Counters()
 
+    @property
+    def is_under_way(self) -> bool:
+        return bool(self._guesses)
+
+    def is_worth(self, scheduled: Sequence[Scheduled]) -> bool:
+        """Whether a forward would be launched ahead if these ran as one."""
+        guessed = sum(_draws_on(s, self._works.get(s.span.row.id)) for s in scheduled)
+        return _is_worth(guessed, len(scheduled) - guessed)
+
+    def note(self, scheduled: Sequence[Scheduled]) -> None:
+        """What runs while nothing is launched ahead, for whoever draws on later."""
+        self._works = {s.span.row.id: s.work for s in scheduled}
+
     def settle(self) -> None:
         """The rows' next feeds are known: give back the pages that none of them needs."""
         for row in self._reserved:
@@ -133,7 +146,7 @@ class LaunchAhead:
         drawing = [s for part in parts for s in part.drawing]
         guessed = [i for i, s in enumerate(drawing) if _draws_on(s, before.get(s.span.row.id))]
         num_others = sum(len(part.scheduled) for part in parts) - len(guessed)
-        if num_others and len(guessed) < max(num_others, WORTH_A_FORWARD):
+        if not _is_worth(len(guessed), num_others):
             return
         going = [i for i in guessed if drawing[i].span.row.log.length < drawing[i].live.max_length]
         spans = [Span(span.row, span.end, span.end + 1) for span in (drawing[i].span for i in going)]
@@ -171,6 +184,10 @@ class LaunchAhead:
         for span, count in zip(wanting, counts, strict=True):
             cache.grow(span.row.table, count)
         return True
+
+
+def _is_worth(num_guessed: int, num_others: int) -> bool:
+    return not num_others or num_guessed >= max(num_others, WORTH_A_FORWARD)
 
 
 def _draws_on(scheduled: Scheduled, before: Work | None) -> bool:

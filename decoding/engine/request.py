@@ -68,6 +68,7 @@ class LiveRequest:
     num_cached: int = 0
     num_computed: int = 0
     num_encoded: int = 0
+    under_way: object | None = None  # the launch that its works are in, and that is not read yet
     num_preemptions: int = 0
     lost_pages: Counter[str] = field(default_factory=Counter)  # by model: what preemption took and it needs again
     yielded_pages: int = 0  # what it held when it last gave way for its size

@@ -119,12 +119,13 @@ class Scheduler:
         Where the next page of several long feeds would be the same, only one of them runs in this tick; the others take
         the page from the prefix index in the next. So prompts that begin alike and come at once are computed once.
         Sources are encoded whole. They count among tick_tokens; one that is longer runs as the tick's first.
+        Of a request whose works are under way already, nothing is scheduled.
         Sets `starved` to the requests that no preemption can make room for; they must be ended.
         """
         self.starved = []
         chosen: dict[LiveRequest, list[Scheduled]] = {}
         with_long: list[LiveRequest] = []
-        for live in list(self.running):
+        for live in [r for r in self.running if r.under_way is None]:
             is_long = bool(live.memories) and bool(live.unfilled)
             for work in self._ready_works(live):
                 pending = work.row.num_pending
@@ -312,6 +313,7 @@ class Scheduler:
         self.enqueue(live)
 
     def _release(self, live: LiveRequest) -> None:
+        live.under_way = None  # whatever is written there now is nobody's
         for owner in live.owners:
             self._caches[owner.model].free(owner.table)
 

@@ -13,16 +13,18 @@ import pytest
 import torch
 
 import decoding.device
-from decoding.contract.params import LogitsParams, LogprobsParams, Request, StoppingParams
+from decoding.contract.params import Beam, LogitsParams, LogprobsParams, Request, StoppingParams
 from decoding.device import Arriving
-from decoding.engine import reading
+from decoding.engine import reading, turns
 from decoding.engine.cache import PageCache
 from decoding.engine.engine import Engine
 from decoding.model.compatibility import UnsupportedModel
 from decoding.model.graphs import CudaCapture
 from decoding.model.loading import wrap
 from decoding.model.model import Model
+from decoding.seam import Move, Observation
 from decoding.strategies.assisted import AssistedStrategy
+from decoding.strategies.beam import BeamStrategy
 from loadtest.gpu_accept.strategies import difference
 from tests.decoding.crowd import crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
@@ -199,3 +201,47 @@ def test_a_recording_that_does_nothing_again_is_found(gpu: FakeGPU, monkeypatch:
     with pytest.raises(UnsupportedModel, match="disagrees with itself"):
         answered(gpu)
     assert replayed
+
+
+# two groups in turn
+
+
+def beams() -> list[Request]:
+    stopping, logprobs = StoppingParams(8, ignore_eos=True), LogprobsParams(output=1)
+    return [Request((5, 6, 7 + at), Beam(1, 3), stopping=stopping, logprobs=logprobs) for at in range(4)]
+
+
+def test_the_device_has_work_while_the_host_advances_beams(gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted at every step of a strategy whether something is launched that has not run."""
+    with torch.inference_mode():
+        expected = run(engine_of(models(), is_ahead=False), beams())
+    placed, step = models(gpu), BeamStrategy.step
+    is_busy: list[bool] = []
+
+    def noting(self: BeamStrategy, seen: Observation) -> Move:
+        is_busy.append(bool(gpu.stream.waiting))
+        return step(self, seen)
+
+    monkeypatch.setattr(BeamStrategy, "step", noting)
+    run(engine_of(placed, is_ahead=True), beams())
+    assert not any(is_busy), "few rows run as one"
+    monkeypatch.setattr(turns, "GROUP_ROWS", 2)
+    run(engine_of(placed, is_ahead=True), beams())  # a recording may wait while it is made
+    is_busy.clear()
+    with refusing_waits(gpu):
+        assert same(run(engine_of(placed, is_ahead=True), beams()), expected)
+    assert len(is_busy) == 4 * 8
+    assert is_busy.count(False) == 2, "the last step of the group that is read last"
+
+
+def test_every_strategy_says_in_turns_on_a_gpu_what_it_says_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "GROUP_ROWS", 2)
+    requests = random_requests(random.Random(7), 12, 97)
+    with torch.inference_mode():
+        expected = crowd(models(), requests, is_ahead=False)
+        with fake_gpu(monkeypatch) as gpu:
+            engine = engine_of(models(gpu), is_ahead=True)
+            found = run_crowd(engine, requests, random.Random(4))
+    assert engine.turns.counters.groups > 10
+    wrong = {at: difference(found[at], expected[at]) for at in found.keys() & expected.keys()}
+    assert not {at: (requests[at].strategy.NAME, reason) for at, reason in wrong.items() if reason is not None}

@@ -28,6 +28,7 @@ from decoding.contract.params import (
     StoppingParams,
     StrategyParams,
 )
+from decoding.engine import turns
 from decoding.strategies import build
 from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import run_crowd
@@ -297,3 +298,12 @@ def test_rows_that_only_draw_run_ahead_over_their_memories() -> None:
     ahead = engine("bart", launches_ahead=True)
     assert [a.said for a in run(ahead, asked)] == [a.said for a in run(engine("bart"), asked)]
     assert ahead.launch_ahead.counters.taken > 20
+
+
+def test_rows_run_in_two_groups_over_their_memories(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "GROUP_ROWS", 2)
+    stopping = StoppingParams(12, ignore_eos=True)
+    asked = [request(SPECS["bart"], (*SOURCE, 3 + i), stopping=stopping, strategy=Beam(1, 2)) for i in range(4)]
+    in_turns = engine("bart", launches_ahead=True)
+    assert [a.said for a in run(in_turns, asked)] == [a.said for a in run(engine("bart"), asked)]
+    assert in_turns.turns.counters.groups > 10
