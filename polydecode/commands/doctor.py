@@ -39,7 +39,7 @@ WIDE = ("fma", "avx2", "avx512f", "avx512vnni", "avxvnni", "avx512bf16", "amx-ti
 OPTIONAL = {
     "numba": "compiled kernels on a CPU",
     "triton": "attention on a GPU",
-    "torchao": "fp8 and int4 on a GPU",
+    "torchao": "int4 on a GPU",
     "llguidance": "forms of answers",
     "google-re2": "patterns of CoT-decoding",
     "uvloop": "a faster event loop",
