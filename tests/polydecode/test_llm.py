@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,15 @@ def test_calls_from_several_threads_share_the_batch(llm: LLM) -> None:
     assert found == expected
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Who runs in a shell's background is started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_waits_for_the_tick_and_the_next_call_works(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, tick, ended = llm.generate("two", GREEDY).token_ids, Engine.tick, []
 
