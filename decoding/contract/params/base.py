@@ -38,8 +38,8 @@ class StrategyParams:
 
     @property
     def max_rows(self) -> int:
-        """The most rows that can live at once."""
-        return self.n * (1 + len(self.beside))
+        """The most rows that can live at once: of each choice one in each of its models and contexts."""
+        return self.n * (1 + len(self.beside) + bool(self.second_context))
 
     @property
     def beside(self) -> tuple[str, ...]:

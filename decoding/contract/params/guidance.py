@@ -28,10 +28,6 @@ class Guided(StrategyParams):
         check(bool(self.negative_ids), "negative_prompt", "must hold at least one token id >= 0")
 
     @property
-    def max_rows(self) -> int:
-        return 2 * self.n
-
-    @property
     def second_context(self) -> tuple[int, ...]:
         return self.negative_ids
 
@@ -52,10 +48,6 @@ class KlGuided(StrategyParams):
 
     def _check(self) -> None:
         check(bool(self.context_ids), "kl_guided.prompt", "must hold at least one token id >= 0")
-
-    @property
-    def max_rows(self) -> int:
-        return 2 * self.n
 
     @property
     def second_context(self) -> tuple[int, ...]:
@@ -81,10 +73,6 @@ class ContextAware(StrategyParams):
         check(bool(self.context_ids), "context_aware.prompt", "must hold the prompt without its source")
 
     @property
-    def max_rows(self) -> int:
-        return 2 * self.n
-
-    @property
     def second_context(self) -> tuple[int, ...]:
         return self.context_ids
 
@@ -107,10 +95,6 @@ class Pmi(StrategyParams):
 
     def _check(self) -> None:
         check(bool(self.context_ids), "pmi.prompt", "must hold at least one token id >= 0")
-
-    @property
-    def max_rows(self) -> int:
-        return 2 * self.n
 
     @property
     def second_context(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from numba import carray, float32
 
 from decoding.kernels.cpu.compiled import address_of, call_at, inner, kernel, kernel_of_counts, reader, record
 from decoding.kernels.cpu.page_products import make_scores, make_sums
+from decoding.kernels.cpu.parts import PART_BYTES, end_of, first_key, keys_of, page_at, sharing, tokens_of
 from decoding.kernels.cpu.sharing import COUNTS_BYTES, finish, take, wait
 from decoding.kernels.cpu.softmax import STATE_BYTES, begin, fill, make_softmax
 from decoding.kernels.cpu.storage import PAGE, STORAGES
@@ -57,7 +58,7 @@ BATCH = record(
     slots="address",  # int64 [T]
     pieces="address",  # int64 [P, 2]: first part, parts
     num_pieces="count",
-    parts="address",  # int64 [N, 4], consecutive tokens of one row: page table, first token, tokens, first position
+    parts="address",  # int64 [N, 4]: `parts.py`
     tables="address",  # int64 [rows, table_width]
     table_width="count",
     scratch="address",  # one room for each thread
@@ -66,7 +67,6 @@ BATCH = record(
     keeps_heads="count",  # 1: a thread attends with all heads of a piece, whose keys lie side by side
 )
 STEPS = 17
-_PART_BYTES = 32
 
 
 def room_bytes(heads: int, kv_heads: int, head_dim: int, v_width: int) -> int:
@@ -84,33 +84,6 @@ def make_attend(form: Format) -> Any:
     size = 4 // depth  # of a number
 
     @inner
-    def table_of(batch, part):
-        return batch.tables + 8 * word(part, 0) * batch.table_width
-
-    @inner
-    def keys_of(part):
-        """How many keys the last query of a part sees, if its window is wide enough."""
-        return word(part, 3) + word(part, 2)
-
-    @inner
-    def page_at(batch, part, key):
-        """The page with that key of a part, or -1 behind its last key."""
-        return word(table_of(batch, part), key // PAGE) if key < keys_of(part) else -1
-
-    @inner
-    def sharing(batch, part, parts, key):
-        """How many of the parts, from the first on, have keys from there on, in the same two pages."""
-        first, second, count = page_at(batch, part, key), page_at(batch, part, key + PAGE), 0
-        if first >= 0:
-            count = 1
-            while count < parts:
-                other = part + _PART_BYTES * count
-                if page_at(batch, other, key) != first or page_at(batch, other, key + PAGE) != second:
-                    break
-                count += 1
-        return count
-
-    @inner
     def turns_of(a):
         return (a.head_dim + depth - 1) // depth
 
@@ -123,27 +96,12 @@ def make_attend(form: Format) -> Any:
         return size * PAGE * a.v_width
 
     @inner
-    def tokens_of(part, parts):
-        count = 0
-        for each in range(parts):
-            count += word(part + _PART_BYTES * each, 2)
-        return count
-
-    @inner
-    def end_of(part, parts):
-        """Behind the last key that one of them sees."""
-        end = 0
-        for each in range(parts):
-            end = max(end, keys_of(part + _PART_BYTES * each))
-        return end
-
-    @inner
     def copy_queries(a, part, parts, first_head, kv_heads, room, lda):
         group = a.heads // a.kv_heads
         for kv_head in range(first_head, first_head + kv_heads):
             for each in range(parts):
-                token = word(part + _PART_BYTES * each, 1)
-                for query in range(token, token + word(part + _PART_BYTES * each, 2)):
+                token = word(part + PART_BYTES * each, 1)
+                for query in range(token, token + word(part + PART_BYTES * each, 2)):
                     source = a.query + query * a.query_token + kv_head * group * a.query_head
                     for _ in range(group):
                         copy_query(source, a.head_dim, room)
@@ -155,8 +113,8 @@ def make_attend(form: Format) -> Any:
         group = a.heads // a.kv_heads
         for _ in range(kv_heads):
             for each in range(parts):
-                position = word(part + _PART_BYTES * each, 3)
-                for own in range(position, position + word(part + _PART_BYTES * each, 2)):
+                position = word(part + PART_BYTES * each, 3)
+                for own in range(position, position + word(part + PART_BYTES * each, 2)):
                     first, end = max(0, own - a.window + 1 - start), min(own + 1 - start, keys)
                     for _ in range(group):
                         soften(scores, sums, a.v_width, state, keys, first, end, a.scaling, a.softcap)
@@ -182,8 +140,8 @@ def make_attend(form: Format) -> Any:
         if item < 0:
             return -1, -1
         sets = a.kv_heads // kv_heads
-        other = batch.parts + _PART_BYTES * word(batch.pieces + 16 * (item // sets), 0)
-        start = max(0, word(other, 3) - a.window + 1) // BLOCK * BLOCK
+        other = batch.parts + PART_BYTES * word(batch.pieces + 16 * (item // sets), 0)
+        start = first_key(other, 1, a.window) // BLOCK * BLOCK
         return page_at(batch, other, start + key % BLOCK), item % sets * kv_heads
 
     @inner
@@ -193,7 +151,7 @@ def make_attend(form: Format) -> Any:
         for key in range(start, end, 2 * PAGE):
             each, row = 0, 0
             while each < parts:
-                own = part + _PART_BYTES * each
+                own = part + PART_BYTES * each
                 count = sharing(batch, own, parts - each, key)
                 some = (a.heads // a.kv_heads) * tokens_of(own, max(count, 1))
                 if count > 0:
@@ -214,7 +172,7 @@ def make_attend(form: Format) -> Any:
         for key in range(start, end, PAGE):
             each, row = 0, 0
             while each < parts:
-                own = part + _PART_BYTES * each
+                own = part + PART_BYTES * each
                 count = sharing(batch, own, parts - each, key // (2 * PAGE) * (2 * PAGE))
                 some = (a.heads // a.kv_heads) * tokens_of(own, max(count, 1))
                 page = page_at(batch, own, key)
@@ -236,22 +194,14 @@ def make_attend(form: Format) -> Any:
         group = a.heads // a.kv_heads
         for kv_head in range(first_head, first_head + kv_heads):
             for each in range(parts):
-                token = word(part + _PART_BYTES * each, 1)
-                for query in range(token, token + word(part + _PART_BYTES * each, 2)):
+                token = word(part + PART_BYTES * each, 1)
+                for query in range(token, token + word(part + PART_BYTES * each, 2)):
                     for head in range(kv_head * group, (kv_head + 1) * group):
                         sink = load_one(a.sinks + 4 * head) if a.sinks != 0 else float32(0)
                         out = a.out + 4 * (query * a.heads + head) * a.v_head_dim
                         settle(sums, a.v_head_dim, state, sink, a.sinks != 0, out)
                         sums += 4 * a.v_width
                         state += STATE_BYTES
-
-    @inner
-    def first_key(a, part, parts):
-        """The first that one of them sees."""
-        first = word(part, 3)
-        for each in range(1, parts):
-            first = min(first, word(part + _PART_BYTES * each, 3))
-        return max(0, first - a.window + 1)
 
     @inner
     def attend_piece(a, batch, part, parts, first_head, kv_heads, room, following):
@@ -266,7 +216,7 @@ def make_attend(form: Format) -> Any:
         for row in range(kv_heads * rows):
             begin(state + STATE_BYTES * row)
         last = end_of(part, parts)
-        for start in range(first_key(a, part, parts) // BLOCK * BLOCK, last, BLOCK):
+        for start in range(first_key(part, parts, a.window) // BLOCK * BLOCK, last, BLOCK):
             end = min(last, start + BLOCK)
             score_block(a, batch, part, parts, first_head, kv_heads, rows, room, lda, start, end)
             keys = (end - start + PANEL - 1) // PANEL * PANEL
@@ -290,7 +240,7 @@ def make_attend(form: Format) -> Any:
                     first = take(counts, chunk)
                     following = first if first < items else -1
                 piece = batch.pieces + 16 * (item // sets)
-                part = batch.parts + _PART_BYTES * word(piece, 0)
+                part = batch.parts + PART_BYTES * word(piece, 0)
                 attend_piece(a, batch, part, word(piece, 1), item % sets * kv_heads, kv_heads, room, following)
             finish(counts, end - begun)
         wait(counts, items)

@@ -74,3 +74,10 @@ def test_sums_stay_in_registers(compiled: tuple[str, dict[str, str]]) -> None:
             spills = re.findall(r"\tv?mov\w+\t%[yz]mm\d+, -?\d*\(%rsp\)", loop)
             allowed = len(loop.splitlines()) // 25 if form.startswith("INT") else 0
             assert len(spills) <= allowed, (processor, form, len(spills))
+
+
+def test_every_turn_asks_for_the_memory_that_follows(compiled: tuple[str, dict[str, str]]) -> None:
+    processor, found = compiled
+    for form, assembly in found.items():
+        whole = max(loops(assembly), key=len)
+        assert "prefetcht0" in whole, (processor, form)
