@@ -25,7 +25,7 @@ from tests.decoding.conftest import one_thread
 from tests.decoding.crowd import MAKERS, DraftTableModel, crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
-from tests.decoding.table_model import TableModel, table_engine
+from tests.decoding.table_model import TableModel, crowd_engine, table_engine
 from tests.decoding.tiny import WHOLE_GROUPS, tiny
 
 VOCAB = 40
@@ -37,9 +37,7 @@ MakeEngine = Callable[[int], Engine]
 
 
 def small_table_engine(num_pages: int) -> Engine:
-    models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
-    token_bytes = crowd_token_bytes(VOCAB)
-    return table_engine(models=models, eos=EOS, token_bytes=token_bytes, max_rows=24, tick_tokens=48)
+    return crowd_engine(num_pages, VOCAB)
 
 
 CROWDS_OF_THEIR_OWN = ("grammar", "forced_bos_token_id", "forced_eos_token_ids", "plugin_steps")

@@ -23,10 +23,10 @@ from decoding.engine.scheduler import SHORT_FEED
 from decoding.model.loading import wrap
 from decoding.strategies import build
 from tests.decoding.conftest import one_thread
-from tests.decoding.crowd import DraftTableModel, crowd_token_bytes, random_requests, run_crowd
+from tests.decoding.crowd import crowd_token_bytes, random_requests, run_crowd
 from tests.decoding.drive import Answer, run
 from tests.decoding.engines import make_engine
-from tests.decoding.table_model import TableHidden, TableModel, table_engine
+from tests.decoding.table_model import TableHidden, TableModel, crowd_engine, table_engine
 from tests.decoding.tiny import tiny
 
 __all__ = ["one_thread"]
@@ -61,16 +61,7 @@ FOUR = [beam(at, 5, max_tokens=8 + at) for at in range(4)]
 
 
 def small_engine(num_pages: int, *, launches_ahead: bool) -> Engine:
-    models = {"main": TableModel(vocab=VOCAB, num_pages=num_pages), "draft": DraftTableModel(num_pages=num_pages)}
-    return make_engine(
-        models,
-        {name: PageCache(num_pages, 4) for name in models},
-        eos_token_ids=(3,),
-        token_bytes=crowd_token_bytes(VOCAB),
-        max_rows=24,
-        tick_tokens=48,
-        launches_ahead=launches_ahead,
-    )
+    return crowd_engine(num_pages, VOCAB, launches_ahead=launches_ahead)
 
 
 def test_a_crowd_of_every_strategy_answers_as_each_does_alone() -> None:
